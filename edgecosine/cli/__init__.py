@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import click
 
 from edgecosine import __version__
-from edgecosine.cli.outcome import run_to_end
+from edgecosine.cli.exit_status import run_to_end
 
 _GROUPS = {
     "Commands": {
@@ -16,11 +16,11 @@ _GROUPS = {
         "ask": "Send a prompt and print the answer as it is generated.",
         "status": "Show the nodes of the cluster.",
         "node": "Run one node: a target or a drafter.",
-        "doctor": "Check this machine and say what to fix.",
+        "doctor": "Check this machine and report what to fix.",
         "broker": "Run an MQTT broker.",
         "cluster": "Manage the members of a cluster: init, invite, join, revoke.",
         "model": "List, fetch and show models.",
-        "forget": "Clear what the broker retains of a node that no longer exists.",
+        "forget": "Clear the broker's retained messages of a node that no longer exists.",
     },
     "Measurements and experiments": {
         "demo": "Show the speedup from speculation on this machine.",
@@ -37,7 +37,7 @@ class _Lazy(click.Group):
     def main(self, args: Any = None, *rest: Any, **settings: Any) -> NoReturn:
         """Run the command line and exit."""
         settings["standalone_mode"] = False
-        run_to_end(lambda given: click.Group.main(self, given, *rest, **settings), args)
+        run_to_end(lambda words: click.Group.main(self, words, *rest, **settings), args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return _COMMANDS

@@ -28,7 +28,7 @@ BROKER_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "--broker-ca": {
         "metavar": "FILE",
         "help": "Trusted CA certificates for mqtts://; `system`: the system's.  [default: the "
-        "cluster's authority where there are credentials, else the system's]",
+        "cluster's authority with credentials, else the system's]",
     },
     "--broker-certificate": {
         "type": click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -37,7 +37,7 @@ BROKER_OPTIONS: Final[dict[str, dict[str, Any]]] = {
     "--broker-username": {"metavar": "NAME", "default": "", "help": "Username at the broker."},
     "--broker-password-file": {
         "type": click.Path(exists=True, dir_okay=False, path_type=Path),
-        "help": f"File whose first line is the password; or set {PASSWORD_VARIABLE}.",
+        "help": f"File with the password in its first line; or set {PASSWORD_VARIABLE}.",
     },
 }
 CREDENTIALS_OPTION: Final[dict[str, Any]] = {
@@ -53,9 +53,9 @@ def no_password(ctx: click.Context, parameter: click.Parameter, url: str | None)
     is_open = ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
     if url and is_open and holds_password(url):
         raise click.BadParameter(
-            f"{without_password(url)} has a password, and every user of this machine can read the "
-            f"command line: write {without_password(url, '')} and set {PASSWORD_VARIABLE}, or give "
-            "--broker-password-file", ctx, parameter,
+            f"{without_password(url)} contains a password, and every user of this machine can read "
+            f"the command line: write {without_password(url, '')} and set {PASSWORD_VARIABLE}, or "
+            "use --broker-password-file", ctx, parameter,
         )  # fmt: skip
     return url
 
@@ -69,7 +69,7 @@ def broker_access(
     broker_username: str,
     broker_password_file: Path | None,
 ) -> dict[str, Any]:
-    """The arguments of `BrokerAddress.parse` other than the URL.
+    """Arguments of `BrokerAddress.parse` besides the URL.
 
     Raises ConfigError.
     """
@@ -88,7 +88,7 @@ def broker_access(
 
 
 def environment_access(broker: str) -> BrokerAddress:
-    """The address of a broker with access options from the environment, as nodes read them.
+    """The address of a broker; its access options are read from the environment, as in nodes.
 
     Raises ConfigError.
     """
@@ -109,9 +109,9 @@ def environment_variable(name: str) -> str:
 
 
 def node_credentials(given: str | None, cluster: str) -> Path | None:
-    """The directory of a node's credentials, if it has any.
+    """The directory of a node's credentials; None without credentials.
 
-    Raises ConfigError when the given directory has none, and for an invalid cluster name.
+    Raises ConfigError when the directory `given` has none, and for an invalid cluster name.
     """
     Topics(cluster)
     if given == NO_CREDENTIALS:

@@ -8,7 +8,7 @@ import secrets
 import click
 import msgspec
 
-from edgecosine.cli.outcome import input_text, standard_input
+from edgecosine.cli.exit_status import input_text, standard_input
 from edgecosine.cli.running import broker_options, run_command
 from edgecosine.client.client import Client
 from edgecosine.mqtt.broker_address import BrokerAddress
@@ -20,13 +20,14 @@ from edgecosine.protocol.api.request import MAX_SEED, ChatMessage, Delta, Reques
 
 @click.command("ask")
 @click.argument("prompt")
-@click.option("--chat", is_flag=True, help="Send the prompt as a chat message of the user.")
+@click.option("--chat", is_flag=True, help="Send the prompt as a chat message.")
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
     default=None,
     metavar="N",
-    help=f"Maximum tokens.  [default: {DEFAULT_MAX_TOKENS}, or what the context allows]",
+    help="Maximum number of generated tokens.  "
+    f"[default: {DEFAULT_MAX_TOKENS}, or as many as the context allows]",
 )
 @click.option(
     "--temperature",
@@ -34,7 +35,7 @@ from edgecosine.protocol.api.request import MAX_SEED, ChatMessage, Delta, Reques
     default=0.0,
     show_default=True,
     metavar="T",
-    help="0: always the most probable token.",
+    help="Sampling temperature; 0: always the most probable token.",
 )
 @click.option(
     "--top-p",
@@ -49,9 +50,9 @@ from edgecosine.protocol.api.request import MAX_SEED, ChatMessage, Delta, Reques
     type=click.IntRange(0, MAX_SEED),
     default=None,
     metavar="N",
-    help="Makes an answer reproducible; random by default.",
+    help="Seed of the sampling, for a reproducible answer; random by default.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the whole final message instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print the final message as JSON.")
 @broker_options
 def command(
     prompt: str,
@@ -64,7 +65,7 @@ def command(
     broker: BrokerAddress,
     cluster: str,
 ) -> None:
-    """Send PROMPT to the cluster for completion or as a chat; - reads it from standard input."""
+    """Send PROMPT to the cluster and print the answer; - reads the prompt from standard input."""
     text = _read_prompt() if prompt == "-" else prompt
     if not text:
         raise click.BadParameter("the prompt is empty", param_hint="PROMPT")
@@ -86,13 +87,13 @@ def command(
 
 
 def _read_prompt() -> str:
-    """The whole of standard input.
+    """All text of standard input.
 
-    Raises UsageError when it is closed, or no text.
+    Raises UsageError when it is closed or not text.
     """
     content = standard_input().read(MAX_PAYLOAD_BYTES + 1)
     if len(content) > MAX_PAYLOAD_BYTES:
-        # The cluster refuses it, with its limit in the error.
+        # The cluster refuses it, with the limit in the error.
         return content.decode(errors="replace")
     return input_text(content)
 

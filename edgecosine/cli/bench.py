@@ -1,4 +1,4 @@
-"""`edgecosine bench`: the benchmark, other measurements, and what is made of their records."""
+"""`edgecosine bench`: benchmarks, and plots and tables of their records."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ from edgecosine.zoo import BALLAST
 
 _ballast = click.option(
     "--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True,
-    help="Widen the target so that it costs what a larger one does.",
+    help="Widen the target by this factor, so that it costs as much as a larger model.",
 )  # fmt: skip
-_repeats = click.option("--repeats", type=click.IntRange(1, 100), default=5, show_default=True)
+_repeats = click.option("--repeats", type=click.IntRange(1, 100), default=5, show_default=True,
+                        help="Repetitions.")  # fmt: skip
 _report = click.option(
     "--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Write the figures and every run as data.",
+    help="Write the figures and all runs to FILE as JSON.",
 )  # fmt: skip
 
 
@@ -43,33 +44,36 @@ RATES_PER_S = (0.4, 1.2)
 @click.group("bench", invoke_without_command=True)
 @_ballast
 @click.option("--repeats", type=click.IntRange(1, 100), help="Repetitions. Default: 5; quick: 3.")
-@click.option("--quick", is_flag=True, help="The first seven figures alone, in some minutes.")
+@click.option("--quick", is_flag=True, help="Measure only the first seven figures, in minutes.")
 @click.option("--only", "names", multiple=True, metavar="CELL",
-              help=f"This cell alone; may be repeated: {', '.join(CELL_NAMES)}.")  # fmt: skip
+              help="Measure only this cell; may be repeated. Cells: "
+              f"{', '.join(CELL_NAMES)}.")  # fmt: skip
 @click.option("--requests", type=click.IntRange(1, 1000),
-              help="Requests in each closed loop, at least two for each that is at work. Default: "
-              "8; quick: 4.")  # fmt: skip
+              help="Requests in each closed loop, at least twice the number of concurrent ones. "
+              "Default: 8; quick: 4.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True,
-              help="Tokens of each answer; prompts have 48.")  # fmt: skip
+              help="Tokens in each answer; prompts have 48.")  # fmt: skip
 @click.option("--rates", type=click.FloatRange(0, min_open=True), nargs=2, metavar="LOW HIGH",
               default=RATES_PER_S, show_default=True,
-              help="Requests per second of the open loads.")  # fmt: skip
+              help="Requests per second in the open loads.")  # fmt: skip
 @click.option("--drafter", "drafters", multiple=True,
-              help="Model that drafts; may be repeated. Default: all of the zoo's.")  # fmt: skip
+              help="Drafter model; may be repeated. Default: all of the zoo.")  # fmt: skip
 @click.option("--network", type=click.Choice(["auto", "namespaces", "relays"]), default="auto",
-              show_default=True)  # fmt: skip
+              show_default=True,
+              help="Emulated network; namespaces need root on Linux.")  # fmt: skip
 @_report
-@click.option("--resume", is_flag=True, help="Go on with the runs that FILE holds.")
+@click.option("--resume", is_flag=True, help="Continue the benchmark recorded in FILE.")
 @click.pass_context
 def command(
     context: click.Context, ballast: int, repeats: int | None, names: tuple[str, ...],
     requests: int | None, max_tokens: int, rates: tuple[float, float], drafters: tuple[str, ...],
     network: NetworkKind, report: Path | None, *, quick: bool, resume: bool,
 ) -> None:  # fmt: skip
-    """Measure. Without a command: EdgeCoSine beside every baseline, side by side.
+    """Run benchmarks. Without a subcommand: compare EdgeCoSine with all baselines.
 
-    Cells are loads in weathers; in each repetition of a cell its policies take turns. Figures, runs
-    and environment go to FILE after every run, so that one that is cut off has its part.
+    A cell is a load under network conditions; in each repetition of a cell all policies run in
+    turn. Figures, runs and environment are written to FILE after every run, so that an interrupted
+    benchmark can be resumed.
     """
     if context.invoked_subcommand is not None:
         return
@@ -100,7 +104,7 @@ def command(
         try:
             await run_bench(steps, environments(settings, click.echo), record, click.echo)
         finally:
-            _tell(record.figures())
+            _print(record.figures())
 
     run_command(bench())
 
@@ -108,13 +112,14 @@ def command(
 @command.command("parts")
 @_repeats
 @click.option("--prompts", type=click.IntRange(1, 100), default=8, show_default=True,
-              help="For each policy, repetition and temperature.")  # fmt: skip
-@click.option("--max-tokens", type=click.IntRange(8, 256), default=96, show_default=True)
+              help="Prompts for each policy, repetition and temperature.")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(8, 256), default=96, show_default=True,
+              help="Tokens in each answer.")  # fmt: skip
 @_report
 def parts(repeats: int, prompts: int, max_tokens: int, report: Path | None) -> None:
-    """What each part of EdgeCoSine is worth on the real model, one request at a time.
+    """Measure the worth of each part of EdgeCoSine on the real model, one request at a time.
 
-    No prompt is asked twice: the target writes as many as are needed.
+    Every prompt is used once; the target generates as many prompts as are needed.
     """
     from edgecosine.lab.bench.run_parts import PartsSettings, parts_figures, run_parts
 
@@ -124,7 +129,7 @@ def parts(repeats: int, prompts: int, max_tokens: int, report: Path | None) -> N
 
     async def measure() -> None:
         keep = keeping(report, weather="loopback", settings=asdict(settings))
-        _tell(parts_figures(await run_parts(settings, click.echo, keep)))
+        _print(parts_figures(await run_parts(settings, click.echo, keep)))
 
     run_command(measure())
 
@@ -134,30 +139,32 @@ def parts(repeats: int, prompts: int, max_tokens: int, report: Path | None) -> N
 @_repeats
 @_report
 def engine(ballast: int, repeats: int, report: Path | None) -> None:
-    """The engine against transformers, on the same weights and one thread of one core."""
+    """Compare the engine with transformers on the same weights, with one thread on one core."""
     from edgecosine.lab.bench.run_engine import run_engine_bench
 
     log_to_stderr("warning")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     keep = keeping(report, weather="none", ballast=ballast)
-    _tell(run_engine_bench(ballast, repeats, click.echo, keep))
+    _print(run_engine_bench(ballast, repeats, click.echo, keep))
 
 
 @command.command("exactness")
 @click.option("--answers", type=click.IntRange(6, 100_000), default=1000, show_default=True,
               help="Answers to check, over all models.")  # fmt: skip
-@click.option("--max-tokens", type=click.IntRange(8, 128), default=128, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Another one, other storms.")
+@click.option("--max-tokens", type=click.IntRange(8, 128), default=128, show_default=True,
+              help="Tokens in each answer.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True,
+              help="Seed of the random drafts and events.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
-@click.option("--quick", is_flag=True, help="About 40 answers, in a minute or so.")
+@click.option("--quick", is_flag=True, help="Check about 40 answers, in about a minute.")
 @_report
 def exactness(
     answers: int, max_tokens: int, seed: int, device: str, quick: bool, report: Path | None
 ) -> None:
-    """Answers under random speculation against plain decoding by the same engine.
+    """Compare answers under random speculation with plain decoding by the same engine.
 
-    Drafts are good, bad and hostile; sessions share passes, come, go and lose their slots; engines
-    are replaced. Fails when an answer diverges where the policy is bitwise.
+    Drafts are good, bad and adversarial; sessions share forward passes, start, end and lose their
+    slots; engines are replaced. Fails when an answer diverges although the policy is bitwise.
     """
     from edgecosine.lab.exactness.run_exactness import ExactnessSettings, run_exactness_bench
 
@@ -165,7 +172,7 @@ def exactness(
     settings = ExactnessSettings(40 if quick else answers, max_tokens, seed, device)
     keep = keeping(report, weather="none", device=device, seed=seed)
     found = run_exactness_bench(settings, click.echo, keep)
-    _tell(found.figures)
+    _print(found.figures)
     if found.broken:
         raise click.ClickException(f"not exact to the bit: {', '.join(found.broken)}")
 
@@ -173,12 +180,13 @@ def exactness(
 @command.command("gpu")
 @click.option("--device", default="cuda", show_default=True, help="cuda, cuda:1, …")
 @click.option("--repeats", type=click.IntRange(1, 1000), default=20, show_default=True,
-              help="Passes of each kind.")  # fmt: skip
-@click.option("--quick", is_flag=True, help="Tiny shapes: tries the command, on any device.")
+              help="Forward passes of each kind.")  # fmt: skip
+@click.option("--quick", is_flag=True, help="Tiny shapes, to test the command on any device.")
 @_report
 def gpu(device: str, repeats: int, report: Path | None, *, quick: bool) -> None:
-    """Decoding and verifying on a GPU against its memory bandwidth, quantised drafters, and how
-    often rounding changes an answer. Nothing is downloaded; 20 GiB of GPU memory are needed."""
+    """Measure a GPU: decoding and verification relative to its memory bandwidth, quantised
+    drafters, and how often rounding changes an answer. Needs 20 GiB of GPU memory and no network.
+    """
     from edgecosine.lab.bench.run_gpu import GpuSettings, run_gpu_bench, toy_settings
 
     log_to_stderr("warning")
@@ -189,35 +197,35 @@ def gpu(device: str, repeats: int, report: Path | None, *, quick: bool) -> None:
         )
     except LabError as error:
         raise click.ClickException(str(error)) from error
-    _tell(figures)
+    _print(figures)
 
 
 @command.command("simulation")
 @_ballast
 @click.option("--validate", "is_validated", is_flag=True,
-              help="Run the same loads on a real cluster here, and compare.")  # fmt: skip
+              help="Compare with the same loads on a real cluster here.")  # fmt: skip
 @click.option("--sweep/--no-sweep", "is_swept", default=True, show_default=True,
-              help="From 1 drafter and 1 session to 256 and 1,000.")  # fmt: skip
+              help="Simulate 1 to 256 drafters and 1 to 1,000 sessions.")  # fmt: skip
 @click.option("--compare", "is_compared", is_flag=True,
-              help="Every policy, and ours without each part, on drafters with processors of their "
-              "own.")  # fmt: skip
+              help="Compare all policies, and ours without each part; each drafter has its own "
+              "processor.")  # fmt: skip
 @click.option("--costs", "former", metavar="RECORD",
               type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Charge what this record's run measured, instead of measuring.")  # fmt: skip
+              help="Use the costs in this record instead of measuring them.")  # fmt: skip
 @click.option("--repeats", type=click.IntRange(1, 100), default=3, show_default=True,
-              help="Of each load that is compared.")  # fmt: skip
+              help="Repetitions of each compared load.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
-              help="Another one, other prompts.")  # fmt: skip
+              help="Seed of the prompts.")  # fmt: skip
 @click.option("--quick", "is_quick", is_flag=True, help="Fewer repetitions and a small sweep.")
 @_report
 def simulation(
     ballast: int, former: Path | None, repeats: int, seed: int, report: Path | None, *,
     is_validated: bool, is_swept: bool, is_compared: bool, is_quick: bool,
 ) -> None:  # fmt: skip
-    """Many sessions, drafters and targets in virtual time, by the same code as the runtime's.
+    """Simulate many sessions, drafters and targets in virtual time, with the runtime's own code.
 
-    Costs of passes, drafting steps, event loops and links are measured here first, on a cluster of
-    this machine. Decisions are timed for real. Progress goes to stderr.
+    Costs of forward passes, drafting steps, event loops and links are first measured on a cluster
+    on this machine. Planning is timed in real time. Progress is written to stderr.
     """
     from edgecosine.lab.simulation.run_simulation import (
         SimulationSettings,
@@ -234,14 +242,14 @@ def simulation(
     )  # fmt: skip
     try:
         costs = None if former is None else read_costs(former)
-        say = functools.partial(click.echo, err=True)
+        notify = functools.partial(click.echo, err=True)
         keep = keeping(report, settings=asdict(settings))
-        _tell(run_simulation_bench(settings, costs, say, keep))
+        _print(run_simulation_bench(settings, costs, notify, keep))
     except EdgecosineError as error:
         raise click.ClickException(str(error)) from error
 
 
-def _tell(figures: Mapping[str, Figure]) -> None:
+def _print(figures: Mapping[str, Figure]) -> None:
     for name, figure in figures.items():
         click.echo(f"{name}: {figure}")
 
@@ -252,11 +260,11 @@ _record = click.argument("record", type=click.Path(exists=True, dir_okay=False, 
 @command.command("plot")
 @_record
 @click.option("--out", "directory", type=click.Path(file_okay=False, path_type=Path),
-              required=True, help="Where the figures go.")  # fmt: skip
+              required=True, help="Directory for the plots.")  # fmt: skip
 @click.option("--format", "kind", type=click.Choice(["svg", "png"]), default="svg",
-              show_default=True)  # fmt: skip
+              show_default=True, help="File format.")  # fmt: skip
 def plot(record: Path, directory: Path, kind: Literal["svg", "png"]) -> None:
-    """Draw a record: latency against throughput, round trips, acceptance, one request's course."""
+    """Plot a record: latency over throughput, round-trip times, acceptance, one timeline."""
     from edgecosine.lab.bench.plots import write_plots
 
     try:
@@ -269,9 +277,9 @@ def plot(record: Path, directory: Path, kind: Literal["svg", "png"]) -> None:
 @command.command("table")
 @_record
 @click.option("--into", "document", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Put it into this document, where its place is marked.")  # fmt: skip
+              help="Replace the marked table in this document.")  # fmt: skip
 def table(record: Path, document: Path | None) -> None:
-    """Make the documentation's tables from a record."""
+    """Print the documentation's tables of a record."""
     made = tables(read_report(record))
     if document is None:
         click.echo(made)

@@ -22,30 +22,30 @@ logger = logging.getLogger(__name__)
     show_default=True,
     show_envvar=True,
     metavar="HOST:PORT",
-    help="Where to listen; beyond this machine only with --insecure.",
+    help="Address to listen on; other than loopback only with --insecure.",
 )
 @click.option(
     "--insecure", is_flag=True,
-    help="Accept the whole network, without a password and unencrypted.",
+    help="Allow an address that other machines reach, without passwords and encryption.",
 )  # fmt: skip
 @click.option(
     "--kind",
     type=click.Choice(["auto", "mosquitto", "amqtt"]),
     default="auto",
     show_default=True,
-    help="Mosquitto when it is installed, else the pip-installed amqtt.",
+    help="auto: Mosquitto if it is installed, else amqtt (from pip).",
 )
 def command(listen: str, insecure: bool, kind: str) -> None:
-    """Run an MQTT broker until interrupted. It persists nothing and authenticates no client.
+    """Run an MQTT broker until interrupted. It stores nothing on disk and authenticates no client.
 
-    For a network, `edgecosine cluster broker-config` writes a configuration for Mosquitto.
+    For use over a network, `edgecosine cluster broker-config` configures Mosquitto.
     """
     host, port = _address(listen)
     if not insecure and not is_loopback(host):
         raise click.BadParameter(
-            "any machine on the network could read prompts and answers: let `edgecosine cluster "
-            "broker-config` configure a Mosquitto, or, if you trust the whole network, give "
-            "--insecure", param_hint="--listen",
+            "any machine on the network could read prompts and answers: configure Mosquitto with "
+            "`edgecosine cluster broker-config` or, on a trusted network, use --insecure",
+            param_hint="--listen",
         )  # fmt: skip
     if insecure:
         log_to_stderr("warning")

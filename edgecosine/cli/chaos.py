@@ -1,4 +1,4 @@
-"""`edgecosine bench chaos`: a cluster under faults, and what its askers got."""
+"""`edgecosine bench chaos`: injects faults into a cluster and checks the answers."""
 
 from __future__ import annotations
 
@@ -18,39 +18,40 @@ from edgecosine.lab.figures import write_report
 
 @click.command("chaos")
 @click.option("--requests", type=click.IntRange(1, 100_000), default=300, show_default=True,
-              help="How many to ask, six at a time.")  # fmt: skip
+              help="Number of requests; six run at a time.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
-              help="Another one, another schedule and other requests.")  # fmt: skip
+              help="Seed of the schedule and of the requests.")  # fmt: skip
 @click.option("--faults", type=click.IntRange(0, 10_000),
-              help="How many to inject. Default: one for five requests, and each kind "
-              "once.")  # fmt: skip
+              help="Number of faults. Default: one for every five requests, and every kind at "
+              "least once.")  # fmt: skip
 @click.option("--network", type=click.Choice(["auto", "namespaces", "relays"]), default="auto",
-              show_default=True, help="Namespaces need root on Linux; relays lose and double "
-              "nothing.")  # fmt: skip
+              show_default=True, help="Emulated network. Namespaces need root on Linux; relays "
+              "cannot lose or duplicate packets.")  # fmt: skip
 @click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write counts, faults and whatever is wrong as data.")  # fmt: skip
+              help="Write counts, faults and failed checks to FILE as JSON.")  # fmt: skip
 def command(
     requests: int, seed: int, faults: int | None, network: NetworkKind, report: Path | None
 ) -> None:
-    """Requests under kills, freezes, partitions, restarts, clock steps, a full disk and bad cables.
+    """Run requests under kills, freezes, partitions, restarts, clock steps, a full disk and packet
+    loss, and check every answer.
 
-    Broker (Mosquitto), target and drafters are processes of their own. Faults come by a seeded
-    schedule, by how many requests have ended, so that the load goes on during all of them. Texts
-    are compared with those of the target alone before the first fault. Requests are of both
-    temperatures, streamed or not, with one choice or two; some are asked twice, some given up.
+    Broker (Mosquitto), target and drafters run in separate processes. A seeded schedule injects
+    faults by the number of ended requests, so that all of them occur under load. Texts are
+    compared with those of the target alone, recorded before the first fault. Requests are greedy or
+    sampled, streamed or not, with one or two choices; some are sent twice, some cancelled.
 
     \b
     lost       ended without a final message
-    doubled    two finals that differ in a byte (it ran twice), or the same
-               again though nobody asked again and no connection was made
-               anew between the two
-    different  final, part of the stream or what the asker was given is not
-               of the fault-free text, or an error
-    hung       no end two minutes after the last fault
+    doubled    two finals that differ in a byte (it ran twice), or a
+               repeated final without a repeated request or a new
+               connection between the two
+    different  the final, a part of the stream or the client's answer
+               differs from the fault-free text, or is an error
+    hung       not ended two minutes after the last fault
 
-    Finals that come again equal to the byte over a new connection, or to who asked again, are
-    counted as `repeated_finals`. In the end everything is asked for once more and must come as it
-    was. The exit status is 1 when anything is lost, doubled, different or hung. Progress goes to
+    Identical finals that are repeated for a new connection or a repeated request are counted as
+    `repeated_finals`. At the end every request is sent once more, and its answer must be the same.
+    The exit status is 1 when a request is lost, doubled, different or hung. Progress is written to
     stderr.
     """
     from edgecosine.lab.chaos.checker import DEFINITIONS

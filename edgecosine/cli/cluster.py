@@ -1,4 +1,4 @@
-"""`edgecosine cluster`: who belongs to the cluster. The authority's commands run on its machine."""
+"""`edgecosine cluster`: membership commands. Those of the authority run on its machine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from rich.table import Table
 
 from edgecosine.cli.access import CREDENTIALS_OPTION, NO_CREDENTIALS
 from edgecosine.cli.broker_config import ConfigTarget, broker_config
+from edgecosine.cli.exit_status import input_text, standard_input
 from edgecosine.cli.logs import log_to_stderr
-from edgecosine.cli.outcome import input_text, standard_input
 from edgecosine.cli.running import host_name, run_command
 from edgecosine.config import DEFAULT_CLUSTER
 from edgecosine.discovery.interfaces import addresses_to_announce, interfaces
@@ -53,73 +53,75 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 )
 @click.pass_context
 def command(ctx: click.Context, cluster: str, credentials: str | None) -> None:
-    """Who belongs to the cluster.
+    """Manage the members of the cluster.
 
-    Once, on the target's machine: `init`. For each other machine: `invite` there, and `join` with
-    the token that it prints on the new one. From then on nodes link encrypted, and only with nodes
-    of the cluster.
+    Run `init` once, on the target's machine. For each other machine run `invite` there, and `join`
+    with the printed token on the new machine. From then on links are encrypted, and nodes link only
+    with members of the cluster.
     """
-    Topics(cluster)  # a name that is none is refused before anything is made
+    Topics(cluster)  # refuses an invalid name before anything is written
     if credentials == NO_CREDENTIALS:
         raise ConfigError("credentials", credentials, "the directory that this command works on")
-    ctx.obj = ConfigTarget(cluster, _place(credentials, cluster))
+    ctx.obj = ConfigTarget(cluster, _directory(credentials, cluster))
 
 
-def _node_id(what: str) -> Callable[[Command], Command]:
-    return click.option("--node-id", metavar="ID", envvar="EDGECOSINE_NODE_ID", help=what)
+def _node_id(help_text: str) -> Callable[[Command], Command]:
+    return click.option("--node-id", metavar="ID", envvar="EDGECOSINE_NODE_ID", help=help_text)
 
 
 def _role(default: Role) -> Callable[[Command], Command]:
     return click.option(
         "--role", type=click.Choice(["target", "drafter"]), default=default, show_default=True,
-        help="What the node is to be.",
+        help="Role of the node.",
     )  # fmt: skip
 
 
 @command.command("init")
 @_role("target")
-@_node_id("Name of this machine's node.  [default: the host's]")
+@_node_id("Name of this machine's node.  [default: the host name]")
 @click.option(
     "--listen", default=f":{ENROLMENT_PORT}", show_default=True, metavar="HOST:PORT",
-    help="Where new nodes come to be let in.",
+    help="Address on which the authority enrols new nodes.",
 )  # fmt: skip
 @click.pass_obj
-def init(place: ConfigTarget, role: Role, node_id: str | None, listen: str) -> None:
-    """Make a cluster: its authority lives here, and this machine's node is its first member."""
-    identity = NodeIdentity(place.cluster, role, node_id or host_name())
+def init(context: ConfigTarget, role: Role, node_id: str | None, listen: str) -> None:
+    """Create a cluster: its authority on this machine, and this machine's node as first member."""
+    identity = NodeIdentity(context.cluster, role, node_id or host_name())
     host, port = _listen_address(listen)
-    if Credentials.are_in(place.directory):
-        allowed = "a place without credentials; there are some, and they were left as they are"
-        raise ConfigError("credentials", str(place.directory), allowed)
-    Credentials.check_place(place.directory)
-    authority = Authority.make(place.directory, place.cluster, listen, utc_now())
+    if Credentials.are_in(context.directory):
+        allowed = "a directory without credentials; the existing ones were left as they are"
+        raise ConfigError("credentials", str(context.directory), allowed)
+    Credentials.check_place(context.directory)
+    authority = Authority.make(context.directory, context.cluster, listen, utc_now())
     enrolling = Enrolling()
     admission = authority.admit_here(identity, enrolling.request, utc_now())
     own = str(Address(host if host not in ("", "0.0.0.0", "::") else "127.0.0.1", port))  # noqa: S104
-    enrolling.store(place.directory, admission, [own])
-    click.echo(f"cluster {place.cluster}: {identity.node_id} is its {role}")
-    click.echo(f"authority and credentials: {place.directory} (keep them; back them up in secret)")
+    enrolling.store(context.directory, admission, [own])
+    click.echo(f"cluster {context.cluster}: {identity.node_id} is its {role}")
+    click.echo(f"authority and credentials: {context.directory} (secret; make a backup)")
     click.echo("next: start `edgecosine node` here, then `edgecosine cluster invite`")
 
 
 @command.command("invite")
 @_role("drafter")
-@click.option("--ttl", default="15m", show_default=True, help="How long the token works: 90s, 2h.")
-@_node_id("Invite a node of this name only.")
+@click.option("--ttl", default="15m", show_default=True,
+              help="How long the token is valid: 90s, 2h.")  # fmt: skip
+@_node_id("Admit only a node of this name.")
 @click.option(
     "--address", "addresses", multiple=True, metavar="HOST:PORT",
-    help="Where the new machine finds this one; may be repeated.  [default: this machine's]",
+    help="Address of the authority for the new machine; may be repeated.  [default: this "
+    "machine's addresses]",
 )  # fmt: skip
 @click.pass_obj
 def invite(
-    place: ConfigTarget, role: Role, ttl: str, node_id: str | None, addresses: tuple[str, ...]
+    context: ConfigTarget, role: Role, ttl: str, node_id: str | None, addresses: tuple[str, ...]
 ) -> None:
-    """Print a token with which one node may join, once."""
-    authority = place.authority()
-    told = [str(parse_address(address, key="address")) for address in addresses]
+    """Print a token with which one node can join once."""
+    authority = context.authority()
+    given = [str(parse_address(address, key="address")) for address in addresses]
     secret = authority.invite(role, _duration(ttl), utc_now(), node_id or "")
     token = JoinToken(
-        authority.cluster, authority.fingerprint, secret, told or _own_addresses(authority)
+        authority.cluster, authority.fingerprint, secret, given or _own_addresses(authority)
     )
     click.echo(write_token(token))
     click.echo(
@@ -131,126 +133,130 @@ def invite(
 
 @command.command("join")
 @click.argument("token", envvar="EDGECOSINE_TOKEN")
-@_node_id("Name of this machine's node.  [default: the host's]")
+@_node_id("Name of this machine's node.  [default: the host name]")
 @click.option(
     "--ca-address", "addresses", multiple=True, metavar="HOST:PORT",
-    help="Where the authority is, instead of where the token says; may be repeated.",
+    help="Address of the authority, instead of those in the token; may be repeated.",
 )  # fmt: skip
 @click.pass_context
 def join_command(
     ctx: click.Context, token: str, node_id: str | None, addresses: tuple[str, ...]
 ) -> None:
-    """Make this machine's node a member. TOKEN is what `invite` printed; - reads it."""
+    """Make this machine's node a member. TOKEN is printed by `invite`; - reads it from standard
+    input."""
     if token == "-":  # noqa: S105 -- a dash
         token = input_text(standard_input().readline(MAX_TOKEN_CHARACTERS))
-    told = read_token(token)
+    invitation = read_token(token)
     given = ctx.parent.params["credentials"] if ctx.parent else None
-    directory = _place(given, told.cluster)
+    directory = _directory(given, invitation.cluster)
     if Credentials.are_in(directory):
         raise ConfigError(
-            "credentials", str(directory), "a place without credentials: this machine's node joined"
-            " already; a second one needs a --credentials DIR of its own",
+            "credentials", str(directory), "a directory without credentials: this machine's node "
+            "joined already; a second node needs its own --credentials DIR",
         )  # fmt: skip
     Credentials.check_place(directory)
-    name = NodeIdentity(told.cluster, "drafter", node_id or host_name()).node_id
-    where = [str(parse_address(a, key="ca_address")) for a in addresses] or told.addresses
+    name = NodeIdentity(invitation.cluster, "drafter", node_id or host_name()).node_id
+    where = [str(parse_address(a, key="ca_address")) for a in addresses] or invitation.addresses
 
-    async def story() -> None:
-        ours = (await join(told, name, directory, where)).identity
+    async def main() -> None:
+        ours = (await join(invitation, name, directory, where)).identity
         click.echo(f"{ours.node_id} is a {ours.role} of cluster {ours.cluster}: {directory}")
         click.echo(f"next: edgecosine node --role {ours.role} --cluster {ours.cluster} --model …")
 
-    run_command(story())
+    run_command(main())
 
 
 @command.command("renew")
 @click.pass_obj
-def renew_command(place: ConfigTarget) -> None:
-    """Renew this node's certificate now; a running node does so by itself."""
-    credentials = Credentials.load(place.directory)
+def renew_command(context: ConfigTarget) -> None:
+    """Renew this node's certificate now; running nodes renew theirs automatically."""
+    credentials = Credentials.load(context.directory)
 
-    async def story() -> None:
+    async def main() -> None:
         renewed = await renew(credentials)
-        click.echo(f"{renewed.identity.node_id}: until {renewed.not_after:%Y-%m-%d %H:%M} UTC")
+        until = f"{renewed.not_after:%Y-%m-%d %H:%M} UTC"
+        click.echo(f"{renewed.identity.node_id}: valid until {until}")
 
-    run_command(story())
+    run_command(main())
 
 
 @command.command("revoke")
 @click.argument("node")
 @click.pass_obj
-def revoke(place: ConfigTarget, node: str) -> None:
-    """Put a node out. Running nodes part with it within a second; others are not touched."""
-    place.authority().revoke(node, utc_now())
-    click.echo(f"{node} is revoked; brokers learn it when `cluster broker-config` is run again")
-    click.echo(f"then `edgecosine forget {node}` clears what brokers hold of it")
+def revoke(context: ConfigTarget, node: str) -> None:
+    """Revoke the membership of NODE. Running nodes close their links with it within a second."""
+    context.authority().revoke(node, utc_now())
+    click.echo(f"{node} is revoked; run `cluster broker-config` again to exclude it from brokers")
+    click.echo(f"then `edgecosine forget {node}` clears its retained messages")
 
 
 @command.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print data.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_obj
-def list_command(place: ConfigTarget, as_json: bool) -> None:
-    """Show every node that was let in."""
-    members = place.authority().members(utc_now())
+def list_command(context: ConfigTarget, as_json: bool) -> None:
+    """Show all nodes that have joined."""
+    members = context.authority().members(utc_now())
     if as_json:
         click.echo(json.dumps([_data(member) for member in members], indent=2))
         return
-    table = Table("node", "role", "is", "until", "by")
+    table = Table("node", "role", "status", "valid until", "issuer")
     for member in members:
         until = f"{member.not_after:%Y-%m-%d %H:%M}"
-        table.add_row(member.node_id, member.role, _standing(member), until, member.issuer)
+        table.add_row(member.node_id, member.role, _status(member), until, member.issuer)
     Console(width=None if sys.stdout.isatty() else 240).print(table)
 
 
 @command.command("rotate")
-@click.option("--finish", is_flag=True, help="Trust the old key no more.")
-@click.option("--force", is_flag=True, help="Put out the nodes that did not renew, too.")
+@click.option("--finish", is_flag=True, help="Stop trusting the old key.")
+@click.option("--force", is_flag=True, help="With --finish: exclude nodes that have not renewed.")
 @click.pass_obj
-def rotate(place: ConfigTarget, finish: bool, force: bool) -> None:
-    """Replace the authority's key while the cluster works.
+def rotate(context: ConfigTarget, finish: bool, force: bool) -> None:
+    """Replace the authority's key while the cluster runs.
 
-    Nodes that run renew by themselves; when `list` shows all of them by the new key, --finish.
+    Running nodes renew their certificates automatically. Use --finish when `list` shows the new key
+    for all of them.
     """
-    authority = place.authority()
+    authority = context.authority()
     if finish:
         authority.finish_rotation(utc_now(), is_forced=force)
-        click.echo("the old key is trusted no more")
+        click.echo("the old key is no longer trusted")
     else:
-        click.echo(f"{authority.rotate(utc_now())} signs now; nodes that run renew by themselves")
+        key = authority.rotate(utc_now())
+        click.echo(f"{key} signs from now on; running nodes renew automatically")
 
 
 @command.command("serve")
 @click.pass_obj
-def serve(place: ConfigTarget) -> None:
-    """Serve the authority without a node; `edgecosine node` on this machine does it, too."""
+def serve(context: ConfigTarget) -> None:
+    """Serve the authority without a node; `edgecosine node` on this machine also serves it."""
     log_to_stderr("info")
-    authority = place.authority()
+    authority = context.authority()
 
-    async def story() -> None:
+    async def main() -> None:
         endpoint = CaServer(authority)
         await endpoint.open()
         click.echo(f"enrolment: {', '.join(map(str, endpoint.addresses))}")
         await endpoint.run()
 
-    run_command(story())
+    run_command(main())
 
 
 command.add_command(broker_config)
 
 
-def _place(credentials: str | None, cluster: str) -> Path:
-    """Where credentials are, or are to be.
+def _directory(credentials: str | None, cluster: str) -> Path:
+    """Directory of the credentials, whether it exists or not.
 
-    Raises ConfigError when there is no such place.
+    Raises ConfigError when none is given and there is no default.
     """
     directory = Path(credentials) if credentials else default_credentials(cluster)
     if directory is None:
-        allowed = "--credentials DIR, for this user has no home directory"
+        allowed = "--credentials DIR, since this user has no home directory"
         raise ConfigError("credentials", "", allowed)
     return directory
 
 
-def _standing(member: ClusterMember) -> str:
+def _status(member: ClusterMember) -> str:
     return "revoked" if member.is_revoked else "expired" if member.is_expired else "in"
 
 
@@ -258,7 +264,7 @@ def _data(member: ClusterMember) -> dict[str, Any]:
     return {
         "node": member.node_id,
         "role": member.role,
-        "is": _standing(member),
+        "is": _status(member),
         "until": member.not_after.isoformat(),
         "by": member.issuer,
     }
@@ -273,8 +279,8 @@ def _listen_address(listen: str) -> Address:
 
 def _own_addresses(authority: Authority) -> list[str]:
     host, port = _listen_address(authority.listen)
-    told = addresses_to_announce([host], interfaces())
-    return [str(Address(address, port)) for address in told][:_MAX_ADDRESSES]
+    announced = addresses_to_announce([host], interfaces())
+    return [str(Address(address, port)) for address in announced][:_MAX_ADDRESSES]
 
 
 def _duration(text: str) -> timedelta:

@@ -1,4 +1,4 @@
-"""`edgecosine demo`: what speculation gains on this machine."""
+"""`edgecosine demo`: shows the speedup from speculation on this machine."""
 
 from __future__ import annotations
 
@@ -18,28 +18,29 @@ from edgecosine.zoo import BALLAST
 
 
 @click.command("demo")
-@click.option("--lab", is_flag=True, help="Serve the tiny models of the zoo; fetches nothing.")
+@click.option("--lab", is_flag=True, help="Serve the tiny models of the zoo; needs no download.")
 @click.option("--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True,
-              help="How many times wider the zoo's target is made.")  # fmt: skip
+              help="Widen the zoo's target by this factor.")  # fmt: skip
 @click.option("--prompts", type=click.IntRange(1, 16), default=3, show_default=True,
               help="Prompts per domain.")  # fmt: skip
-@click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True)
-@click.option("--drafter", "drafters", multiple=True, help="Model that drafts; may be repeated. "
+@click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True,
+              help="Maximum tokens in each answer.")  # fmt: skip
+@click.option("--drafter", "drafters", multiple=True, help="Drafter model; may be repeated. "
               "Default: all that come with EdgeCoSine for the target.")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help="The target's: cpu, cuda, …")
+@click.option("--device", default="auto", show_default=True, help="Of the target: cpu, cuda, …")
 @click.option("--drafter-device", "drafter_devices", multiple=True, default=("auto",),
               show_default=True,
-              help="A drafter's; may be repeated, then drafters take turns.")  # fmt: skip
+              help="Device of the drafters; several are assigned in rotation.")  # fmt: skip
 @click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the figures and every run as data.")  # fmt: skip
+              help="Write the figures and all runs to FILE as JSON.")  # fmt: skip
 def command(
     *, lab: bool, ballast: int, prompts: int, max_tokens: int, drafters: tuple[str, ...],
     device: str, drafter_devices: tuple[str, ...], report: Path | None,
 ) -> None:  # fmt: skip
-    """Start a broker, a target and its drafters as processes of this machine, ask them held-out
-    prompts by MQTT, and show what speculation gained over the target alone.
+    """Start a broker, a target and its drafters on this machine, send held-out prompts over MQTT,
+    and show the speedup over the target alone.
 
-    The target is a real chat model, SmolLM2-135M-Instruct, which is fetched once (93 MB).
+    The target is a real chat model, SmolLM2-135M-Instruct, which is downloaded once (93 MB).
     """
     require_packages("the demo")
     from edgecosine.lab.demo import DemoSettings, run_demo
@@ -56,7 +57,7 @@ def command(
 
     async def demo() -> None:
         if not await run_demo(settings, console, report):
-            raise click.ClickException("a text differs from the target's own")
+            raise click.ClickException("a text differs from that of the target alone")
 
     run_command(demo())
 

@@ -1,4 +1,4 @@
-"""`edgecosine doctor`: is this machine ready? One line a check, with what to do."""
+"""`edgecosine doctor`: checks this machine; prints one line for each check, and advice."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _ZOO = Path(edgecosine.__file__).parent / "zoo"
     "--model",
     envvar="EDGECOSINE_MODEL",
     show_envvar=True,
-    help="Model to look for: a name of `edgecosine model list`, a directory, a GGUF file or a hub "
+    help="Model to check: a name of `edgecosine model list`, a directory, a GGUF file or a hub "
     "id.  [default: the whole zoo]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print data.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @functools.partial(access_options, broker=None)
 def command(
     model: str | None, as_json: bool, broker: str | None, cluster: str, credentials: str | None,
     **options: Any,
 ) -> None:  # fmt: skip
-    """Check this machine and say what to do. Exits with 1 if anything needs doing.
+    """Check this machine and report what to fix. Exits with 1 if there is anything to fix.
 
-    Without --broker it is seen whether a broker could be started.
+    Without --broker the command checks whether a broker could be started.
     """
     address, ours = resolve_access(broker, cluster, credentials, options)
     checks = uvloop.run(examine(model=model, broker=address, zoo=_ZOO, credentials=ours))

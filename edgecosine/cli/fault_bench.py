@@ -1,4 +1,4 @@
-"""`edgecosine bench faults`: what kills, restarts and protection cost."""
+"""`edgecosine bench faults`: measures the cost of kills, restarts and protection."""
 
 from __future__ import annotations
 
@@ -19,38 +19,41 @@ _PARTS = ("drafter", "target", "protection")
 
 @click.command("faults")
 @click.option("--only", "parts", multiple=True, type=click.Choice(_PARTS),
-              help="This part alone; may be repeated.")  # fmt: skip
+              help="Measure only this part; may be repeated.")  # fmt: skip
 @click.option("--kills", type=click.IntRange(5, 10_000), default=100, show_default=True,
-              help="Of drafters at work.")  # fmt: skip
+              help="Number of kills of drafters in use.")  # fmt: skip
 @click.option("--restarts", type=click.IntRange(1, 100), default=5, show_default=True,
-              help="Of the target at work; as many at rest.")  # fmt: skip
+              help="Number of target restarts during requests, and as many without requests."
+              )  # fmt: skip
 @click.option("--repeats", type=click.IntRange(1, 100), default=9, show_default=True,
-              help="Turns of the clusters with and without protection.")  # fmt: skip
+              help="Repetitions with and without protection.")  # fmt: skip
 @click.option("--requests", type=click.IntRange(8, 1000), default=16, show_default=True,
-              help="In each turn, eight at a time.")  # fmt: skip
+              help="Requests in each repetition; eight run at a time.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True,
-              help="Of each answer in a turn.")  # fmt: skip
+              help="Tokens in each answer of a repetition.")  # fmt: skip
 @click.option("--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True,
-              help="Widen the target so that it costs what a larger one does.")  # fmt: skip
+              help="Widen the target by this factor, so that it costs as much as a larger model."
+              )  # fmt: skip
 @click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the figures and every kill, restart and turn as data.")  # fmt: skip
+              help="Write the figures and every kill, restart and repetition to FILE as JSON."
+              )  # fmt: skip
 def command(
     parts: tuple[str, ...], kills: int, restarts: int, repeats: int, requests: int,
     max_tokens: int, ballast: int, report: Path | None,
 ) -> None:  # fmt: skip
-    """Kill drafters and the target at work, and weigh what journal and TLS cost.
+    """Kill drafters and the target during requests, and measure the cost of journal and TLS.
 
-    drafter_kill_to_next_token_over_deadline_p99: from SIGKILL of a drafter that a request was using
-    to that request's next committed token, less the target's pass that makes the token, over the
-    deadline of the plan in force. A deadline bounds how long a round waits for drafts; a pass takes
-    its time whoever dies. drafter_kill_with_pass_... is the same with the pass.
+    drafter_kill_to_next_token_over_deadline_p99: time from SIGKILL of a drafter in use to the
+    request's next committed token, without the target's forward pass for that token, relative to
+    the deadline of the current plan. The deadline bounds how long a round waits for drafts; the
+    forward pass does not depend on drafters. drafter_kill_with_pass_... includes the pass.
 
-    target_restart_extra_s: from the start of a process to the first new text of a request that it
-    resumes, less what a start without work takes until requests are taken; the target was killed by
-    SIGKILL in both cases, in turn.
+    target_restart_extra_s: time from the start of a process to the first new text of a request that
+    it resumes, minus the time until a target without requests is ready. The target is killed by
+    SIGKILL in both cases, which alternate.
 
-    journal_tls_cost: share of throughput that is lost at eight sessions with a journal and with TLS
-    on links and MQTT, beside a cluster without them that is asked in turn. Needs Mosquitto.
+    journal_tls_cost: share of throughput at eight sessions that is lost with a journal and TLS on
+    links and MQTT, relative to a cluster without them; the two alternate. Needs Mosquitto.
     """
     from edgecosine.lab.faults.protection import ProtectionSettings
     from edgecosine.lab.faults.run_faults import FaultSettings, run_fault_bench

@@ -1,4 +1,4 @@
-"""`edgecosine forget`: clear what the broker retains of a node that no longer exists."""
+"""`edgecosine forget`: clears the broker's retained messages of a node that no longer exists."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from edgecosine.protocol.api.topics import is_identifier
 @click.argument("node")
 @broker_options
 def command(node: str, broker: BrokerAddress, cluster: str) -> None:
-    """Remove NODE, which no longer exists and would be shown as lost for an hour.
+    """Remove NODE, which no longer exists, from the broker; otherwise it is shown as lost for an
+    hour.
 
-    A running node is not removed; in case of doubt it is observed for ten seconds.
+    A running node is not removed; a node of unclear state is observed for ten seconds.
     """
     if not is_identifier(node):
         raise click.BadParameter("1 to 64 letters, digits, '_', '.' or '-'", param_hint="NODE")
 
-    async def story() -> None:
+    async def main() -> None:
         await forget(broker, cluster, node)
         click.echo(f"{node} is forgotten")
 
-    run_command(story())
+    run_command(main())

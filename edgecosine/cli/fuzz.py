@@ -1,4 +1,4 @@
-"""`edgecosine bench fuzz`: what strangers' bytes can do, by coverage."""
+"""`edgecosine bench fuzz`: coverage-guided fuzzing of all decoders of untrusted input."""
 
 from __future__ import annotations
 
@@ -15,30 +15,31 @@ from edgecosine.lab.fuzz.targets import TARGETS
 
 @click.command("fuzz")
 @click.option("--inputs", type=click.IntRange(1), default=10_000_000, show_default=True,
-              help="To try, shared by the targets.")  # fmt: skip
+              help="Number of inputs, divided among the targets.")  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(1), metavar="S",
-              help="End after so long, even with fewer inputs.")  # fmt: skip
+              help="Time limit, divided among the targets.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 1 << 30), default=0, show_default=True,
-              help="Another one, other inputs.")  # fmt: skip
+              help="Seed of the generated inputs.")  # fmt: skip
 @click.option("--target", "names", multiple=True, type=click.Choice(list(TARGETS)),
-              help="This one alone; may be repeated.")  # fmt: skip
+              help="Fuzz only this target; may be repeated.")  # fmt: skip
 @click.option("--corpus", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
-              help="Start from what a former run found, and keep what this one finds.")  # fmt: skip
+              help="Folder of inputs to start from and to add new ones to.")  # fmt: skip
 @click.option("--replay", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               metavar="FILE",
-              help="Try this one input on the target, and show what breaks.")  # fmt: skip
+              help="Run one input through the target given by --target.")  # fmt: skip
 @click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the figures and every target's run as data.")  # fmt: skip
+              help="Write the figures and every target's run to FILE as JSON.")  # fmt: skip
 @click.pass_context
 def command(
     context: click.Context, inputs: int, seconds: float | None, seed: int, names: tuple[str, ...],
     corpus: Path | None, replay: Path | None, report: Path | None,
 ) -> None:  # fmt: skip
-    """Frames, handshakes, messages, MQTT payloads and TXT records that nobody sane would send.
+    """Fuzz the decoders of frames, handshakes, messages, MQTT payloads and TXT records with
+    libFuzzer.
 
-    libFuzzer, by atheris, changes valid inputs and keeps what reaches new code. Nothing but the
-    documented errors may be raised, memory and time of each input are bounded, and what is accepted
-    must come back as it was. Progress goes to stderr; the exit status is 1 when something broke.
+    libFuzzer (through atheris) mutates valid inputs and keeps those that reach new code. Decoders
+    may raise only documented errors, within bounded memory and time, and an accepted input must
+    survive a round trip. Progress is written to stderr; the exit status is 1 when a target failed.
     """
     if replay is not None:
         if len(names) != 1:

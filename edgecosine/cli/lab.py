@@ -1,4 +1,4 @@
-"""`edgecosine lab`: a cluster on a network with weather, to play with."""
+"""`edgecosine lab`: runs a cluster on an emulated network, for experiments."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def _network_options(command: Command) -> Command:
     for option in (
-        click.option("--rate-mbps", type=float, help="Megabits per second, each way."),
-        click.option("--loss", type=float, default=0.0, help="Share of frames lost, 0 to 1."),
-        click.option("--jitter-ms", type=float, default=0.0, help="Delays differ by so much."),
-        click.option("--delay-ms", type=float, default=0.0, help="One way; a round trip has two."),
+        click.option("--rate-mbps", type=float, help="Bandwidth each way, in megabits per second."),
+        click.option("--loss", type=float, default=0.0, help="Share of lost frames, 0 to 1."),
+        click.option("--jitter-ms", type=float, default=0.0, help="Variation of the delay."),
+        click.option("--delay-ms", type=float, default=0.0, help="Delay one way."),
     ):
         command = option(command)
     return command
@@ -35,23 +35,27 @@ def _network_options(command: Command) -> Command:
 
 @click.group("lab")
 def command() -> None:
-    """A cluster whose drafters hang on cables with delay, jitter, loss and a rate.
+    """Run a cluster whose drafters are connected by emulated cables with delay, jitter, loss and
+    limited bandwidth.
 
-    As root on Linux every node has a network namespace of its own; elsewhere relays stand between
-    processes of this machine, which carry TCP alone and lose nothing.
+    As root on Linux every node runs in its own network namespace. Otherwise nodes are connected by
+    relays on loopback, which carry only TCP and cannot lose packets.
     """
 
 
 @command.command("up")
-@click.option("--target", default=TARGET, show_default=True, help="Model that is served.")
+@click.option("--target", default=TARGET, show_default=True, help="Model to serve.")
 @click.option(
-    "--drafter", "drafters", multiple=True, help="Model that drafts; may be repeated. Default: all "
-    "of the zoo's.",
+    "--drafter", "drafters", multiple=True, help="Drafter model; may be repeated. Default: all "
+    "of the zoo.",
 )  # fmt: skip
-@click.option("--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True)
+@click.option("--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True,
+              help="Widen the target by this factor, so that it costs as much as a larger model."
+              )  # fmt: skip
 @click.option("--network", type=click.Choice(["auto", "namespaces", "relays"]), default="auto",
-              show_default=True)  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True, help="Decides what is lost.")
+              show_default=True,
+              help="Emulated network; namespaces need root on Linux.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of losses and jitter.")
 @_network_options
 def up(
     target: str, drafters: tuple[str, ...], ballast: int, network: NetworkKind, seed: int,
@@ -81,19 +85,19 @@ async def _up(plan: LabPlan) -> None:
 
 @command.command("weather")
 @click.argument("drafters", nargs=-1)
-@click.option("--cluster", help="Of which lab; needed when several run.")
+@click.option("--cluster", help="Name of the lab's cluster; needed when several labs run.")
 @_network_options
-def weather(drafters: tuple[str, ...], cluster: str | None, **fields: Any) -> None:
-    """Change the weather of DRAFTERS in a running lab, of all when none are named."""
+def set_conditions(drafters: tuple[str, ...], cluster: str | None, **fields: Any) -> None:
+    """Set the network conditions of DRAFTERS in a running lab; of all drafters by default."""
     _request(cluster, ChangeRequest(drafters, conditions=_conditions(fields)))
 
 
 @command.command("cut")
 @click.argument("drafters", nargs=-1, required=True)
-@click.option("--cluster", help="Of which lab; needed when several run.")
-@click.option("--mend", is_flag=True, help="Make the cables whole again instead.")
+@click.option("--cluster", help="Name of the lab's cluster; needed when several labs run.")
+@click.option("--mend", is_flag=True, help="Restore the cables instead.")
 def cut(drafters: tuple[str, ...], cluster: str | None, *, mend: bool) -> None:
-    """Cut the cables of DRAFTERS in a running lab; nobody is told."""
+    """Cut the cables of DRAFTERS in a running lab; connections stall and are not closed."""
     _request(cluster, ChangeRequest(drafters, is_cut=not mend))
 
 
@@ -116,6 +120,6 @@ def _only_lab(cluster: str | None) -> Path:
     labs = running_labs()
     paths = [path for name, path in labs.items() if cluster in (None, name)]
     if len(paths) != 1:
-        there = ", ".join(labs) or "none; start one by `edgecosine lab up`"
-        raise LabError(f"name one lab by --cluster; running: {there}")
+        running = ", ".join(labs) or "none; start one with `edgecosine lab up`"
+        raise LabError(f"select one lab with --cluster; running: {running}")
     return paths[0]

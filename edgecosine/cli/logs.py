@@ -17,7 +17,7 @@ class LineFormatter(logging.Formatter):
 
 
 def log_to_stderr(level: str) -> None:
-    """Log from `level` on; libraries from warnings on, with tracebacks at level `debug` only."""
+    """Log from `level` on; libraries from warnings on, with tracebacks only at level `debug`."""
     logging.basicConfig(format=FORMAT, level=logging.WARNING)
     if level.lower() != "debug":
         for handler in logging.getLogger().handlers:

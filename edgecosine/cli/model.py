@@ -1,4 +1,4 @@
-"""`edgecosine model`: which models are known by name, fetching them, and what is in a file."""
+"""`edgecosine model`: lists and fetches models by name, and describes model files."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from edgecosine.errors import EdgecosineError, ModelUnavailable
 from edgecosine.places import expanded
 
 _WIDE = 240
+_UNKNOWN = "unknown"
 
 
 class _Group(click.Group):
@@ -31,16 +32,16 @@ class _Group(click.Group):
 
 @click.group("model", cls=_Group)
 def command() -> None:
-    """Models by name: list them, fetch them, show what is in a file.
+    """List, fetch and describe models.
 
-    Fetched files are kept in the directory EDGECOSINE_MODELS, by default in the user's cache.
+    Fetched files are stored in the directory EDGECOSINE_MODELS, by default in the user's cache.
     """
 
 
 @command.command("list")
 def list_models() -> None:
-    """List the models that --model takes by name, and which of them are on this machine."""
-    table = Table("name", "what", "licence", "size", "here", box=None)
+    """List the models that --model accepts by name, and whether they are on this machine."""
+    table = Table("name", "description", "licence", "size", "here", box=None)
     for name in zoo.names():
         table.add_row(name, "zoo, for demonstrations and tests", "Apache-2.0", "", "yes")
     for entry in models.CATALOGUE.values():
@@ -57,10 +58,10 @@ def list_models() -> None:
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option(
     "--accept-terms", is_flag=True,
-    help="Say that you have read and accept the terms that a model comes under.",
+    help="Confirm that you have read and accept the model's licence terms.",
 )  # fmt: skip
 def fetch(names: tuple[str, ...], accept_terms: bool) -> None:
-    """Fetch models by name, once; their files are checked by SHA-256."""
+    """Fetch models by name; their files are verified by SHA-256."""
     log_to_stderr("info")
     for name in names:
         if name not in models.CATALOGUE:
@@ -76,18 +77,18 @@ def fetch(names: tuple[str, ...], accept_terms: bool) -> None:
 @click.argument("model", metavar="NAME|FILE")
 @click.option(
     "--slots", type=click.IntRange(1, 1024), default=8, show_default=True,
-    help="Sequences in the cache, for the memory needed.",
+    help="Sequences in the KV cache, for the memory estimate.",
 )  # fmt: skip
 @click.option(
     "--context", type=click.IntRange(0, 1 << 20), default=0,
-    help="Tokens a sequence may have, for the memory needed; 0: as many as a node takes.",
+    help="Maximum tokens of a sequence, for the memory estimate; 0: as many as a node allows.",
 )  # fmt: skip
 @click.option(
     "--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
-    show_default=True, help="What is computed in, for the memory needed; as of `edgecosine node`.",
+    show_default=True, help="As of `edgecosine node`, for the memory estimate.",
 )  # fmt: skip
 def show(model: str, slots: int, context: int, dtype: str) -> None:
-    """Show what a model is, by name, GGUF file or directory, and the memory that it needs here."""
+    """Describe a model (a name, GGUF file or directory) and the memory that it needs here."""
     entry = models.CATALOGUE.get(model)
     path = models.find(model) if models.is_known(model) else expanded(model)
     if path is None and entry is not None:
@@ -105,7 +106,7 @@ def show(model: str, slots: int, context: int, dtype: str) -> None:
         path = zoo.DIRECTORY / model
     if path is None or not (path.is_file() or (path / "config.json").is_file()):
         raise ModelUnavailable(
-            f"{model!r} is no GGUF file, no directory with a config.json, and none of "
+            f"{model!r} is not a GGUF file, not a directory with a config.json, and none of "
             f"{', '.join((*zoo.names(), *models.names()))}"
         )
     facts = _facts(read_gguf(path)) if path.is_file() else _facts_of_directory(path)
@@ -115,23 +116,19 @@ def show(model: str, slots: int, context: int, dtype: str) -> None:
 
 def _facts(model: GgufModel) -> Iterable[tuple[str, str]]:
     metadata = model.metadata
-    yield "name", str(metadata.get("general.name", "not said"))
+    yield "name", str(metadata.get("general.name", _UNKNOWN))
     yield "architecture", model.architecture
     yield "parameters", f"{model.num_parameters / 1e6:,.1f} M"
     yield "quantisation", model.quantization
-    yield "context", f"{model.setting('context_length') or 'not said'} tokens"
+    yield "context", f"{model.setting('context_length') or _UNKNOWN} tokens"
     if model.base:
-        parts = (
-            "of which it changes the weights"
-            if model.is_adapter
-            else ("whose embedding and tokenizer it takes")
-        )
-        yield "base", f"{model.base}, {parts}"
+        use = "changes its weights" if model.is_adapter else "uses its embedding and tokenizer"
+        yield "base", f"{model.base}, {use}"
     else:
         yield "vocabulary", f"{model.num_tokens} tokens"
         yield "end tokens", ", ".join(map(str, model.end_tokens)) or "none"
         yield "chat template", _first_line_of(model.chat_template)
-    yield "licence", str(metadata.get("general.license", "not said"))
+    yield "licence", str(metadata.get("general.license", _UNKNOWN))
     parts = f" in {len(model.paths)} parts" if len(model.paths) > 1 else ""
     yield "file", f"{model.paths[0]}, {_size(model.num_bytes)}{parts}"
 
@@ -150,7 +147,7 @@ def _facts_of_directory(path: Path) -> Iterable[tuple[str, str]]:
     yield "architecture", str(plan.config.model_type)
     yield "parameters", f"{parameters / 1e6:,.1f} M"
     yield "quantisation", f"none: {str(text.dtype or plan.dtype).removeprefix('torch.')}"
-    yield "context", f"{getattr(text, 'max_position_embeddings', 'not said')} tokens"
+    yield "context", f"{getattr(text, 'max_position_embeddings', _UNKNOWN)} tokens"
     yield "vocabulary", f"{text.vocab_size} tokens"
     yield "chat template", "yes" if has_template else "no"
     yield "directory", str(path)
@@ -162,7 +159,7 @@ def _first_line_of(template: str) -> str:
 
 
 def _memory(options: LoadOptions) -> str:
-    """What a node would plan; or why it would refuse the model."""
+    """The memory that a node would plan, or the reason why it would refuse the model."""
     from edgecosine.engine.loading.load_plan import plan_load  # imports torch, which takes seconds
 
     try:
@@ -185,7 +182,7 @@ def _print_facts(facts: Iterable[tuple[str, str]]) -> None:
 
 
 def _print(table: Table) -> None:
-    # Into a pipe a row is a line; on a terminal rich finds the width.
+    # In a pipe each row is one line; on a terminal rich detects the width.
     Console(width=None if sys.stdout.isatty() else _WIDE, markup=False).print(table)
 
 

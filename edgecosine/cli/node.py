@@ -1,6 +1,6 @@
-"""`edgecosine node`: one node in the foreground.
+"""`edgecosine node`: runs one node in the foreground.
 
-An option's default, and its choices where there are few, are those of the settings that it sets.
+The default of an option, and the choices of a Literal, are taken from the setting that it sets.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgecosine.cli.access import (
 )
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import host_name, run_command
-from edgecosine.cli.state import default_state, lasting_name, lasting_place
+from edgecosine.cli.state import default_state, stored_name, unused_directory
 from edgecosine.config import (
     DEFAULT_BROKER,
     LinkOptions,
@@ -66,7 +66,7 @@ def _option(name: str, **settings: Any) -> Callable[[Command], Command]:
 def _setting(
     owner: type, field: str, help_text: str, name: str = "", **settings: Any
 ) -> Callable[[Command], Command]:
-    """An option for a field of the settings, named after it unless `name` says otherwise."""
+    """An option for the field of the settings class `owner`; its name is the field's by default."""
     default = next(one.default for one in fields(owner) if one.name == field)
     settings |= {"required": True} if default is MISSING else {"default": default}
     choices = sorted(_literals(get_type_hints(owner)[field]), key=lambda value: value != "auto")
@@ -93,13 +93,13 @@ def _literals(hint: Any) -> Iterator[str]:
 @_setting(
     LoadOptions,
     "model",
-    "A name of the zoo or of `edgecosine model list`, a directory, a GGUF file, or a hub id; for a "
-    "drafter also `ngram`, which needs no model.",
+    "A name of `edgecosine model list`, a directory, a GGUF file, or a hub id; for a drafter also "
+    "`ngram`, which needs no model.",
 )
 @_setting(
     LoadOptions,
     "gguf",
-    "GGUF file in the directory or hub model that --model names; of a split model the first.",
+    "GGUF file in the directory or hub model of --model; the first file of a split model.",
     show_default=False,
     metavar="NAME",
 )
@@ -109,7 +109,8 @@ def _literals(hint: Any) -> Iterator[str]:
     default=DEFAULT_BROKER,
     metavar="URL",
     callback=no_password,
-    help="MQTT broker: mqtt://[user@]host[:port], mqtts:// for TLS; `none`, for a drafter.",
+    help="MQTT broker: mqtt://[user@]host[:port], or mqtts:// for TLS; `none`: a drafter without "
+    "a broker.",
 )
 @_option("--broker-ca", **BROKER_OPTIONS["--broker-ca"])
 @_option("--broker-certificate", **BROKER_OPTIONS["--broker-certificate"])
@@ -125,21 +126,24 @@ def _literals(hint: Any) -> Iterator[str]:
 @_setting(
     LinkOptions,
     "listen",
-    "Address for incoming links; port 0: any.  [default: any port, on all interfaces with "
-    "credentials, on loopback without]",
+    "Address for incoming links; port 0: any free port.  [default: a free port, on all interfaces "
+    "with credentials, on loopback without]",
     show_default=False,
     metavar="HOST:PORT",
 )
 @_setting(
-    LinkOptions, "peers", "Dial this node; may be repeated.", "--peer", multiple=True,
+    LinkOptions, "peers", "Node to connect to; may be repeated.", "--peer", multiple=True,
     metavar="HOST:PORT",
 )  # fmt: skip
-@_setting(LinkOptions, "mdns", "Discover and announce nodes by multicast.", "--mdns/--no-mdns")
+@_setting(
+    LinkOptions, "mdns", "Discover nodes by multicast DNS, and announce this one.",
+    "--mdns/--no-mdns",
+)  # fmt: skip
 @_option(
     "--node-id",
     metavar="ID",
-    help="Default: the name in the credentials; without credentials a name made of host, role and "
-    "a random suffix, kept in --state-dir.",
+    help="Name of the node.  [default: the name in the credentials; without credentials host name, "
+    "role and a random suffix, stored in --state-dir]",
     show_default=False,
 )
 @_setting(LoadOptions, "quantize", "Quantise a drafter with bitsandbytes.")
@@ -147,49 +151,60 @@ def _literals(hint: Any) -> Iterator[str]:
 @_setting(
     LoadOptions,
     "dtype",
-    "auto: bfloat16 on a GPU and on a CPU that multiplies it, else float32. The weights of a "
-    "quantised GGUF file are rounded to bfloat16 by auto, and kept exactly by float32.",
+    "Computation type. auto: bfloat16 on a GPU and on a CPU with bfloat16 instructions, else "
+    "float32. The weights of a quantised GGUF file are rounded to bfloat16 by auto, and kept "
+    "exactly by float32.",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
 )
 @_setting(
     LoadOptions,
     "weights",
     "Format of linear layers on a CPU. int8: blocks of 8-bit weights with a scale each, inputs "
-    "rounded to 8 bits as well: half the memory, and the fastest. bfloat16: as in the model. auto: "
-    "int8 for a quantised GGUF file where the processor multiplies bytes (VNNI), else bfloat16.",
+    "rounded to 8 bits; half the memory, and the fastest. bfloat16: as in the model. auto: int8 "
+    "for a quantised GGUF file on a processor with VNNI, else bfloat16.",
 )
 @_setting(
     LoadOptions,
     "exactness",
-    "What a target guarantees. bitwise: co-batched requests, drafts and restarts never change an "
+    "Guarantee of a target. bitwise: co-batched requests, drafts and restarts never change an "
     "answer; needs a CPU, float32 or bfloat16, and a C++ compiler. rounding: greedy texts may "
-    "diverge where two tokens are nearly tied. auto: bitwise where it is possible.",
+    "diverge where two tokens are nearly tied. auto: bitwise if possible.",
 )
 @_setting(
     LoadOptions, "threads", "CPU threads of each process; 0: all.", type=click.IntRange(0, 1024)
 )
 @_option(
-    "--cores", default="", metavar="LIST", help="Run on these processors only, for example 0,2-3."
+    "--cores", default="", metavar="LIST", help="Run only on these processors, for example 0,2-3."
 )
 @_setting(LoadOptions, "slots", "Sequences in the KV cache.", type=click.IntRange(1, 1024))
 @_setting(
     LoadOptions,
     "context",
-    "Tokens of the longest sequence; 0: as many as model and memory allow.",
+    "Maximum tokens of a sequence; 0: as many as model and memory allow.",
     type=click.IntRange(0, 1 << 20),
 )
-@_setting(LoadOptions, "ballast", "Widen the target, for testbeds.", type=click.IntRange(1, 256))
+@_setting(
+    LoadOptions,
+    "ballast",
+    "Widen the target by this factor, for benchmarks.",
+    type=click.IntRange(1, 256),
+)
 @_setting(
     LoadOptions,
     "tensor_parallel",
-    "Processes (on GPUs: devices) that share the target.",
+    "Number of processes (on GPUs: of devices) that share the target's layers.",
     type=click.IntRange(1, 64),
 )
-@_setting(NodeConfig, "max_sessions", "Concurrent requests.", type=click.IntRange(1, 1024))
+@_setting(
+    NodeConfig,
+    "max_sessions",
+    "Maximum concurrent requests; at most --slots.",
+    type=click.IntRange(1, 1024),
+)
 @_setting(
     NodeConfig,
     "drain_timeout_s",
-    "How long running requests may take to finish after SIGTERM; a second SIGTERM stops at once.",
+    "Time for running requests to finish after SIGTERM; a second SIGTERM stops at once.",
     "--drain-timeout",
     type=click.FloatRange(0, _DAY_S),
     metavar="SECONDS",
@@ -197,7 +212,7 @@ def _literals(hint: Any) -> Iterator[str]:
 @_setting(
     NodeConfig,
     "stall_timeout_s",
-    "A target whose engine finishes no forward pass for this long is unavailable.",
+    "A target is reported unavailable when its engine finishes no forward pass for this long.",
     "--stall-timeout",
     type=click.FloatRange(0.1, _DAY_S),
     metavar="SECONDS",
@@ -215,19 +230,19 @@ def _literals(hint: Any) -> Iterator[str]:
     type=click.Path(file_okay=False, path_type=Path),
     show_default=False,
     metavar="DIR",
-    help="Directory of the node's name, of the secret that its MQTT client ids derive from and, "
-    "for a target, of the journal.  [default: one per cluster and node, in the user's state "
-    "directory]",
+    help="Directory of the node's name, the secret for its MQTT client ids and, for a target, the "
+    "journal.  [default: one per cluster and node, in the user's state directory]",
 )
 @_option(
     "--journal/--no-journal",
     default=True,
-    help="Whether accepted requests survive a restart; the journal holds prompts and answers.",
+    help="Keep accepted requests over a restart; the journal contains prompts and answers.",
 )
 @_setting(
     StateOptions,
     "keep_answers",
-    "How long answers are kept for repeated requests, and by the broker requests for this node.",
+    "How long answers are kept for repeated requests, and how long the broker keeps requests for "
+    "this node.",
     type=click.IntRange(1, 30 * 86400),
     metavar="SECONDS",
 )
@@ -238,9 +253,9 @@ def _literals(hint: Any) -> Iterator[str]:
     help="Lowest level of log lines.",
 )
 def command(config: Path | None, log_level: str, **options: Any) -> None:
-    """Run one node until interrupted. SIGTERM lets running requests finish.
+    """Run one node until interrupted. After SIGTERM running requests finish first.
 
-    A target serves --model and takes requests from the broker; its gateway runs in the same
+    A target serves --model and receives requests from the broker; its gateway runs in the same
     process. A drafter drafts tokens for the targets of its cluster that have the same vocabulary.
     """
     del config
@@ -254,7 +269,7 @@ def command(config: Path | None, log_level: str, **options: Any) -> None:
 
 
 def node_config(**options: Any) -> NodeConfig:
-    """The settings that the command line's options, by parameter name, stand for.
+    """The settings of the command line's options, which are given by parameter name.
 
     Raises ConfigError.
     """
@@ -307,20 +322,20 @@ def _broker_address(credentials: Path | None, options: dict[str, Any]) -> Broker
 
 
 def _name_and_directory(node_id: str | None, options: dict[str, Any]) -> tuple[str, Path | None]:
-    """The node's name, and its state directory; None where the user has no place for one.
+    """The node's name, and its state directory; None when no directory can be used.
 
     Raises ConfigError.
     """
     role, cluster, state_dir = options["role"], options["cluster"], options["state_dir"]
-    drawn = f"{host_name()}-{role}-{secrets.token_hex(2)}"
+    fresh = f"{host_name()}-{role}-{secrets.token_hex(2)}"
     if role == "target" and options["journal"]:
         state_dir = state_dir or default_state(cluster, node_id or role)
-        return node_id or lasting_name(state_dir, drawn), state_dir
+        return node_id or stored_name(state_dir, fresh), state_dir
     try:
         base = state_dir or default_state(cluster, node_id or "")
     except ConfigError:
-        return node_id or drawn, None
+        return node_id or fresh, None
     if node_id is not None:
         return node_id, base
-    directory, name = lasting_place(base, f"{role}-{node_name(options['model'])}", drawn)
+    directory, name = unused_directory(base, f"{role}-{node_name(options['model'])}", fresh)
     return name, directory

@@ -1,4 +1,4 @@
-"""`edgecosine bench peers`: beside llama.cpp and transformers."""
+"""`edgecosine bench peers`: compares EdgeCoSine with llama.cpp and transformers."""
 
 from __future__ import annotations
 
@@ -15,36 +15,42 @@ from edgecosine.lab.figures import keeping
 
 
 @click.command("peers")
-@click.option("--target", metavar="MODEL", help="Model that is served.")
+@click.option("--target", metavar="MODEL", help="Model to serve.")
 @click.option("--gguf", default="", metavar="FILE",
-              help="Its GGUF file for the peers, where MODEL is not one.")  # fmt: skip
+              help="The target's GGUF file for the peers, if MODEL is not one.")  # fmt: skip
 @click.option("--drafter", "drafters", multiple=True, metavar="MODEL",
-              help="Drafts for us; may be repeated. Default: those of the target.")  # fmt: skip
+              help="Drafter model for EdgeCoSine; may be repeated. Default: those of the target."
+              )  # fmt: skip
 @click.option("--generalist", metavar="MODEL",
-              help="Drafts for the peers, too, and is made hostile. Empty: none.")  # fmt: skip
-@click.option("--prompts", type=click.IntRange(1, 14), help="Of each of four domains, one at a "
-              "time. Default: 8; quick: 1.")  # fmt: skip
+              help="Draft model of the peers, from which an adversarial drafter is made, too. "
+              "Empty: none.")  # fmt: skip
+@click.option("--prompts", type=click.IntRange(1, 14), help="Prompts in each of four domains, sent "
+              "one at a time. Default: 8; quick: 1.")  # fmt: skip
 @click.option("--eight-turns", type=click.IntRange(1, 100),
-              help="Of 16 prompts, eight at a time. Default: 4; quick: 1.")  # fmt: skip
-@click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True)
+              help="Repetitions with 16 prompts, eight at a time. Default: 4; quick: 1."
+              )  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True,
+              help="Maximum tokens in each answer.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
-              show_default=True, help="Of our nodes; peers find the quickest.")  # fmt: skip
-@click.option("--quick", is_flag=True, help="A few prompts: whether it works, no figures to tell.")
+              show_default=True, help="Data type of EdgeCoSine's nodes; peers use their fastest."
+              )  # fmt: skip
+@click.option("--quick", is_flag=True, help="A few prompts, to test the command.")
 @click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the figures and every run as data.")  # fmt: skip
+              help="Write the figures and all runs to FILE as JSON.")  # fmt: skip
 def command(
     target: str | None, gguf: str, drafters: tuple[str, ...], generalist: str | None,
     prompts: int | None, eight_turns: int | None, max_tokens: int, dtype: str, report: Path | None,
     *, quick: bool,
 ) -> None:  # fmt: skip
-    """EdgeCoSine beside llama.cpp and transformers, on the same model file, prompts and cores.
+    """Compare EdgeCoSine with llama.cpp and transformers on the same model file, prompts and cores.
 
-    Peers have all cores; of ours the target has the first and the drafters share the others. All
-    take turns, prompt by prompt, greedily, and answers end where the model ends them.
+    Peers use all cores; in EdgeCoSine the target uses the first core and the drafters share the
+    others. All alternate prompt by prompt, decode greedily, and end an answer at the model's end
+    token.
 
-    llama.cpp is llama-cpp-python, built for this processor in an environment of its own below the
-    user's cache directory: the first time that takes many minutes, a compiler, and the package
-    index. A peer that cannot be measured is left out, and the record says why.
+    llama.cpp is llama-cpp-python, built for this processor in a separate environment below the
+    user's cache directory. The first build takes many minutes and needs a compiler and the package
+    index. A peer that cannot be measured is left out, and the record states the reason.
     """
     from edgecosine.lab.bench.peers.inputs import GENERALIST, TARGET, PeerSettings, PeersRecord
     from edgecosine.lab.bench.peers.run_peers import run_peers_bench

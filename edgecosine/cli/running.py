@@ -1,4 +1,4 @@
-"""Shared by commands that use a broker: options, and running a command's coroutine."""
+"""Options of commands that use a broker, and running a command's coroutine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edgecosine.cli.access import (
     no_password,
     node_credentials,
 )
-from edgecosine.cli.outcome import INTERRUPTED, TERMINATED, end_of
+from edgecosine.cli.exit_status import INTERRUPTED, TERMINATED, end_of
 from edgecosine.config import DEFAULT_BROKER, DEFAULT_CLUSTER
 from edgecosine.errors import ConfigError
 from edgecosine.mqtt.broker_address import BrokerAddress
@@ -47,7 +47,8 @@ def broker_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def resolve_access(
     broker: str | None, cluster: str, credentials: str | None, options: dict[str, Any]
 ) -> tuple[BrokerAddress | None, Path | None]:
-    """The broker and the credentials' directory; removes their options from `options`.
+    """The broker's address and the directory of the credentials, each None without one; removes
+    their options from `options`.
 
     Raises UsageError.
     """
@@ -95,7 +96,7 @@ def access_options(command: Command, broker: str | None) -> Command:
 
 
 def host_name() -> str:
-    """The host name as a node id: ASCII letters and digits, or `host-` and a digest without any."""
+    """The host name as a node id: its ASCII letters and digits, or `host-` and a digest."""
     name = socket.gethostname().split(".")[0]
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     known = re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:32]
@@ -106,9 +107,9 @@ def host_name() -> str:
 def run_command(main: Coroutine[Any, Any, None], drain: Callable[[], bool] | None = None) -> None:
     """Run a command's coroutine. SIGINT and SIGTERM cancel it.
 
-    With `drain`, SIGTERM calls that instead; it returns whether the coroutine will end by itself.
+    With `drain`, SIGTERM calls it instead; it returns whether the coroutine will end by itself.
 
-    Exits with a code of `edgecosine.cli.outcome`.
+    Exits with a code of `edgecosine.cli.exit_status`.
     """
     try:
         is_terminated = uvloop.run(_until_terminated(main, drain))
@@ -123,7 +124,7 @@ def run_command(main: Coroutine[Any, Any, None], drain: Callable[[], bool] | Non
 async def _until_terminated(
     main: Coroutine[Any, Any, None], drain: Callable[[], bool] | None
 ) -> bool:
-    """Whether SIGTERM ended the coroutine."""
+    """Run the coroutine; returns whether SIGTERM ended it."""
     is_terminated = False
     running = asyncio.current_task()
     assert running is not None

@@ -1,4 +1,4 @@
-"""`edgecosine bench soak`: more than a cluster can do, for long."""
+"""`edgecosine bench soak`: overloads a cluster for a long time."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from edgecosine.lab.figures import Figure
 
 @click.command("soak")
 @click.option("--minutes", type=click.FloatRange(0.1), default=60.0, show_default=True,
-              help="Of overload.")  # fmt: skip
+              help="Duration of the overload.")  # fmt: skip
 @click.option("--load", type=click.FloatRange(0.1, 100), default=1.2, show_default=True,
-              help="What is asked, over what can be done.")  # fmt: skip
+              help="Request rate relative to the capacity.")  # fmt: skip
 @click.option("--normal-minutes", type=click.FloatRange(0.1), default=2.0, show_default=True,
-              help="Of normal service, once before and once after.")  # fmt: skip
+              help="Duration of normal load, before and again after the overload.")  # fmt: skip
 @click.option("--ballast", type=click.IntRange(1, 256), default=8, show_default=True,
-              help="Widen the target so that it costs what a larger one does.")  # fmt: skip
-@click.option("--seed", type=int, default=0, show_default=True)
+              help="Widen the target by this factor, so that it costs as much as a larger model."
+              )  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the requests.")
 @click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the figures and every minute as data, as it goes.")  # fmt: skip
+              help="Write the figures and every minute to FILE as JSON, after each minute."
+              )  # fmt: skip
 def command(
     minutes: float, load: float, normal_minutes: float, ballast: int, seed: int, report: Path | None
 ) -> None:
-    """Ask a cluster for more than it can do, for long, and see whether it minds.
+    """Overload a cluster for a long time and check that it stays stable.
 
-    Capacity is measured first. Clients differ in priorities, deadlines and patience, and one
-    subscriber stops reading. Every request must end, served or refused with a hint, cancelled or
-    expired; memory must not grow, and normal service afterwards must be as before. Other work on
-    the machine does no harm but to the rates. The exit status is 1 when a request hung or ended
-    with another error.
+    Capacity is measured first. Clients differ in priority, deadline and cancellation, and one
+    subscriber stops reading. Every request must end: served, refused with a time to retry,
+    cancelled or expired. Memory must not grow, and latency under normal load must be the same
+    before and after. Other load on the machine affects only the rates. The exit status is 1 when a
+    request hung or ended with another error.
     """
     from edgecosine.lab.soak.run_soak import SoakSettings, run_soak
 

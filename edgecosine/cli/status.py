@@ -28,19 +28,19 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("rtt ms", "rtt_ms", "{:.1f}"),
     ("tokens/s", "tokens_per_s", "{:.1f}"),
     ("acceptance", "acceptance", "{:.2f}"),
-    ("made ahead", "ahead_hit_rate", "{:.0%}"),
+    ("drafted ahead", "ahead_hit_rate", "{:.0%}"),
     ("queued", "queued", "{}"),
     ("plan", "plan", "{}"),
 )
-"""Heading, key in the node's state, and format."""
+"""Heading, key in the node's state, and format of each column."""
 
 
 @click.command("status")
 @click.option("--watch", is_flag=True, help="Keep running and show every change.")
-@click.option("--json", "as_json", is_flag=True, help="Print data; with --watch a line per change.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --watch a line per change.")
 @broker_options
 def command(watch: bool, as_json: bool, broker: BrokerAddress, cluster: str) -> None:
-    """Show the nodes of the cluster, their health and their counters."""
+    """Show the nodes, health and counters of the cluster."""
     run_command(_show(broker, cluster, watch=watch, as_json=as_json))
 
 
@@ -51,7 +51,7 @@ async def _show(broker: BrokerAddress, cluster: str, *, watch: bool, as_json: bo
         elif watch:
             await _watch(client, cluster)
         else:
-            # Into a pipe a row is a line; on a terminal rich finds the width.
+            # In a pipe each row is one line; on a terminal rich detects the width.
             width = None if sys.stdout.isatty() else _WIDE
             Console(width=width).print(await _view(client, cluster))
 
@@ -79,17 +79,17 @@ async def _watch(client: Client, cluster: str) -> None:
 
 
 async def _view(client: Client, cluster: str) -> Group:
-    """The nodes, their health with the reasons, and their counters."""
+    """The nodes, the cluster's health with reasons, and counters."""
     concerns = await client.concerns()
-    verdict = "healthy" if not concerns else f"degraded: {'; '.join(concerns)}"
-    lines = [verdict, *counted(await client.nodes())]
+    health = "healthy" if not concerns else f"degraded: {'; '.join(concerns)}"
+    lines = [health, *counted(await client.nodes())]
     return Group(await _table(client, cluster), *map(Text, lines))
 
 
 async def _table(client: Client, cluster: str) -> Table:
     is_online = await client.is_online()
     table = Table(title=f"cluster {cluster}: gateway {'online' if is_online else 'offline'}")
-    for heading in ("node", "is", *(heading for heading, _, _ in _COLUMNS)):
+    for heading in ("node", "status", *(heading for heading, _, _ in _COLUMNS)):
         table.add_column(heading)
     for name, view in (await client.nodes()).items():
         cells = [_cell(view.state, key, shape) for _, key, shape in _COLUMNS]

@@ -1,4 +1,4 @@
-"""`edgecosine up`: a whole cluster on this machine."""
+"""`edgecosine up`: runs a whole cluster on this machine."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import click
 
 from edgecosine import models, zoo
 from edgecosine.cli.access import environment_access, no_password
+from edgecosine.cli.exit_status import LOG_LEVEL_VARIABLE
 from edgecosine.cli.logs import log_to_stderr
-from edgecosine.cli.outcome import LOG_LEVEL_VARIABLE
 from edgecosine.cli.running import run_command
 from edgecosine.config import DEFAULT_CLUSTER
 from edgecosine.engine.options import Exactness
@@ -23,41 +23,43 @@ from edgecosine.models.packages import require_packages
 @click.command("up")
 @click.option(
     "--target", default=models.DEFAULT_TARGET, show_default=True,
-    help="Model that is served; `target` is the zoo's.",
+    help="Model to serve; `target`: the tiny model of the zoo.",
 )  # fmt: skip
 @click.option(
-    "--drafter", "drafters", multiple=True, help="Model that drafts; may be repeated. Default: all "
+    "--drafter", "drafters", multiple=True, help="Drafter model; may be repeated. Default: all "
     "that come with EdgeCoSine for this target.",
 )  # fmt: skip
 @click.option(
     "--ballast", type=click.IntRange(1, 256),
-    help="Widen the target so that it costs what a larger one does; 1: as it is. "
+    help="Widen the target by this factor, so that it costs as much as a larger model. "
     f"Default: {zoo.BALLAST} for the zoo's target, else 1.",
 )  # fmt: skip
 @click.option(
     "--exactness", type=click.Choice(["auto", "bitwise", "rounding"]), default="auto",
-    show_default=True, help="What the target promises; see `edgecosine node --help`.",
+    show_default=True, help="Guarantee of the target; see `edgecosine node --help`.",
 )  # fmt: skip
-@click.option("--cluster", envvar="EDGECOSINE_CLUSTER", default=DEFAULT_CLUSTER, show_default=True)
+@click.option("--cluster", envvar="EDGECOSINE_CLUSTER", default=DEFAULT_CLUSTER, show_default=True,
+              help="Name of the cluster.")  # fmt: skip
 @click.option(
     "--broker",
     envvar="EDGECOSINE_BROKER",
     metavar="URL",
     callback=no_password,
-    help="Use this broker, start none.",
+    help="Use this broker instead of starting one.",
 )
-@click.option("--broker-port", type=click.IntRange(1, 65535), default=1883, show_default=True)
+@click.option("--broker-port", type=click.IntRange(1, 65535), default=1883, show_default=True,
+              help="Port of the started broker.")  # fmt: skip
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
-    envvar=LOG_LEVEL_VARIABLE,
+    envvar=LOG_LEVEL_VARIABLE, help="Lowest level of log lines.",
 )  # fmt: skip
 def command(
     target: str, drafters: tuple[str, ...], ballast: int | None, exactness: Exactness, cluster: str,
     broker: str | None, broker_port: int, log_level: str,
 ) -> None:  # fmt: skip
-    """Run broker, target and drafters on this machine until interrupted. Nothing leaves it.
+    """Run broker, target and drafters on this machine until interrupted. All listen on loopback.
 
-    The target gets the first processor to itself, the drafters share the others.
+    The target runs on the first processor, and the drafters share the others.
     """
     require_packages(target)
     log_to_stderr(log_level)
@@ -75,24 +77,24 @@ def command(
     )  # fmt: skip
     if ballast > 1:
         click.echo(
-            f"ballast: the target is widened {ballast} times, to cost what a larger one does"
+            f"ballast: the target is widened {ballast} times, to cost as much as a larger model"
         )
     run_command(_up(plan))
 
 
 def _fetch(target: str) -> None:
-    """Before the nodes start, where progress can be seen."""
+    """Fetch the target before the nodes start, so that progress is visible."""
     try:
         models.obtain(target)
     except ModelUnavailable as error:
         raise click.ClickException(
-            f"{error}\nwithout it: `edgecosine up --target {zoo.TARGET}` serves the tiny models "
-            "that come with EdgeCoSine"
+            f"{error}\nwithout a download, `edgecosine up --target {zoo.TARGET}` serves the tiny "
+            "models that come with EdgeCoSine"
         ) from error
 
 
 def split_cores() -> tuple[str, str]:
-    """Core lists for the target and for the drafters; empty (no pinning) on a single core."""
+    """Core lists of the target and of the drafters; empty (not pinned) on a single core."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         return "", ""

@@ -1,7 +1,7 @@
-"""The demo: a real cluster on this machine, held-out prompts by MQTT, and the measured speed-up.
+"""The demo: runs a cluster on this machine, sends held-out prompts and measures the speed-up.
 
 Each prompt is answered twice in a row, by the target alone and with its drafters, in alternating
-order, so that a machine whose speed drifts affects both.
+order, so that a drifting speed of the machine affects both.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ async def run_demo(settings: DemoSettings, console: Console, report: Path | None
     )  # fmt: skip
     if scene.ballast > 1:
         console.print(
-            f"The target carries ballast: it is widened {scene.ballast} times, so that it costs "
-            "what a larger model does. Its texts are unchanged."
+            f"Ballast: the target is widened {scene.ballast} times, so that it costs as much as a "
+            "larger model. Its texts are unchanged."
         )
     async with (
         LocalCluster(plan, lambda text: console.print(f"[dim]{text}[/dim]")) as cluster,
@@ -113,7 +113,7 @@ class _Demo:
         self._num_pairs = 0
 
     async def warm_up(self) -> None:
-        """Warm up caches, allocators and estimates by one short answer per policy."""
+        """Warm up caches, allocators and statistics with one short answer per policy."""
         domain, prompts = next(iter(self._settings.scene.prompts.items()))
         await self._pair(domain, prompts[-1], GREEDY, max_tokens=self._settings.max_tokens // 4)
 
@@ -154,7 +154,7 @@ class _Demo:
         on_text: Callable[[str], None] = lambda _: None,
         max_tokens: int = 0,
     ) -> Pair:
-        """Both answers, in alternating order. Both are streamed, so that the cost is the same."""
+        """Request both answers, in alternating order; both are streamed, for equal costs."""
         answers: dict[str, MeasuredAnswer] = {}
         order = (ALONE, WITH_DRAFTERS) if self._num_pairs % 2 else (WITH_DRAFTERS, ALONE)
         self._num_pairs += 1
@@ -245,7 +245,7 @@ def _drafter_table(pairs: Sequence[Pair]) -> Table:
 
 
 def _shares(answers: Sequence[MeasuredAnswer]) -> dict[str, tuple[int, int]]:
-    """Proposed and accepted tokens by drafter, the random tail of its node id left out."""
+    """Proposed and accepted tokens by drafter, whose node id loses its random suffix."""
     shares: defaultdict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for answer in answers:
         for node_id, share in answer.drafters.items():

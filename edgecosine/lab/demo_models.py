@@ -1,4 +1,4 @@
-"""Models and prompts of a demonstration; no drafter was trained on the prompts."""
+"""Models and prompts of the demo; no drafter was trained on the prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Scene:
 
 
 def chat_scene() -> Scene:
-    """The real model that has packaged drafters; it is fetched when missing.
+    """The real model and its packaged drafters; the model is fetched when missing.
 
     Raises ModelUnavailable.
     """

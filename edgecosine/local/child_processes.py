@@ -30,7 +30,7 @@ if os.getppid() != int(sys.argv[1]):
 os.execvp(sys.argv[3], sys.argv[3:])
 """
 """PR_SET_PDEATHSIG survives exec, but not a change of user, so the user is changed first. The check
-covers a parent that ended before.
+of the parent's pid covers a parent that ended before.
 
 argv: pid of the parent, user or empty, command.
 """
@@ -44,10 +44,10 @@ async def spawn(
     stdin: int | IO[Any] = asyncio.subprocess.DEVNULL,
     user: str = "",
 ) -> asyncio.subprocess.Process:
-    """Start a command in a session of its own, as `user` if one is named.
+    """Start a command in its own session, as `user` if one is named.
 
-    Its output is appended to `log`; without one, its standard output is a pipe. `env` is added to
-    this process's environment, which other users cannot read, unlike the command line.
+    Its output is appended to `log`; without `log`, its standard output is a pipe. `env` is added to
+    this process's environment; unlike the command line, other users cannot read it.
     """
     wrapped = (sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), user, *command)
     with contextlib.ExitStack() as stack:
@@ -58,7 +58,7 @@ async def spawn(
             stdout=out,
             stderr=None if log is None else out,
             env=None if env is None else {**os.environ, **env},
-            # Ctrl-C in a terminal reaches the parent alone, which then stops its children in order.
+            # Ctrl-C in a terminal reaches only the parent, which then stops its children in order.
             start_new_session=True,
         )
 
@@ -83,8 +83,8 @@ def ending(code: int) -> str:
     return f"ended with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
 
 
-def last_words(log: Path) -> str:
-    """The error lines of a command's log, or else its last three lines, as one line."""
+def last_log_lines(log: Path) -> str:
+    """The error lines of a command's log, else its last three lines, as one line."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))

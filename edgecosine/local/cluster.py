@@ -1,7 +1,7 @@
 """A whole cluster on this machine: broker, target and drafters, each in a child process.
 
 A process that ends is restarted with exponential back-off. Used by `edgecosine up`, the demo and
-the lab, which starts each node in a network namespace of its own.
+the lab, which starts each node in its own network namespace.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ async def launch_here(
 
 
 class LocalCluster:
-    """`async with LocalCluster(plan, say) as cluster`: entered when all nodes are linked.
+    """`async with LocalCluster(plan, notify) as cluster`: entered when all nodes are linked.
 
-    `say` receives progress messages. Raises EngineError with the end of a node's log when one ends
-    during the start, ConfigError or BrokerLost when the broker does not start.
+    `notify` receives progress messages. Raises EngineError with the end of a node's log when a node
+    ends during the start, and ConfigError or BrokerLost when the broker does not start.
     """
 
     def __init__(
-        self, plan: ClusterPlan, say: Callable[[str], None], launch: Launch = launch_here
+        self, plan: ClusterPlan, notify: Callable[[str], None], launch: Launch = launch_here
     ) -> None:
-        self._plan, self._say, self._launch = plan, say, launch
+        self._plan, self._notify, self._launch = plan, notify, launch
         self._directory = tempfile.TemporaryDirectory(prefix="edgecosine-")
         self._broker: EmbeddedBroker | None = None
         self._processes: dict[str, asyncio.subprocess.Process] = {}
@@ -146,7 +146,7 @@ class LocalCluster:
             self._broker = EmbeddedBroker(port=self._plan.broker_port)
             await self._broker.__aenter__()
             self.broker_url = self._broker.url
-            self._say(f"broker: {self._broker.kind} at {self._broker.url}")
+            self._notify(f"broker: {self._broker.kind} at {self._broker.url}")
         await self._group.__aenter__()
         if self._broker is not None:
             keeping = self._keep_broker(self._broker)
@@ -179,11 +179,11 @@ class LocalCluster:
             if node.node_id in self._stopped:
                 return
             if not self._is_ready:
-                words = processes.last_words(self.logs / f"{node.node_id}.log")
-                raise EngineError(f"{node.node_id} {processes.ending(code)}: {words}")
+                lines = processes.last_log_lines(self.logs / f"{node.node_id}.log")
+                raise EngineError(f"{node.node_id} {processes.ending(code)}: {lines}")
             delay_s = delays.after(_now_s() - started)
             end = processes.ending(code)
-            self._say(f"{node.node_id} {end}; restarting it in {delay_s:.1f} s")
+            self._notify(f"{node.node_id} {end}; restarting it in {delay_s:.1f} s")
             await asyncio.sleep(delay_s)
             if node.node_id in self._stopped:
                 return  # the cluster ended during the delay
@@ -203,13 +203,13 @@ class LocalCluster:
                 if not self._is_ready:
                     raise
                 delay_s = delays.after(_now_s() - started)
-                self._say(f"{reason}; restarting it in {delay_s:.1f} s")
+                self._notify(f"{reason}; restarting it in {delay_s:.1f} s")
                 await asyncio.sleep(delay_s)
                 work = broker.restart
 
     async def _wait_until_linked(self) -> None:
         wanted = len(self._plan.drafters)
-        self._say(f"starting 1 target and {wanted} drafters")
+        self._notify(f"starting 1 target and {wanted} drafters")
         try:
             async with (
                 asyncio.timeout(START_TIMEOUT_S),
@@ -219,7 +219,7 @@ class LocalCluster:
                 while linked < wanted:
                     if (now := await self._num_linked(client)) != linked:
                         linked = now
-                        self._say(f"linked: {max(linked, 0)} of {wanted} drafters")
+                        self._notify(f"linked: {max(linked, 0)} of {wanted} drafters")
                     if linked < wanted:
                         await client.changed()
         except TimeoutError:
@@ -267,7 +267,7 @@ class _RestartDelays:
         self._backoff, self._attempts = Backoff(), 0
 
     def after(self, life_s: float) -> float:
-        """Seconds to wait before restarting a process that ran for so many seconds."""
+        """Seconds to wait before restarting a process that ran for `life_s`."""
         self._attempts = self._attempts + 1 if life_s < _EARLY_EXIT_S else 1
         return self._backoff.delay_s(self._attempts)
 

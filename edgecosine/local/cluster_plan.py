@@ -1,4 +1,4 @@
-"""What to run as a cluster on one machine: its nodes and their options."""
+"""The plan of a cluster on one machine: its nodes and their options."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ClusterPlan:
     broker: str | None = None
     broker_port: int = 1883
     access: BrokerAddress | None = None
-    """Address of a broker that needs more than its URL; nodes read that from the environment."""
+    """Address of a broker with access options, which nodes read from the environment."""
 
 
 def local_plan(
@@ -49,8 +49,8 @@ def local_plan(
     drafter_devices: Sequence[str] = ("auto",),
     access: BrokerAddress | None = None,
 ) -> ClusterPlan:
-    """A plan with one node per model; core lists as for `edgecosine node --cores`, devices as for
-    `--device`, assigned to drafters in turn."""
+    """A plan with one node for each model. Core lists as for `edgecosine node --cores`; devices as
+    for `--device`, assigned to the drafters in rotation."""
     tail = secrets.token_hex(2)
     options = (
         "--model", target, "--role", "target", "--ballast", str(ballast), "--exactness", exactness,

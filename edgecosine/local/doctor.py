@@ -1,7 +1,7 @@
-"""Is this machine ready to be a node? Each check gives what it found, and what to do if anything.
+"""Checks whether this machine is ready to run a node. Each check returns a finding and advice.
 
-The checks change nothing and need no running cluster. They know neither torch nor the MQTT client;
-what only the engine can tell is asked of it, when it is installed.
+The checks change nothing and need no running cluster. They import neither torch nor the MQTT
+client; the engine describes devices itself, if it is installed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _WIDE_FEATURES: Final = frozenset({"avx2", "asimd"})
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was looked at, what was found, and what to do; no advice means that all is well."""
+    """Name and finding of a check, and advice; without advice nothing needs to be fixed."""
 
     name: str
     finding: str
@@ -54,7 +54,7 @@ class Check:
 
     @property
     def is_ok(self) -> bool:
-        """Whether nothing needs doing."""
+        """Whether there is nothing to fix."""
         return not self.advice
 
 
@@ -71,22 +71,22 @@ def check_compiler(which: Callable[[str], str | None] = shutil.which) -> Check:
     for name in COMPILERS:
         if path := which(name):
             return Check("compiler", path)
-    advice = "install g++; without it the engine does with plain torch, which is slower"
+    advice = "install g++; without it the engine uses plain torch, which is slower"
     return Check("compiler", "none", advice)
 
 
 def check_memory(
     meminfo: Path = Path("/proc/meminfo"), group: Callable[[], int | None] = group_memory
 ) -> Check:
-    """Memory that a model could take now."""
+    """Memory that is available to a model now."""
     try:
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = int(fields["MemAvailable"].split()[0]) << 10
         what = "available"
     except (OSError, KeyError, ValueError):
-        free, what = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "in all"
-    if (within := group()) is not None and within < free:
-        free, what = within, "within the limit of the control group"
+        free, what = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "in total"
+    if (limit := group()) is not None and limit < free:
+        free, what = limit, "within the limit of the control group"
     finding = f"{free / 2**30:.1f} GiB {what}"
     if free >= MIN_MEMORY_BYTES:
         return Check("memory", finding)
@@ -94,7 +94,7 @@ def check_memory(
 
 
 def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
-    """Processor features that models are fast with."""
+    """Processor features that the engine's kernels use."""
     count = f"{os.cpu_count() or 1} processors"
     try:
         lines = cpuinfo.read_text().splitlines()
@@ -109,7 +109,7 @@ def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
     finding = f"{count}: {', '.join(known) or 'no vector features'}"
     if flags and not flags & _WIDE_FEATURES:
         return Check(
-            "processor", finding, "expect slow models; the ngram drafter suits this machine"
+            "processor", finding, "models run slowly here; the ngram drafter suits this machine"
         )
     return Check("processor", finding)
 
@@ -117,7 +117,7 @@ def check_processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> Check:
 def check_engine(
     model: str | None = None, module: str = "edgecosine.engine.loading.device"
 ) -> list[Check]:
-    """What the engine says about processors and GPUs."""
+    """The engine's description of processors and GPUs."""
     try:
         described: list[str] = importlib.import_module(module).describe()
     except ImportError as error:
@@ -136,23 +136,23 @@ def check_interfaces(found: Sequence[Interface] | None = None) -> Check:
         return Check("interfaces", "none", "bring the loopback interface up: ip link set lo up")
     addresses = [ipaddress.ip_address(address) for one in own for address in one.addresses]
     if all(address.is_loopback for address in addresses):
-        finding += " (no network: only nodes of this machine can be reached)"
+        finding += " (no network: only nodes on this machine are reachable)"
     return Check("interfaces", finding)
 
 
 async def check_multicast(used: Sequence[str] | None = None) -> Check:
-    """Whether nodes can find each other: our own announcement must come back."""
+    """Whether nodes can discover each other: our own announcement must be received."""
     if await multicast_works(used):
-        return Check("multicast", "our own announcement was heard")
+        return Check("multicast", "our own announcement was received")
     return Check(
         "multicast",
-        "our own announcement was not heard",
-        "allow UDP port 5353 to 224.0.0.251 and ff02::fb, or name the nodes: --peer HOST:PORT",
+        "our own announcement was not received",
+        "allow UDP port 5353 to 224.0.0.251 and ff02::fb, or list the nodes: --peer HOST:PORT",
     )
 
 
 async def check_broker(broker: BrokerAddress | None) -> Check:
-    """Whether the MQTT broker takes connections; without one, whether `up` could start one."""
+    """Whether the MQTT broker accepts connections; without one, whether `up` could start one."""
     if broker is None:
         return _check_embedded_broker()
     advice = "start one with `edgecosine broker`, or name another with --broker URL"
@@ -169,23 +169,23 @@ async def check_broker(broker: BrokerAddress | None) -> Check:
     else:
         writer.close()
         how = "encrypted" if tls else "plain"
-        return Check("broker", f"{broker} takes {how} connections")
+        return Check("broker", f"{broker} accepts {how} connections")
     return Check("broker", f"{broker} cannot be reached: {reason}", advice)
 
 
 def check_credentials(directory: Path | None) -> Check:
-    """Whether this machine's node belongs to a cluster."""
+    """Whether this machine's node is a member of a cluster."""
     if directory is None:
-        return Check("credentials", "none: links stay on this machine")
+        return Check("credentials", "none: the node links only with nodes on this machine")
     try:
         credentials = Credentials.load(directory)
         credentials.trust()
     except (ConfigError, EnrolmentError) as error:
-        return Check("credentials", str(error), "revoke this node, delete them, and join anew")
+        return Check("credentials", str(error), "revoke this node, delete them, and join again")
     ours, until = credentials.identity, f"{credentials.not_after:%Y-%m-%d}"
-    finding = f"{ours.role} {ours.node_id} of cluster {ours.cluster}, until {until}"
+    finding = f"{ours.role} {ours.node_id} of cluster {ours.cluster}, valid until {until}"
     if credentials.not_after <= utc_now():
-        return Check("credentials", f"{finding}: expired", "delete them, and join anew")
+        return Check("credentials", f"{finding}: expired", "delete them, and join again")
     return Check("credentials", finding)
 
 
@@ -195,11 +195,11 @@ def _check_embedded_broker() -> Check:
         return Check("broker", f"`edgecosine broker` will start {found}")
     if importlib.util.find_spec("amqtt") is not None:
         return Check("broker", "`edgecosine broker` will start amqtt")
-    return Check("broker", "none to start", "install mosquitto, or `pip install amqtt`")
+    return Check("broker", "none installed", "install mosquitto, or `pip install amqtt`")
 
 
 def check_models(model: str | None, zoo: Path) -> list[Check]:
-    """Files of one model, or of the whole zoo."""
+    """The files of one model, or of the whole zoo."""
     if model is None:
         names = [path.name for path in zoo_models(zoo)]
         if not names:
@@ -216,18 +216,18 @@ def _check_model(name: str, zoo: Path) -> Check:
     if path is None and is_hub_name(name):
         if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE"):
             return Check(what, "not downloaded, and HF_HUB_OFFLINE is set", "download it first")
-        return Check(what, "not here; the first start downloads it from the hub")
+        return Check(what, "not on this machine; the first start downloads it from the hub")
     if path is None and name in models.CATALOGUE:
         if models.CATALOGUE[name].terms:
             advice = f"edgecosine model fetch {name} --accept-terms"
-            return Check(what, "not here, and its terms must be accepted", advice)
-        return Check(what, "not here; the first start fetches it")
+            return Check(what, "not on this machine, and its terms must be accepted", advice)
+        return Check(what, "not on this machine; the first start fetches it")
     if path is None:
-        advice = "give a name of `edgecosine model list`, a directory, a GGUF file or a hub id"
+        advice = "use a name of `edgecosine model list`, a directory, a GGUF file or a hub id"
         return Check(what, "not found", advice)
     try:
         fault = fault_of(path)
-    except ModuleNotFoundError:  # the packages that read GGUF files come with the engine
+    except ModuleNotFoundError:  # reading GGUF files needs a package of the extra `models`
         return Check(what, f"{path}, not examined", ModelsNotInstalled.INSTALL)
     if fault is None:
         return Check(what, str(path))
@@ -242,9 +242,9 @@ async def examine(
     used: Sequence[str] | None = None,
     credentials: Path | None = None,
 ) -> list[Check]:
-    """Every check of this machine, the quick ones first.
+    """All checks of this machine, the quick ones first.
 
-    `used` are the addresses of the interfaces to use, None for all.
+    `used` lists the addresses of the interfaces to use, None for all.
     """
     checks = [check_python(), check_compiler(), check_memory(), check_processor()]
     checks += await asyncio.to_thread(check_engine, model)

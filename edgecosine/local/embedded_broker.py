@@ -77,9 +77,9 @@ class EmbeddedBroker:
         try:
             settings, command = self._command(directory)
             is_root = os.geteuid() == 0 and self.kind == "mosquitto"
-            with settings.open("rb") as given:
+            with settings.open("rb") as file:
                 self._process = await processes.spawn(
-                    command, self._log_path, stdin=given, user="nobody" if is_root else ""
+                    command, self._log_path, stdin=file, user="nobody" if is_root else ""
                 )
             await self._accepts()
         except BaseException:
@@ -112,8 +112,8 @@ class EmbeddedBroker:
         if self._process is None:
             raise RuntimeError("the broker has not been started")
         code = await self._process.wait()
-        words = processes.last_words(self._log_path)
-        raise BrokerLost(f"the broker {processes.ending(code)}: {words}")
+        lines = processes.last_log_lines(self._log_path)
+        raise BrokerLost(f"the broker {processes.ending(code)}: {lines}")
 
     def _make_directory(self) -> Path:
         directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="ecs-")))
@@ -140,8 +140,8 @@ class EmbeddedBroker:
                     await asyncio.sleep(_POLL_S)
                 ending.cancel()
         except TimeoutError as error:
-            words = processes.last_words(self._log_path)
-            raise BrokerLost(f"the broker does not accept connections: {words}") from error
+            lines = processes.last_log_lines(self._log_path)
+            raise BrokerLost(f"the broker does not accept connections: {lines}") from error
         except ExceptionGroup as group_error:
             raise BrokerLost(str(group_error.exceptions[0])) from group_error
 
@@ -154,9 +154,9 @@ class EmbeddedBroker:
 
 
 def installed_kind() -> BrokerKind:
-    """The broker that is installed here, Mosquitto before amqtt.
+    """The installed broker; Mosquitto if both are.
 
-    Raises ConfigError when neither is.
+    Raises ConfigError when neither is installed.
     """
     if _mosquitto() is not None:
         return "mosquitto"
@@ -166,7 +166,7 @@ def installed_kind() -> BrokerKind:
 
 
 def _mosquitto() -> str | None:
-    # Debian installs daemons outside the PATH of ordinary users.
+    # Debian installs daemons outside of the PATH of ordinary users.
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 
@@ -201,7 +201,7 @@ def _check_free(host: str, port: int) -> None:
             host, port, type=socket.SOCK_STREAM
         )[0]
         with socket.socket(family, kind, protocol) as probe:
-            # As the brokers do, so that connections in TIME_WAIT do not count.
+            # As the brokers do, so that connections in TIME_WAIT do not block the address.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, UnicodeError) as error:

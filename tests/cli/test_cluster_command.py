@@ -1,4 +1,4 @@
-"""`edgecosine cluster`, and what its credentials mean for `edgecosine node`."""
+"""`edgecosine cluster`, and the effect of its credentials on `edgecosine node`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ WANTED = ["--role", "drafter", "--model", "ngram"]
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this user's credentials for the cluster `home` lie."""
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Directory of this user's credentials for the cluster `home`."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     return tmp_path / "edgecosine" / "home"
 
@@ -41,15 +41,15 @@ def refusal(*words: str) -> str:
     return " ".join(result.output.split())
 
 
-def test_init_makes_this_machine_the_first_member(place: Path) -> None:
+def test_init_makes_this_machine_the_first_member(directory: Path) -> None:
     cluster("init", "--node-id", "big")
-    assert Credentials.load(place).identity.uri == "urn:edgecosine:node:home:target:big"
+    assert Credentials.load(directory).identity.uri == "urn:edgecosine:node:home:target:big"
     [member] = json.loads(cluster("list", "--json"))
     assert (member["node"], member["role"], member["is"]) == ("big", "target", "in")
     assert "left as they are" in refusal("cluster", "init")
 
 
-def test_invitation_names_the_authority_and_where_it_is() -> None:
+def test_invitation_contains_fingerprint_and_addresses_of_the_authority() -> None:
     cluster("init")
     token = read_token(cluster("invite", "--address", "big.lan:7412", "--ttl", "90s"))
     assert token.addresses == ["big.lan:7412"]
@@ -62,7 +62,7 @@ def test_invitation_names_the_authority_and_where_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "error"),
     [
         (("invite",), "edgecosine cluster init"),
         (("revoke", "kitchen"), "edgecosine cluster init"),
@@ -75,13 +75,15 @@ def test_invitation_names_the_authority_and_where_it_is() -> None:
         (("init", "--node-id", "a b"), "node_id = 'a b'"),
     ],
 )
-def test_mistake_is_told_with_what_to_do(words: tuple[str, ...], said: str, place: Path) -> None:
-    assert said in refusal("cluster", *words)
-    assert not place.exists()
+def test_mistake_is_reported_with_advice(
+    words: tuple[str, ...], error: str, directory: Path
+) -> None:
+    assert error in refusal("cluster", *words)
+    assert not directory.exists()
 
 
 @pytest.mark.parametrize("ttl", ["", "15", "m", "8d", "0s", "-1m", "1.5h"])
-def test_wrong_time_is_refused(ttl: str) -> None:
+def test_wrong_duration_is_refused(ttl: str) -> None:
     cluster("init")
     assert "ttl" in refusal("cluster", "invite", f"--ttl={ttl}")
 
@@ -92,7 +94,7 @@ def test_second_join_on_one_machine_is_refused() -> None:
     assert "joined already" in refusal("cluster", "join", token)
 
 
-def test_broker_configuration_names_targets_and_prints_new_passwords(tmp_path: Path) -> None:
+def test_broker_configuration_lists_targets_and_prints_new_passwords(tmp_path: Path) -> None:
     cluster("init", "--node-id", "big")
     words = ("broker-config", str(tmp_path / "b"), "--host", "broker.lan")
     printed = cluster(*words, "--client", "alice")
@@ -108,10 +110,10 @@ def access_of(config: NodeConfig) -> BrokerAddress:
     return config.broker
 
 
-def test_credentials_give_the_node_its_name(place: Path) -> None:
+def test_credentials_give_the_node_its_name(directory: Path) -> None:
     cluster("init", "--node-id", "small", "--role", "drafter")
     found = settings(WANTED)
-    assert (found.node_id, found.links.credentials) == ("small", place)
+    assert (found.node_id, found.links.credentials) == ("small", directory)
     membership = Membership(found)
     assert [str(address) for address in membership.listen] == [":0"]
     assert membership.guard.trust is not None
@@ -119,16 +121,16 @@ def test_credentials_give_the_node_its_name(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "error"),
     [
         (["--role", "target", "--model", "m"], "these belong to drafter small of cluster home"),
         ([*WANTED, "--node-id", "other"], "these belong to drafter small of cluster home"),
         ([*WANTED, "--insecure"], "there are credentials"),
     ],
 )
-def test_credentials_of_another_are_refused(args: list[str], said: str) -> None:
+def test_credentials_of_another_node_are_refused(args: list[str], error: str) -> None:
     cluster("init", "--node-id", "small", "--role", "drafter")
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=error):
         Membership(settings(args))
 
 
@@ -144,12 +146,12 @@ def test_without_credentials_links_stay_on_this_machine() -> None:
     assert [str(address) for address in wide.listen] == [":0"]
 
 
-def test_passwords_come_from_file_or_environment_never_from_the_line(tmp_path: Path) -> None:
+def test_passwords_are_read_from_file_or_environment_only(tmp_path: Path) -> None:
     url = "mqtt://me:secret@broker.lan"
     for words in (["node", *WANTED], ["ask", "x"], ["status"], ["doctor"], ["up"]):
-        said = refusal(*words, "--broker", url)
-        assert "EDGECOSINE_BROKER_PASSWORD" in said
-        assert "secret" not in said
+        error = refusal(*words, "--broker", url)
+        assert "EDGECOSINE_BROKER_PASSWORD" in error
+        assert "secret" not in error
     assert settings(WANTED, {"EDGECOSINE_BROKER": url}).broker == BrokerAddress.parse(url)
     file = tmp_path / "password"
     file.write_text("from file\nand not this")
@@ -161,18 +163,18 @@ def test_passwords_come_from_file_or_environment_never_from_the_line(tmp_path: P
     assert "secret" not in repr(settings(WANTED, {"EDGECOSINE_BROKER": url}))
 
 
-def test_brokers_certificate_is_the_clusters_where_there_are_credentials(place: Path) -> None:
+def test_broker_is_verified_by_the_clusters_authority_with_credentials(directory: Path) -> None:
     mqtts = [*WANTED, "--broker", "mqtts://broker.lan"]
     assert access_of(settings(mqtts)).ca_file is None
     cluster("init", "--node-id", "small", "--role", "drafter")
     found = settings(mqtts)
-    assert access_of(found).ca_file == place / "authorities.pem"
-    assert access_of(found).certificate_file == place / "node.pem"
+    assert access_of(found).ca_file == directory / "authorities.pem"
+    assert access_of(found).certificate_file == directory / "node.pem"
     assert access_of(settings([*mqtts, "--broker-ca", "system"])).ca_file is None
     assert access_of(settings([*WANTED, "--broker", "mqtt://127.0.0.1"])).ca_file is None
 
 
-def test_open_broker_takes_a_word() -> None:
-    said = refusal("broker", "--listen", "0.0.0.0:1883")
-    assert "cluster broker-config" in said
-    assert "--insecure" in said
+def test_broker_for_a_network_needs_the_insecure_option() -> None:
+    error = refusal("broker", "--listen", "0.0.0.0:1883")
+    assert "cluster broker-config" in error
+    assert "--insecure" in error

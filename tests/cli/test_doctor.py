@@ -1,4 +1,4 @@
-"""`edgecosine doctor`, as its user sees it."""
+"""The output and exit code of `edgecosine doctor`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from click.testing import CliRunner
 from edgecosine.cli.doctor import command
 
 
-def test_a_fault_is_told_with_what_to_do_and_exits_with_one() -> None:
+def test_fault_is_printed_with_advice_and_exits_with_1() -> None:
     result = CliRunner().invoke(command, ["--model", "no such model"])
     assert result.exit_code == 1
     assert "do  model no such model" in result.output
-    assert "→ give a name of `edgecosine model list`" in result.output
+    assert "→ use a name of `edgecosine model list`" in result.output
 
 
-def test_data_says_the_same() -> None:
+def test_json_has_the_same_checks() -> None:
     result = CliRunner().invoke(command, ["--model", "no such model", "--json"])
     found = json.loads(result.stdout)
     assert result.exit_code == 1

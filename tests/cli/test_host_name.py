@@ -1,4 +1,4 @@
-"""A machine's name becomes a node's, whatever letters it has."""
+"""A host name with any letters becomes a valid node name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edgecosine.security.identity import NodeIdentity
         ("", "host-"),
     ],
 )
-def test_node_is_called_as_its_machine_as_far_as_that_can_be_written(
+def test_node_name_has_the_ascii_letters_of_the_host_name(
     machine: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: machine)
@@ -35,7 +35,7 @@ def test_node_is_called_as_its_machine_as_far_as_that_can_be_written(
     assert NodeIdentity("home", "drafter", f"{given}-drafter-1234").node_id
 
 
-def test_machines_whose_names_cannot_be_written_are_told_apart(
+def test_host_names_without_ascii_letters_give_different_node_names(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     names = set()

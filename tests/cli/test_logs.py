@@ -1,4 +1,4 @@
-"""Log records are one line each."""
+"""Each log record is one line."""
 
 from __future__ import annotations
 

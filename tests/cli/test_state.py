@@ -1,4 +1,4 @@
-"""Names last from start to start, and nodes of one machine have names of their own."""
+"""A node keeps its name over restarts, and nodes of one machine have different names."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from edgecosine.cli.state import lasting_place
+from edgecosine.cli.state import unused_directory
 
 
-def place_of_a_process(
-    base: Path, drawn: str, *, stays: bool = False
+def process_with_directory(
+    base: Path, fresh: str, *, stays: bool = False
 ) -> tuple[subprocess.Popen[str], str]:
-    """A process that has taken a place; `stays` until its input ends."""
+    """A process that has locked a directory, and its output; with `stays` it runs on."""
     code = (
-        "import sys; from pathlib import Path; from edgecosine.cli.state import lasting_place;"
-        f"print(lasting_place(Path({str(base)!r}), 'drafter-ngram', {drawn!r}), flush=True);"
+        "import sys; from pathlib import Path; from edgecosine.cli.state import unused_directory;"
+        f"print(unused_directory(Path({str(base)!r}), 'drafter-ngram', {fresh!r}), flush=True);"
         + ("sys.stdin.read()" if stays else "")
     )
     process = subprocess.Popen(
@@ -30,18 +30,18 @@ def end(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
-def test_names_last_and_nodes_that_run_side_by_side_have_others(tmp_path: Path) -> None:
-    first, said = place_of_a_process(tmp_path, "one", stays=True)
-    second, said_beside = place_of_a_process(tmp_path, "two", stays=True)
-    assert "'one'" in said
-    assert "'two'" in said_beside
+def test_name_is_reused_after_a_restart_and_not_by_a_second_process(tmp_path: Path) -> None:
+    first, first_output = process_with_directory(tmp_path, "one", stays=True)
+    second, second_output = process_with_directory(tmp_path, "two", stays=True)
+    assert "'one'" in first_output
+    assert "'two'" in second_output
     end(first)
-    again, said_again = place_of_a_process(tmp_path, "three")
-    assert said_again == said
+    again, again_output = process_with_directory(tmp_path, "three")
+    assert again_output == first_output
     for process in (again, second):
         end(process)
 
 
-def test_where_nothing_can_be_kept_the_name_is_drawn(tmp_path: Path) -> None:
+def test_fresh_name_is_used_where_no_directory_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert lasting_place(tmp_path / "file", "drafter", "drawn") == (None, "drawn")
+    assert unused_directory(tmp_path / "file", "drafter", "fresh") == (None, "fresh")

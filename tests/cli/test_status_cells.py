@@ -1,4 +1,4 @@
-"""What a node tells of itself is shown, whatever it is."""
+"""Values in a node's state are shown, whatever their type."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ from edgecosine.cli.status import _cell
     ("value", "shown"),
     [(1.25, "1.2"), (None, "-"), ("soon", "soon"), ([1], "[1]"), ({"a": 1}, "{'a': 1}")],
 )
-def test_odd_values_are_shown_as_they_are(value: Any, shown: str) -> None:
+def test_unexpected_values_are_shown_unformatted(value: Any, shown: str) -> None:
     assert _cell({"rtt_ms": value}, "rtt_ms", "{:.1f}") == shown

@@ -1,4 +1,4 @@
-"""`pip install edgecosine` without the extra `models`: what runs, and how the rest fails."""
+"""`pip install edgecosine` without the extra `models`: running commands, and errors of others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgecosine.cli.outcome import MISUSED, TERMINATED
+from edgecosine.cli.exit_status import MISUSED, TERMINATED
 
 BLOCKED = (
     "torch", "transformers", "bitsandbytes", "accelerate", "safetensors", "tokenizers", "gguf",
@@ -50,29 +50,29 @@ def edgecosine(*arguments: str, home: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def outcome(*arguments: str, home: Path) -> tuple[int, str]:
+def run_to_end(*arguments: str, home: Path) -> tuple[int, str]:
     """Exit code and output of a command."""
     with edgecosine(*arguments, home=home) as process:
         output, _ = process.communicate(timeout=60)
     return process.returncode, output
 
 
-def test_the_help_and_the_doctor_run(tmp_path: Path) -> None:
-    code, output = outcome("--help", home=tmp_path)
+def test_help_and_doctor_run(tmp_path: Path) -> None:
+    code, output = run_to_end("--help", home=tmp_path)
     assert (code, "status" in output) == (0, True)
-    code, output = outcome("doctor", "--model", "ngram", home=tmp_path)
+    code, output = run_to_end("doctor", "--model", "ngram", home=tmp_path)
     assert "not installed" in output
     assert INSTALL not in output
-    code, output = outcome("doctor", home=tmp_path)
+    code, output = run_to_end("doctor", home=tmp_path)
     assert (code, INSTALL in output) == (1, True)
 
 
 @pytest.mark.parametrize("command", ["ask", "broker", "status", "cluster", "forget"])
-def test_commands_of_a_client_run(command: str, tmp_path: Path) -> None:
-    assert outcome(command, "--help", home=tmp_path)[0] == 0
+def test_client_commands_run(command: str, tmp_path: Path) -> None:
+    assert run_to_end(command, "--help", home=tmp_path)[0] == 0
 
 
-def test_an_ngram_drafter_runs(tmp_path: Path) -> None:
+def test_ngram_drafter_runs(tmp_path: Path) -> None:
     arguments = ("--role", "drafter", "--model", "ngram", "--broker", "none", "--no-mdns")
     with edgecosine("node", *arguments, home=tmp_path) as process:
         assert process.stdout is not None
@@ -94,7 +94,7 @@ def test_an_ngram_drafter_runs(tmp_path: Path) -> None:
 def test_commands_that_need_a_model_name_the_extra(
     arguments: tuple[str, ...], tmp_path: Path
 ) -> None:
-    code, output = outcome(*arguments, home=tmp_path)
+    code, output = run_to_end(*arguments, home=tmp_path)
     error = output.strip().splitlines()[-1]
     assert (code, error.startswith("Error: "), error.endswith(INSTALL)) == (MISUSED, True, True)
     assert "Traceback" not in output

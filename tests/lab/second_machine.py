@@ -1,4 +1,4 @@
-"""A program for the lab's hosts: `second_machine.py echo|count|hear|shout …`; prints JSON."""
+"""A program for the lab's hosts: `second_machine.py echo|count|listen|flood …`; prints JSON."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def count() -> None:
         notify(counted)
 
 
-def shout(host: str, port: str, times: str) -> None:
+def flood(host: str, port: str, times: str) -> None:
     """Send datagrams, then mark the end until this process is ended."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
         for _ in range(int(times)):
@@ -50,7 +50,7 @@ def shout(host: str, port: str, times: str) -> None:
             own.sendto(b"end", (host, int(port)))
 
 
-def hear(address: str) -> None:
+def listen(address: str) -> None:
     """Join a multicast group and print the first message."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
         own.bind((GROUP, 7777))
@@ -60,7 +60,7 @@ def hear(address: str) -> None:
         notify(own.recv(100).decode())
 
 
-def call(address: str, text: str) -> None:
+def send(address: str, text: str) -> None:
     """Send one message to a multicast group."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own:
         own.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(address))
@@ -68,6 +68,6 @@ def call(address: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    {"echo": echo, "count": count, "shout": shout, "hear": hear, "call": call}[sys.argv[1]](
+    {"echo": echo, "count": count, "flood": flood, "listen": listen, "send": send}[sys.argv[1]](
         *sys.argv[2:]
     )

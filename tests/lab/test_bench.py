@@ -73,9 +73,9 @@ class FakeStages:
 
 
 def bench(environments: FakeStages, report: BenchReport, repeats: int = 2) -> list[str]:
-    said: list[str] = []
-    asyncio.run(run_bench(schedule(CELLS, repeats), environments.open, report, said.append))
-    return said
+    messages: list[str] = []
+    asyncio.run(run_bench(schedule(CELLS, repeats), environments.open, report, messages.append))
+    return messages
 
 
 def test_repetitions_run_site_by_site_and_cell_by_cell() -> None:
@@ -101,13 +101,13 @@ def test_every_two_repetitions_run_each_pair_of_policies_in_both_orders() -> Non
 
 def test_every_run_is_made_once_in_the_environment_of_its_site() -> None:
     environments, report = FakeStages(), BenchReport(None, SETTINGS)
-    said = bench(environments, report)
+    messages = bench(environments, report)
     assert environments.opened == [("network", ("near", "far")), ("hostile", ("liars",))]
     assert environments.num_closed == 2
     assert environments.played == [(s.cell.name, s.repeat, s.policy) for s in schedule(CELLS, 2)]
     assert len(report.runs) == 14
-    assert said[0].startswith("[1/14] near, repetition 1, target-alone: 10 tokens/s")
-    assert said[-1].endswith("; 0 s left")
+    assert messages[0].startswith("[1/14] near, repetition 1, target-alone: 10 tokens/s")
+    assert messages[-1].endswith("; 0 s left")
 
 
 def test_interrupted_benchmark_resumes(tmp_path: Path) -> None:
@@ -122,9 +122,9 @@ def test_interrupted_benchmark_resumes(tmp_path: Path) -> None:
 
     report, environments = BenchReport(path, SETTINGS), FakeStages()
     report.resume()
-    said = bench(environments, report)
-    assert said[0] == "resuming: 6 of 14 runs are there already"
-    assert said[1].startswith("[7/14]")
+    messages = bench(environments, report)
+    assert messages[0] == "resuming: 6 of 14 runs are there already"
+    assert messages[1].startswith("[7/14]")
     assert broken.played + environments.played == [
         (s.cell.name, s.repeat, s.policy) for s in schedule(CELLS, 2)
     ]

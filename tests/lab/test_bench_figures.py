@@ -138,8 +138,8 @@ def test_overhead_excludes_computing_time() -> None:
             "drafts": [
                 _draft(1.1, 1.5, 0.2),  # computes from 1.2 to 1.4
                 _draft(1.1, 1.4, 0.1),  # meanwhile
-                _draft(1.6, 2.6, 1.0),  # beside the pass: nobody waits for it
-                _draft(1.6, 3.3, 1.5),  # computes from 1.7 to 3.2: 0.2 of it after the verdict
+                _draft(1.6, 2.6, 1.0),  # during the pass, so it causes no wait
+                _draft(1.6, 3.3, 1.5),  # computes from 1.7 to 3.2, 0.2 of it after verification
             ],
         },
         {"started_s": 3.4, "submitted_s": 3.4, "verified_s": 4.4, "pass_s": 1.0, "drafts": []},
@@ -174,7 +174,7 @@ def test_overhead_is_between_zero_and_the_round(
 def test_target_busy_uses_the_states_published_during_the_run() -> None:
     states = [
         {"busy_s": 0.0, "idle_s": 90.0},
-        {"busy_s": 0.0, "idle_s": 90.0, "told": "something else"},
+        {"busy_s": 0.0, "idle_s": 90.0, "changed": "something else"},
         {"busy_s": 5.0, "idle_s": 100.0},
         {"busy_s": 6.0, "idle_s": 100.5},
         {"busy_s": 14.0, "idle_s": 101.0},

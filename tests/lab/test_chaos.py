@@ -1,4 +1,4 @@
-"""Chaos without processes: the schedule, the workload, and a checker that detects all faults."""
+"""Chaos without processes: schedule, workload, and a checker that detects all faults."""
 
 from __future__ import annotations
 
@@ -79,8 +79,7 @@ def test_workload_is_deterministic_and_keeps_the_bodies(
     assert len({item.request.request_id for item in workload}) == count
     for item in workload:
         request, body = item.request, bodies[item.body]
-        asked = replace(request, request_id="", stream=False, policy=body.policy)
-        assert asked == body
+        assert replace(request, request_id="", stream=False, policy=body.policy) == body
         assert item.is_cancelled <= request.stream
         assert not (item.is_cancelled and item.is_repeated)
 

@@ -1,4 +1,4 @@
-"""New connections, of the gateway and its own, that the observer of a chaos run records."""
+"""The observer of a chaos run records new connections of the gateway and of its own."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def test_observer_records_reconnections_of_the_gateway_and_its_own() -> None:
             async with EmbeddedBroker(port=port) as broker, listening(broker) as gateway:
                 gateway.send(HOME.response("a", "2"), final("x"), retain=True)
                 await observer.finals(["a/2"], 0.0)
-                [first, away] = observer.connections
-                assert first[0] < histories["a/1"].received[0].at_s < away[0]
-                assert away[0] < histories["a/2"].received[0].at_s
+                [first, second] = observer.connections
+                assert first[0] < histories["a/1"].received[0].at_s < second[0]
+                assert second[0] < histories["a/2"].received[0].at_s
                 await stack.aclose()
 
     run(history())

@@ -1,4 +1,4 @@
-"""The whole recipe for a tiny target, from text to files that are served."""
+"""The whole training for a tiny target, from text to drafters that are served."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def recipe_of(target: Path) -> DistillRecipe:
     return replace(toy_recipe(), target=str(target), kind="Q8_0")
 
 
-def test_recipe_makes_usable_drafters_and_resumes(target: Path, tmp_path: Path) -> None:
+def test_training_writes_usable_drafters_and_resumes(target: Path, tmp_path: Path) -> None:
     recipe, places = recipe_of(target), DistillPaths(tmp_path / "scratch", target.parent)
     make_drafters(recipe, places, "cpu", ["text"])
     first = (places.text / "0000.npz").read_bytes()
@@ -98,7 +98,7 @@ def test_resumed_training_gives_the_same_result(target: Path, tmp_path: Path) ->
         assert torch.equal(one, other)
 
 
-def test_student_learns_from_its_target(target: Path) -> None:
+def test_student_recovers_the_loss_of_its_target(target: Path) -> None:
     """A student of all layers equals the target, so training must recover its initial loss."""
     from edgecosine.lab.distill.losses import AcceptanceLoss
     from edgecosine.lab.distill.trainer import Trainer
@@ -128,7 +128,7 @@ def test_student_computes_the_same_on_a_gpus_path(target: Path) -> None:
 
 
 def conversations(target: Path, count: int) -> list[Conversation]:
-    teacher = load_teacher(str(target), "cpu", slots=4, cells=256)
+    teacher = load_teacher(str(target), "cpu", slots=4, slot_size=256)
     writer = Writer(
         teacher.feeder, teacher.head, Template.of(teacher.tokenizer), slots=4, max_answer=16
     )
@@ -140,7 +140,7 @@ def conversations(target: Path, count: int) -> list[Conversation]:
 
 
 def test_answers_are_the_targets_own(target: Path) -> None:
-    """With reused slots, too, each greedy answer is the stock model's continuation."""
+    """Each greedy answer is the stock model's continuation, also in reused slots."""
     stock = load_stock(str(target), torch.bfloat16)
     for done in conversations(target, 9):
         ids = torch.from_numpy(done.tokens.astype(np.int64))
@@ -156,11 +156,11 @@ def test_answers_are_the_targets_own(target: Path) -> None:
 
 
 def test_grid_writes_the_same_as_flat_passes(target: Path) -> None:
-    """Greedy answers, one token of a slot each step or all at once; slots are used again."""
+    """Greedy answers, by one token of each slot in a step or all at once, with reused slots."""
     from edgecosine.engine.slot_model import SlotModel
     from edgecosine.lab.distill.batch_runners import FlatFeeder, GridFeeder
 
-    tokenizer = load_teacher(str(target), "cpu", slots=1, cells=64).tokenizer
+    tokenizer = load_teacher(str(target), "cpu", slots=1, slot_size=64).tokenizer
     turns = [
         ConversationTurn("facts", (20 + n, *range(30, 31 + n)), 0.0, is_whole=True)
         for n in range(9)
@@ -172,7 +172,7 @@ def test_grid_writes_the_same_as_flat_passes(target: Path) -> None:
         head = stock.lm_head.weight.detach().clone()
         feeder: FlatFeeder | GridFeeder
         if kind == "grid":
-            feeder = GridFeeder(stock.model, slots=5, cells=256)
+            feeder = GridFeeder(stock.model, slots=5, slot_size=256)
         else:
             stock.lm_head.weight = torch.nn.Parameter(torch.eye(head.shape[1]))
             model = SlotModel(stock, slots=5, slot_size=256, threads=1, kernels=None)
@@ -200,13 +200,13 @@ def test_trainings_end_at_their_time_limit(target: Path, tmp_path: Path) -> None
     assert report[DRAFTERS[0]]["steps"] == 0
 
 
-def test_shortlist_holds_what_is_expected_and_the_ends() -> None:
+def test_shortlist_has_the_most_probable_tokens_and_end_tokens() -> None:
     head = torch.eye(8)
     states = 10 * torch.eye(8)[[1, 1, 5, 5, 5, 6]]
     assert shortlist_of(states, head, 3, [0]).tolist() == [0, 1, 5]
 
 
-def test_batches_see_every_conversation_as_often_as_asked() -> None:
+def test_batches_contain_every_conversation_once_in_each_epoch() -> None:
     lengths = [10 + 7 * n % 50 for n in range(40)]
     order = plan(lengths, Settings(epochs=2.0, learning_rate=1.0, batch_tokens=200))
     seen = [i for batch in order for i in batch]
@@ -233,7 +233,7 @@ def test_shards_survive_a_round_trip(target: Path, tmp_path: Path) -> None:
     assert all(np.array_equal(a.states, b.states) for a, b in zip(back, text, strict=True))
 
 
-def test_openers_share_the_tokens_out_and_are_no_held_out_prompts(target: Path) -> None:
+def test_openers_balance_the_domains_and_repeat_no_held_out_prompt(target: Path) -> None:
     import random
 
     prompts = held_out()
@@ -241,7 +241,7 @@ def test_openers_share_the_tokens_out_and_are_no_held_out_prompts(target: Path) 
     chance = random.Random(1)
     for domain in DOMAINS:
         assert not {opener(domain, chance) for _ in range(300)} & set(prompts[domain])
-    tokenizer = load_teacher(str(target), "cpu", slots=1, cells=64).tokenizer
+    tokenizer = load_teacher(str(target), "cpu", slots=1, slot_size=64).tokenizer
     openers = Openers(tokenizer, 1)
     assert {turn.domain for turn, _ in zip(openers, range(4), strict=False)} == set(DOMAINS)
 
@@ -258,7 +258,7 @@ def test_damaged_drafter_is_refused_with_the_missing_part(target: Path, tmp_path
         load_drafter(LoadOptions(model=str(path)))
 
 
-def test_specialist_is_the_generalist_with_its_changes_and_no_others(target: Path) -> None:
+def test_specialist_equals_the_generalist_with_its_changes(target: Path) -> None:
     stock = load_stock(str(target), torch.float32)
     tokens = torch.arange(0, len(TOKENS), 2)
     general, special = (target.with_name(f"{name}.gguf") for name in ("general", "special"))
@@ -292,7 +292,7 @@ def test_drafters_that_name_each_other_are_refused(target: Path) -> None:
         load_drafter(LoadOptions(model=str(one)))
 
 
-def test_fresh_prompts_are_different_and_take_the_domains_in_turn(target: Path) -> None:
+def test_fresh_prompts_differ_and_alternate_the_domains(target: Path) -> None:
     from edgecosine.lab.distill.fresh_prompts import fresh_prompts
 
     prompts = fresh_prompts(str(target), 10)

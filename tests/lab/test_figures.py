@@ -1,5 +1,5 @@
-"""Figures say of how many samples they are, and have no interval where that says nothing; records
-of long measurements are written as they go."""
+"""Figures have their number of samples, and intervals only with enough samples; records of long
+measurements are written after each part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Untrusted inputs: valid ones are accepted, and changed ones are accepted or refused."""
+"""Untrusted inputs: valid ones are accepted, and mutated ones are accepted or refused."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from edgecosine.lab.fuzz.targets import TARGETS, Broken, Target
 needs_atheris = pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is not installed")
 
 
-def changed(target: Target, data: bytes, random: Random) -> bytes:
+def mutated(target: Target, data: bytes, random: Random) -> bytes:
     try:
         if random.random() < 0.7:
             head = target.num_head
             return data[:head] + target.mutate(data[head:], random)
     except (ValueError, RecursionError):
-        pass  # an earlier change has taken its form
+        pass  # an earlier mutation has broken the format
     return mutate_bytes(data, random)
 
 
@@ -39,13 +39,13 @@ def test_valid_inputs_are_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@given(source=st.integers(0, 1 << 64), num_changes=st.integers(1, 4))
+@given(source=st.integers(0, 1 << 64), count=st.integers(1, 4))
 @settings(max_examples=300)
-def test_changed_inputs_are_accepted_or_refused(name: str, source: int, num_changes: int) -> None:
+def test_mutated_inputs_are_accepted_or_refused(name: str, source: int, count: int) -> None:
     target, random = TARGETS[name], Random(source)
     data = random.choice(target.seeds())
-    for _ in range(num_changes):
-        data = changed(target, data, random)
+    for _ in range(count):
+        data = mutated(target, data, random)
     target.attempt(data)
 
 
@@ -56,17 +56,17 @@ def test_any_bytes_are_accepted_or_refused(name: str, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_changes_reach_both_acceptance_and_refusal(name: str) -> None:
+def test_some_mutated_inputs_are_accepted_and_some_refused(name: str) -> None:
     target, random = TARGETS[name], Random(1)
     seeds = target.seeds()
-    tried = (changed(target, random.choice(seeds), random) for _ in range(5000))
+    tried = (mutated(target, random.choice(seeds), random) for _ in range(5000))
     assert {target.attempt(data) for data in tried} == {True, False}
 
 
 def test_input_that_changes_in_a_round_trip_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     target = TARGETS["messages"]
     monkeypatch.setattr("edgecosine.lab.fuzz.targets.encode", lambda _: target.seeds()[-1])
-    with pytest.raises(Broken, match="comes back as another"):
+    with pytest.raises(Broken, match="changes in a round trip"):
         target.attempt(target.seeds()[0])
 
 
@@ -76,16 +76,16 @@ def test_findings_are_counted_by_target() -> None:
     assert values == {"fuzzed_inputs": 400, "fuzzed_inputs_per_s": 100.0, "fuzz_findings": 1}
 
 
-def test_an_input_is_tried_again(tmp_path: Path) -> None:
+def test_replay_reports_whether_an_input_is_accepted(tmp_path: Path) -> None:
     file = tmp_path / "input"
-    for data, verdict in ((TARGETS["messages"].seeds()[0], "accepted"), (b"", "refused")):
+    for data, result in ((TARGETS["messages"].seeds()[0], "accepted"), (b"", "refused")):
         file.write_bytes(data)
-        again = CliRunner().invoke(command, ["--target", "messages", "--replay", str(file)])
-        assert again.output == f"{verdict}\n"
+        replayed = CliRunner().invoke(command, ["--target", "messages", "--replay", str(file)])
+        assert replayed.output == f"{result}\n"
 
 
 @needs_atheris
-def test_a_run_by_coverage_is_reported(tmp_path: Path) -> None:
+def test_run_is_written_to_its_report(tmp_path: Path) -> None:
     report = tmp_path / "fuzz.json"
     options = ["--inputs", "2000", "--target", "messages", "--json", str(report)]
     done = CliRunner().invoke(command, options)

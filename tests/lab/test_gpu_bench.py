@@ -22,7 +22,7 @@ from edgecosine.lab.figures import write_report
 
 
 def test_benchmark_measures_small_shapes_on_a_cpu(tmp_path: Path) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     runs: list[dict[str, Any]] = []
     kept: list[int] = []
 
@@ -30,7 +30,7 @@ def test_benchmark_measures_small_shapes_on_a_cpu(tmp_path: Path) -> None:
         runs[:] = measured
         kept.append(len(measured))
 
-    figures = run_gpu_bench(toy_settings("cpu"), said.append, keep)
+    figures = run_gpu_bench(toy_settings("cpu"), messages.append, keep)
     assert len({*kept}) > 1
     for kind in ("decode_1x1", "verify_1x8", "verify_8x4", "verify_8x8"):
         assert figures[f"tiny_{kind}_ms"].value > 0

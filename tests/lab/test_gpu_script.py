@@ -1,4 +1,4 @@
-"""`scripts/gpu` with a processor in place of the GPU: parts, their results, and bundles."""
+"""`scripts/gpu` on a CPU: parts, their results, and bundles."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 
 from edgecosine.errors import LabError
 from edgecosine.lab.gpu.__main__ import main
-from edgecosine.lab.gpu.bundle import ROOT, brought_by, join, split, unpack
+from edgecosine.lab.gpu.bundle import ROOT, join, split, unpack, with_requirements
 from edgecosine.lab.gpu.parts import PARTS, GpuPlan, Part
 from edgecosine.lab.gpu.run_parts import DONE, FAILED, LATE, LEFT_OUT, run_parts, table
 from tests.engine.loading.gguf_files import write_gguf
@@ -52,13 +52,13 @@ def test_gpu_tests_are_recorded_one_by_one(tmp_path: Path) -> None:
     assert summary["skipped"] == len(summary["cases"]) > 10
 
 
-def test_benchmark_leaves_data(tmp_path: Path) -> None:
+def test_benchmark_writes_json(tmp_path: Path) -> None:
     assert main(_arguments(tmp_path, "bench")) == 0
     summary = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert summary["figures"]["tiny_decode_1x1_ms"]["value"] > 0
 
 
-def test_training_leaves_data_and_weights(tmp_path: Path) -> None:
+def test_training_writes_json_and_weights(tmp_path: Path) -> None:
     target = write_gguf(tmp_path / "tiny.gguf")
     assert main([*_arguments(tmp_path, "train", "cluster"), "--target", str(target)]) == 0
     out = tmp_path / "out"
@@ -68,7 +68,7 @@ def test_training_leaves_data_and_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_zoo_has_its_table(tmp_path: Path) -> None:
+def test_zoo_writes_json(tmp_path: Path) -> None:
     assert main(_arguments(tmp_path, "zoo")) == 0
     summary = json.loads((tmp_path / "out" / "zoo.json").read_text())
     assert summary["environment"]["drafter_devices"] == ["cpu", "cpu"]
@@ -168,12 +168,12 @@ def test_wheels_are_installed_within_their_folder_once(tmp_path: Path) -> None:
     assert not (site / "planted.py").exists()
 
 
-def test_what_transformers_brings_is_not_packed() -> None:
-    assert {"transformers", "numpy", "pyyaml"} <= brought_by(["transformers"])
-    assert "gguf" not in brought_by(["transformers"])
+def test_requirements_of_transformers_are_not_packed() -> None:
+    assert {"transformers", "numpy", "pyyaml"} <= with_requirements(["transformers"])
+    assert "gguf" not in with_requirements(["transformers"])
 
 
-def test_script_needs_no_environment() -> None:
+def test_script_needs_no_virtual_environment() -> None:
     done = subprocess.run(
         [str(ROOT / "scripts" / "gpu"), "--help"], capture_output=True, text=True, check=True,
         env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": ""},

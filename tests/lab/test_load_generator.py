@@ -140,8 +140,8 @@ def test_impossible_rates_are_refused() -> None:
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
 def test_percentiles_are_in_order_and_among_the_samples(samples: list[float]) -> None:
-    told = percentiles(samples)
-    low, middle, high = told["p50"], told["p90"], told["p99"]
+    found = percentiles(samples)
+    low, middle, high = found["p50"], found["p90"], found["p99"]
     assert low is not None
     assert middle is not None
     assert high is not None

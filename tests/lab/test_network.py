@@ -1,4 +1,4 @@
-"""Real hosts on real links: both networks keep their conditions and leave nothing behind.
+"""Real hosts on real links: both networks apply their conditions and remove all their resources.
 
 Bounds are such that a slow machine cannot break them: nothing is ever quicker than its delay or its
 rate, and medians of round trips of a tenth of a second have fifty milliseconds to spare.
@@ -104,7 +104,7 @@ def test_round_trip_is_twice_the_delay(kind: Kind) -> None:
 
 
 @either
-def test_bytes_do_not_pass_faster_than_the_rate(kind: Kind) -> None:
+def test_bytes_are_limited_by_the_rate(kind: Kind) -> None:
     num_bytes, rate_mbps = 1 << 20, 20.0
 
     async def scenario() -> float:
@@ -120,7 +120,7 @@ def test_bytes_do_not_pass_faster_than_the_rate(kind: Kind) -> None:
 
 
 @either
-def test_partition_holds_everything_back_from_one_host_alone(kind: Kind) -> None:
+def test_partition_stalls_only_the_connections_of_one_host(kind: Kind) -> None:
     async def scenario() -> None:
         async with kind() as network:
             cut, other = [await network.host(name) for name in ("cut", "other")]
@@ -137,7 +137,7 @@ def test_partition_holds_everything_back_from_one_host_alone(kind: Kind) -> None
 
 
 @either
-def test_everything_ends_with_the_network_also_after_a_failure(kind: Kind) -> None:
+def test_processes_end_with_the_network_also_after_a_failure(kind: Kind) -> None:
     async def scenario() -> asyncio.subprocess.Process:
         async with kind() as network:
             echo = await _start(await network.host("a"), "echo")
@@ -184,7 +184,7 @@ def test_relay_refuses_loss_and_duplication() -> None:
 @needs_namespaces
 @pytest.mark.network
 @pytest.mark.parametrize(
-    ("conditions", "expected", "told"),
+    ("conditions", "expected", "counter"),
     [
         (NetworkConditions(loss=0.2), 1600, "lost"),
         (NetworkConditions(duplication=0.2), 2400, "doubled"),
@@ -192,7 +192,7 @@ def test_relay_refuses_loss_and_duplication() -> None:
     ids=["lost", "doubled"],
 )
 def test_frames_are_lost_and_doubled_by_share(
-    conditions: NetworkConditions, expected: int, told: str
+    conditions: NetworkConditions, expected: int, counter: str
 ) -> None:
     async def scenario() -> tuple[int, dict[str, Any]]:
         async with NamespaceNetwork(seed=3) as network:
@@ -200,14 +200,14 @@ def test_frames_are_lost_and_doubled_by_share(
             counting = await _start(far, "count")
             port = await _read_json(counting)
             await network.set_conditions(far, conditions)
-            await _start(near, "shout", far.address, str(port), "2000")
+            await _start(near, "flood", far.address, str(port), "2000")
             return await _read_json(counting), await network.report()
 
     arrived, report = _run(scenario())
     # Six standard deviations: a seed decides, but frames of other protocols draw from it, too.
     assert expected - 110 < arrived < expected + 110
-    assert report["hosts"]["far"][told] > 0
-    assert report["hosts"]["near"][told] == 0
+    assert report["hosts"]["far"][counter] > 0
+    assert report["hosts"]["near"][counter] == 0
 
 
 @needs_namespaces
@@ -216,11 +216,11 @@ def test_multicast_reaches_all_hosts() -> None:
     async def scenario() -> list[str]:
         async with NamespaceNetwork(NetworkConditions(delay_ms=1)) as network:
             hosts = [await network.host(f"host-{number}") for number in range(3)]
-            hearing = [await _start(host, "hear", host.address) for host in hosts[:2]]
-            for process in hearing:
+            listening = [await _start(host, "listen", host.address) for host in hosts[:2]]
+            for process in listening:
                 await _read_json(process)
-            await _start(hosts[2], "call", hosts[2].address, "hello")
-            return [await _read_json(process) for process in hearing]
+            await _start(hosts[2], "send", hosts[2].address, "hello")
+            return [await _read_json(process) for process in listening]
 
     assert _run(scenario()) == ["hello", "hello"]
 
@@ -260,15 +260,15 @@ def _owner_ended_by(number: signal.Signals) -> int:
 
 @needs_namespaces
 @pytest.mark.network
-def test_interrupt_leaves_nothing() -> None:
+def test_interrupt_removes_all_namespaces() -> None:
     pid = _owner_ended_by(signal.SIGINT)
     assert _own_namespaces(pid) == []
 
 
 @needs_namespaces
 @pytest.mark.network
-def test_next_start_removes_what_a_killed_one_left_and_nothing_else() -> None:
-    foreign = [f"ecs-{os.getpid()}-other", f"{namespaces.PREFIX}-of-somebody"]
+def test_next_start_removes_only_the_namespaces_of_a_killed_run() -> None:
+    foreign = [f"ecs-{os.getpid()}-other", f"{namespaces.PREFIX}-of-another"]
     try:
         for name in foreign:
             subprocess.run(["ip", "netns", "add", name], check=True)

@@ -99,13 +99,13 @@ def test_loss_has_the_given_share_and_is_deterministic() -> None:
 
 
 @given(st.floats(1, 1000), st.integers(100, 1514), st.integers(10, 200))
-def test_rate_is_kept_by_bytes(rate_mbps: float, size: int, count: int) -> None:
+def test_rate_limits_bytes(rate_mbps: float, size: int, count: int) -> None:
     lane = Lane(NetworkConditions(rate_mbps=rate_mbps), "seed", longest_queue_s=math.inf)
     last = [lane.send(0.0, size) for _ in range(count)][-1]
     assert last == pytest.approx(count * size * 8 / (rate_mbps * 1e6))
 
 
-def test_frame_that_would_wait_too_long_for_a_slow_lane_is_dropped() -> None:
+def test_frame_beyond_the_queue_of_a_slow_lane_is_dropped() -> None:
     lane = Lane(NetworkConditions(rate_mbps=1), "seed", longest_queue_s=0.205)
     through = [due for _ in range(100) if (due := lane.send(0.0, 1250)) is not None]
     assert len(through) == 21
@@ -135,7 +135,7 @@ def _switch(**weathers_of_ports: NetworkConditions) -> Switch:
     return switch
 
 
-def test_broadcast_reaches_all_others_and_teaches_where_its_sender_is() -> None:
+def test_broadcast_reaches_all_others_and_its_sender_is_learned() -> None:
     switch = _switch(a=IDEAL, b=IDEAL, c=IDEAL)
     switch.enter("a", _frame(BROADCAST, 1), 0.0)
     assert [port for port, _, _ in switch.leave(0.0)] == ["b", "c"]
@@ -155,7 +155,7 @@ def test_frame_crosses_both_cables() -> None:
     assert switch.next_due is None
 
 
-def test_slow_cable_does_not_hold_up_frames_from_a_quick_one() -> None:
+def test_slow_cable_does_not_delay_frames_of_a_fast_one() -> None:
     switch = _switch(
         slow=NetworkConditions(delay_ms=50), quick=IDEAL, to=NetworkConditions(delay_ms=1)
     )
@@ -179,7 +179,7 @@ def test_cut_cable_carries_nothing_either_way() -> None:
 
 
 @given(st.integers(0, 2**32))
-def test_frames_leave_in_the_order_of_time(seed: int) -> None:
+def test_frames_leave_in_chronological_order(seed: int) -> None:
     chance = random.Random(seed)
     switch = _switch(
         a=NetworkConditions(delay_ms=3), b=NetworkConditions(delay_ms=9, jitter_ms=9), c=IDEAL
@@ -206,7 +206,7 @@ def _through(conditions: NetworkConditions, count: int) -> list[bytes]:
     return [frame[12:] for port, frame, _ in switch.leave(3.0) if port == "b"]
 
 
-def test_doubled_frames_come_twice_in_their_order_and_by_their_share() -> None:
+def test_given_share_of_frames_is_doubled_in_order() -> None:
     sent = [str(number).encode() for number in range(1000)]
     assert _through(IDEAL, 1000) == sent
     assert _through(NetworkConditions(duplication=1), 1000) == [

@@ -1,4 +1,4 @@
-"""The benchmark beside peers: messages of their processes, and figures of their runs."""
+"""The comparison with peers: messages of their processes, and figures of the runs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_invalid_reply_is_an_error_with_its_reason(then: str, reason: str) -> No
         run_patiently(ask_child(then))
 
 
-def test_a_silent_process_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_process_is_ended_after_its_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line_processes, "REPLY_TIMEOUT_S", 1.0)
     with pytest.raises(LabError, match="no reply in 1 s"):
         run_patiently(ask_child("import time; time.sleep(60)"))
@@ -111,17 +111,17 @@ def test_figures_are_medians_of_ratios_within_turns() -> None:
     assert "over_llamacpp_with_draft" not in figures
 
 
-def test_a_peer_that_failed_has_no_figure_and_a_reason() -> None:
+def test_failed_peer_has_a_reason_and_no_figures() -> None:
     found = PeersRecord()
     for turn in range(2):
         for server in (OURS, LLAMACPP, LLAMACPP_DRAFTED):
             found.runs.append(a_run(server, turn, 10))
-    said: list[str] = []
-    found.refuse(LLAMACPP_DRAFTED, "it ended", said.append)
+    messages: list[str] = []
+    found.refuse(LLAMACPP_DRAFTED, "it ended", messages.append)
     assert "over_llamacpp" in found.figures()
     assert "over_llamacpp_with_draft" not in found.figures()
     assert found.refused == {LLAMACPP_DRAFTED: "it ended"}
-    assert said == ["left out: llamacpp-with-draft: it ended"]
+    assert messages == ["left out: llamacpp-with-draft: it ended"]
 
 
 class FakeServer:
@@ -160,19 +160,19 @@ def test_turns_are_balanced_and_continue_without_a_failed_server() -> None:
 
 
 def test_record_of_a_run_has_rates_and_texts() -> None:
-    told = record(LLAMACPP, "single", 3, run_patiently(ask_child()))
-    assert told["turn"] == 3
-    assert told["texts"] == ["[6, 5, 1]", "[7, 1]"]
-    assert told["tokens_per_s"] == pytest.approx(5 / 1.5)
-    assert told["decode_tokens_per_s"] == pytest.approx(2 / (0.2 + 0.4))
+    run = record(LLAMACPP, "single", 3, run_patiently(ask_child()))
+    assert run["turn"] == 3
+    assert run["texts"] == ["[6, 5, 1]", "[7, 1]"]
+    assert run["tokens_per_s"] == pytest.approx(5 / 1.5)
+    assert run["decode_tokens_per_s"] == pytest.approx(2 / (0.2 + 0.4))
 
 
 def test_failed_build_reports_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(LabError, match="was not built"):
-        llamacpp_python(said.append, tmp_path / "peers" / "llamacpp")
-    assert "takes many minutes" in said[0]
+        llamacpp_python(messages.append, tmp_path / "peers" / "llamacpp")
+    assert "takes many minutes" in messages[0]
 
 
 class WordTokenizer:

@@ -1,4 +1,4 @@
-"""Drafters in the peers' formats: a shortlist becomes a whole output layer in both files."""
+"""Drafters in the peers' formats: in both, a shortlist becomes a full output layer."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_tied_model_survives_a_round_trip(tmp_path: Path, target: Path) -> None:
         torch.testing.assert_close(logits(other), logits(model), atol=1e-4, rtol=1e-4)
 
 
-def test_tokenizer_is_the_target_s(tmp_path: Path, target: Path) -> None:
+def test_tokenizer_is_that_of_the_target(tmp_path: Path, target: Path) -> None:
     model = drafter(is_tied=True)
     checkpoint = Checkpoint(model.config, model.state_dict())
     made = write_plain_checkpoint(checkpoint, target, tmp_path)

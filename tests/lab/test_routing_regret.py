@@ -28,7 +28,7 @@ def run_led(*entries: tuple[str, str, int, int]) -> dict[str, Any]:
     return {"drafters": drafters}
 
 
-def test_regret_is_the_worth_that_was_missed_domain_by_domain() -> None:
+def test_regret_is_the_missed_share_of_the_best_drafter_by_domain() -> None:
     found = routing(
         run_led(
             ("python-0", "python", 30, 2), ("generalist-1", "python", 10, 1),

@@ -113,7 +113,7 @@ def test_drafters_make_one_request_faster() -> None:
 
 
 @pytest.mark.parametrize("sessions", [1, 4])
-def test_drafter_that_is_never_right_costs_next_to_nothing(sessions: int) -> None:
+def test_drafter_that_is_always_wrong_costs_little(sessions: int) -> None:
     wrong = replace(TEXTS, guesses=(TEXTS.guesses + np.uint16(1)) % np.uint16(4000))
     alone = play("target-alone", sessions)
     hindered = play("edgecosine", sessions, MODELS[:1], texts=wrong)
@@ -122,7 +122,7 @@ def test_drafter_that_is_never_right_costs_next_to_nothing(sessions: int) -> Non
 
 @pytest.mark.parametrize("policy", ["target-alone", "specedge", "edgecosine"])
 @pytest.mark.parametrize("sessions", [1, 6])
-def test_dearer_passes_never_raise_throughput(policy: str, sessions: int) -> None:
+def test_costlier_passes_never_raise_throughput(policy: str, sessions: int) -> None:
     speeds = []
     for factor in (1.0, 2.0, 4.0):
         pass_s = {rows: factor * seconds for rows, seconds in COSTS.pass_s.items()}
@@ -131,7 +131,7 @@ def test_dearer_passes_never_raise_throughput(policy: str, sessions: int) -> Non
     assert speeds == sorted(speeds, reverse=True)
 
 
-def test_targets_side_by_side_serve_as_many_times_the_load() -> None:
+def test_two_targets_serve_twice_the_load_in_the_same_time() -> None:
     costs = replace(COSTS, between_s=0.0)
     one = play("target-alone", 3, costs=costs)
     two = play("target-alone", 6, costs=costs, targets=2)

@@ -1,4 +1,4 @@
-"""Every request of a soak's clients is counted once, with a real gateway."""
+"""Clients of a soak count each request once, with a real gateway."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def held() -> ScriptedService:
     return service
 
 
-def test_answer_is_served_and_its_latency_is_taken() -> None:
+def test_served_request_is_counted_with_its_latency() -> None:
     async def scenario() -> None:
         async with clients(profile := ClientProfile("plain")) as soak:
             await soak.ask(profile)
@@ -49,18 +49,18 @@ def test_answer_is_served_and_its_latency_is_taken() -> None:
     run(scenario())
 
 
-def test_fickle_client_cancels_at_the_first_text_or_soon() -> None:
+def test_fickle_client_cancels_its_requests() -> None:
     async def scenario() -> None:
         async with clients(profile := ClientProfile("fickle", cancelled_share=1.0), held()) as soak:
             async with asyncio.TaskGroup() as group:
                 for _ in range(4):
                     group.create_task(soak.ask(profile))
-            assert (soak.take().cancelled, soak.num_at_work) == (4, 0)
+            assert (soak.take().cancelled, soak.num_running) == (4, 0)
 
     run(scenario())
 
 
-def test_deadline_expires() -> None:
+def test_expired_request_is_counted() -> None:
     async def scenario() -> None:
         async with clients(profile := ClientProfile("hurried", deadline_s=0.05), held()) as soak:
             await soak.ask(profile)
@@ -76,7 +76,7 @@ def test_deadline_expires() -> None:
         (RequestError("broken", code="internal_error", status=500), "other_errors"),
     ],
 )
-def test_refusal_with_a_retry_time_is_no_error_and_any_other_is(
+def test_refusals_with_a_retry_time_and_other_errors_are_counted_separately(
     error: RequestError, kind: str
 ) -> None:
     async def scenario() -> None:

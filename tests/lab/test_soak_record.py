@@ -19,7 +19,7 @@ def minute(
     return Minute(phase, 60.0, 2.0, counts or SoakCounts(), left, {"t": mib * MIB}, {"t": pid})
 
 
-def test_every_end_is_counted_once() -> None:
+def test_every_ended_request_is_counted_once() -> None:
     counts = SoakCounts(
         3, Counter({"overloaded": 2}), 4, 5, Counter({"internal_error": 1}), [1.0] * 3
     )
@@ -48,7 +48,7 @@ def test_memory_has_no_figure_before_four_minutes() -> None:
     assert "soak_memory_growth_mib" not in soak_figures([minute("overload")] * 3)
 
 
-def test_restarted_process_is_seen() -> None:
+def test_restarted_process_is_counted() -> None:
     minutes = [minute("overload", pid=pid) for pid in (7, 7, 8, 8, 9)]
     assert soak_figures(minutes)["soak_restarts"].value == 2
 

@@ -1,4 +1,4 @@
-"""Child processes: they end when asked, when they do not listen, and with their parent."""
+"""Child processes end on SIGTERM, on SIGKILL when they ignore it, and with their parent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def program(text: str, *args: str) -> tuple[str, ...]:
     return (sys.executable, "-c", textwrap.dedent(text), *args)
 
 
-def test_output_goes_to_the_log_and_the_exit_code_is_the_childs(tmp_path: Path) -> None:
+def test_output_is_logged_and_the_exit_code_is_the_childs(tmp_path: Path) -> None:
     log = tmp_path / "log"
 
     async def main() -> int:
@@ -32,7 +32,7 @@ def test_output_goes_to_the_log_and_the_exit_code_is_the_childs(tmp_path: Path) 
     assert sorted(log.read_text().split()) == ["err", "out"]
 
 
-def test_child_that_is_asked_to_stop_ends_by_sigterm(tmp_path: Path) -> None:
+def test_stopped_child_ends_by_sigterm(tmp_path: Path) -> None:
     async def main() -> None:
         child = await spawn(SLEEPER, tmp_path / "log")
         await stop(child)
@@ -42,7 +42,7 @@ def test_child_that_is_asked_to_stop_ends_by_sigterm(tmp_path: Path) -> None:
     run(main())
 
 
-def test_child_that_ended_by_itself_is_left_alone(tmp_path: Path) -> None:
+def test_stop_of_an_ended_child_does_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         child = await spawn(program("pass"), tmp_path / "log")
         await child.wait()
@@ -52,8 +52,8 @@ def test_child_that_ended_by_itself_is_left_alone(tmp_path: Path) -> None:
     run(main())
 
 
-def test_child_that_does_not_listen_is_ended(tmp_path: Path) -> None:
-    deaf = """
+def test_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    ignoring = """
         import os, signal, sys
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         open(sys.argv[1], "w").close()
@@ -64,7 +64,7 @@ def test_child_that_does_not_listen_is_ended(tmp_path: Path) -> None:
     async def main() -> None:
         ready = tmp_path / "ready"
         os.mkfifo(ready)
-        child = await spawn(program(deaf, str(ready)), tmp_path / "log")
+        child = await spawn(program(ignoring, str(ready)), tmp_path / "log")
         await asyncio.to_thread(ready.read_bytes)
         await stop(child, patience_s=0.05)
         assert child.returncode == -signal.SIGKILL
@@ -73,7 +73,7 @@ def test_child_that_does_not_listen_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG")
-def test_child_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_child_ends_with_a_killed_parent(tmp_path: Path) -> None:
     """The grandchild holds a FIFO open for writing; its end of file is the grandchild's end."""
     alive = tmp_path / "alive"
     os.mkfifo(alive)

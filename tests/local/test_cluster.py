@@ -1,4 +1,4 @@
-"""Who keeps nodes running, and when no more."""
+"""A local cluster starts nodes, restarts those that end, and stops all of them."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ async def launch_sleeper(
 
 
 async def at_once() -> None:
-    """All are linked."""
+    """A replacement for waiting until all nodes are linked."""
 
 
-def test_node_that_waits_to_be_started_again_is_left_when_the_cluster_ends() -> None:
+def test_node_is_not_restarted_after_the_cluster_has_ended() -> None:
     starts: list[str] = []
 
     async def launch(
@@ -45,7 +45,7 @@ def test_node_that_waits_to_be_started_again_is_left_when_the_cluster_ends() -> 
         starts.append(node_id)
         return await processes.spawn((sys.executable, "-S", "-c", ""), log)
 
-    async def story() -> None:
+    async def main() -> None:
         member = LocalNode("t", ())
 
         def end(_: str) -> None:
@@ -57,11 +57,11 @@ def test_node_that_waits_to_be_started_again_is_left_when_the_cluster_ends() -> 
         await cluster._keep(member)
         await cluster._stop_all()
 
-    run(story())
+    run(main())
     assert starts == ["t"]
 
 
-def test_drafters_take_devices_in_turns() -> None:
+def test_devices_are_assigned_to_drafters_in_rotation() -> None:
     plan = local_plan(
         "target", ("a", "b", "c"), cluster="c", ballast=1, target_cores="0", drafter_cores="1",
         broker=None, broker_port=1883, target_device="cuda:0", drafter_devices=("cuda:0", "cpu"),
@@ -78,7 +78,7 @@ def plan_of(port: int = 0, drafters: Sequence[str] = (), broker: str | None = No
     )  # fmt: skip
 
 
-def test_every_drafter_has_an_id_of_its_own() -> None:
+def test_node_ids_are_unique_and_valid() -> None:
     long = "x" * 50
     models = ("ngram", "ngram", "target", "a/Qwen", "b/Qwen", "QWEN", f"{long}1", f"{long}2", "小")
     plan = plan_of(drafters=models)
@@ -90,7 +90,7 @@ def test_every_drafter_has_an_id_of_its_own() -> None:
 
 
 @needs_mosquitto
-def test_node_that_cannot_start_is_the_reason_why_the_cluster_does_not() -> None:
+def test_cluster_reports_the_node_that_cannot_start() -> None:
     async def launch(
         node_id: str, _: Sequence[str], log: Path, __: Mapping[str, str]
     ) -> asyncio.subprocess.Process:
@@ -99,7 +99,7 @@ def test_node_that_cannot_start_is_the_reason_why_the_cluster_does_not() -> None
         command = SLEEPER if is_target else (sys.executable, "-S", "-c", program)
         return await processes.spawn(command, log)
 
-    async def story() -> None:
+    async def main() -> None:
         task = asyncio.current_task()
         assert task is not None
         for _ in range(2):
@@ -108,12 +108,12 @@ def test_node_that_cannot_start_is_the_reason_why_the_cluster_does_not() -> None
                     pass
             assert task.cancelling() == 0
 
-    run(story())
+    run(main())
 
 
 @needs_mosquitto
-def test_what_goes_wrong_inside_is_raised_and_everything_ends() -> None:
-    async def story() -> None:
+def test_error_inside_the_block_is_raised_and_all_processes_end() -> None:
+    async def main() -> None:
         cluster = LocalCluster(plan_of(), print, launch_sleeper)
         cluster._wait_until_linked = at_once  # type: ignore[method-assign]
         with pytest.raises(KeyError, match="mine"):
@@ -121,14 +121,14 @@ def test_what_goes_wrong_inside_is_raised_and_everything_ends() -> None:
                 raise KeyError("mine")
         assert all(process.returncode is not None for process in cluster._processes.values())
 
-    run(story())
+    run(main())
 
 
 @needs_mosquitto
-def test_broker_that_dies_is_started_again_at_its_port() -> None:
-    async def story() -> None:
-        told: list[str] = []
-        cluster = LocalCluster(plan_of(), told.append, launch_sleeper)
+def test_killed_broker_is_restarted_at_its_port() -> None:
+    async def main() -> None:
+        messages: list[str] = []
+        cluster = LocalCluster(plan_of(), messages.append, launch_sleeper)
         cluster._wait_until_linked = at_once  # type: ignore[method-assign]
         async with cluster:
             former = cluster.pids["broker"]
@@ -138,9 +138,9 @@ def test_broker_that_dies_is_started_again_at_its_port() -> None:
                     while not await _answers(cluster.broker_url, former, cluster):  # noqa: ASYNC110
                         await asyncio.sleep(0.05)
                 former = cluster.pids["broker"]
-        assert sum("the broker was ended by SIGKILL" in line for line in told) == 2
+        assert sum("the broker was ended by SIGKILL" in line for line in messages) == 2
 
-    run(story())
+    run(main())
 
 
 async def _answers(url: str, former: int, cluster: LocalCluster) -> bool:
@@ -149,12 +149,12 @@ async def _answers(url: str, former: int, cluster: LocalCluster) -> bool:
     try:
         async with Client(url, "c"):
             return True
-    except Exception:  # noqa: BLE001 -- not yet
+    except Exception:  # noqa: BLE001 -- the broker may not have started yet
         return False
 
 
 @needs_mosquitto
-def test_up_whose_node_cannot_start_says_why_and_fails() -> None:
+def test_up_reports_why_a_node_cannot_start_and_fails() -> None:
     command = ("up", "--target", "nosuch", "--drafter", "ngram", "--broker-port", str(free_port()))
     done = subprocess.run(
         [sys.executable, "-m", "edgecosine", *command], capture_output=True, check=False,
@@ -167,7 +167,7 @@ def test_up_whose_node_cannot_start_says_why_and_fails() -> None:
 
 
 @needs_mosquitto
-def test_nodes_are_not_told_what_is_for_ask() -> None:
+def test_nodes_do_not_inherit_the_environment_of_another_broker() -> None:
     envs: list[Mapping[str, str]] = []
 
     async def launch(
@@ -176,7 +176,7 @@ def test_nodes_are_not_told_what_is_for_ask() -> None:
         envs.append(env)
         return await processes.spawn(SLEEPER, log)
 
-    async def story() -> None:
+    async def main() -> None:
         for url in (None, "mqtts://elsewhere"):
             access = BrokerAddress.parse(url) if url else None
             plan = replace(plan_of(broker=url), access=access)
@@ -185,7 +185,7 @@ def test_nodes_are_not_told_what_is_for_ask() -> None:
             async with cluster:
                 pass
 
-    run(story())
+    run(main())
     ours, elsewhere = envs
     assert ours["EDGECOSINE_BROKER"].startswith("mqtt://127.0.0.1:")
     for name in ("CA", "CERTIFICATE", "USERNAME", "PASSWORD", "PASSWORD_FILE"):

@@ -1,4 +1,4 @@
-"""Each check says ok or what to do, on machines that are made of files."""
+"""Each check returns ok or advice, on simulated machines."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def test_python_must_be_new_enough() -> None:
     assert check_python((3, 10, 12)).advice == "install Python 3.11 or newer"
 
 
-def test_any_compiler_will_do() -> None:
+def test_any_compiler_is_accepted() -> None:
     assert check_compiler(lambda name: "/bin/c++" if name == "c++" else None).finding == "/bin/c++"
     assert check_compiler(lambda _: None).advice.startswith("install g++")
 
 
-def test_little_memory_is_told(tmp_path: Path) -> None:
+def test_too_little_memory_is_reported(tmp_path: Path) -> None:
     plenty = file_with(tmp_path / "plenty", "MemTotal: 9 kB\nMemAvailable: 8388608 kB\n")
     little = file_with(tmp_path / "little", "MemAvailable: 1048576 kB\n")
     assert (check_memory(plenty).finding, check_memory(plenty).is_ok) == ("8.0 GiB available", True)
@@ -54,13 +54,11 @@ def test_little_memory_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", "MemTotal: 9 kB\n", "MemAvailable: much\n", "x\n"])
-def test_memory_without_the_usual_file_is_read_another_way(
-    tmp_path: Path, text: str | None
-) -> None:
+def test_memory_is_found_without_a_readable_meminfo(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "meminfo"
     if text is not None:
         path.write_text(text)
-    assert check_memory(path).finding.endswith("GiB in all")
+    assert check_memory(path).finding.endswith("GiB in total")
 
 
 @pytest.mark.parametrize(
@@ -72,17 +70,19 @@ def test_memory_without_the_usual_file_is_read_another_way(
         ("flags : fpu sse2\n", "no vector features", False),
     ],
 )  # fmt: skip
-def test_processor_features_are_named(tmp_path: Path, text: str, finding: str, is_ok: bool) -> None:
+def test_processor_features_are_listed(
+    tmp_path: Path, text: str, finding: str, is_ok: bool
+) -> None:
     check = check_processor(file_with(tmp_path / "cpuinfo", text))
     assert check.finding.endswith(f": {finding}")
     assert check.is_ok == is_ok
 
 
-def test_a_processor_without_the_usual_file_is_no_fault(tmp_path: Path) -> None:
+def test_missing_cpuinfo_is_no_fault(tmp_path: Path) -> None:
     assert check_processor(tmp_path / "nothing").is_ok
 
 
-def test_a_missing_engine_is_told() -> None:
+def test_missing_engine_is_reported() -> None:
     (check,) = check_engine(module="edgecosine.engine.no_such_module")
     assert check.finding.startswith("not installed")
     assert not check.is_ok
@@ -91,11 +91,11 @@ def test_a_missing_engine_is_told() -> None:
 def test_interfaces_are_listed() -> None:
     lo, eth0 = Interface("lo", ("127.0.0.1", "::1")), Interface("eth0", ("10.0.0.5",))
     assert check_interfaces([lo, eth0]).finding == "lo 127.0.0.1, ::1; eth0 10.0.0.5"
-    assert "only nodes of this machine" in check_interfaces([lo]).finding
+    assert "only nodes on this machine" in check_interfaces([lo]).finding
     assert not check_interfaces([]).is_ok
 
 
-def test_models_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     zoo = tmp_path / "zoo"
@@ -112,7 +112,7 @@ def test_models_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "no .safetensors file" in check.finding
 
 
-def test_a_broker_that_listens_is_ok_and_a_password_is_never_shown() -> None:
+def test_listening_broker_is_ok_and_passwords_are_not_shown() -> None:
     async def main() -> None:
         server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
         url = f"mqtt://me:secret@127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -127,7 +127,7 @@ def test_a_broker_that_listens_is_ok_and_a_password_is_never_shown() -> None:
     run(main())
 
 
-def test_a_broker_whose_certificate_is_not_believed_is_told(tmp_path: Path) -> None:
+def test_broker_with_an_untrusted_certificate_is_reported(tmp_path: Path) -> None:
     home = Home(tmp_path)
     key, chain = home.authority.issue_broker(["127.0.0.1"], home.now)
     (tmp_path / "broker.pem").write_text(key + chain)
@@ -141,42 +141,42 @@ def test_a_broker_whose_certificate_is_not_believed_is_told(tmp_path: Path) -> N
         )
         url = f"mqtts://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         good = await check_broker(BrokerAddress.parse(url, ca_file=tmp_path / "ca.pem"))
-        strange = await check_broker(BrokerAddress.parse(url))
+        untrusted = await check_broker(BrokerAddress.parse(url))
         missing = await check_broker(BrokerAddress.parse(url, ca_file=tmp_path / "none.pem"))
         server.close()
-        assert "takes encrypted connections" in good.finding
-        assert "its certificate is not accepted" in strange.finding
+        assert "accepts encrypted connections" in good.finding
+        assert "its certificate is not accepted" in untrusted.finding
         assert "none.pem cannot be used" in missing.finding
-        assert [check.is_ok for check in (good, strange, missing)] == [True, False, False]
+        assert [check.is_ok for check in (good, untrusted, missing)] == [True, False, False]
 
     run(main())
 
 
-def test_credentials_are_told_with_their_end(tmp_path: Path) -> None:
+def test_credentials_are_reported_with_their_expiry(tmp_path: Path) -> None:
     assert check_credentials(None).is_ok
     home = Home(tmp_path)
     good = check_credentials(home.admit("kitchen").directory)
     assert good.is_ok
-    assert "drafter kitchen of cluster lab, until" in good.finding
+    assert "drafter kitchen of cluster lab, valid until" in good.finding
     home.now -= timedelta(days=40)
     old = check_credentials(home.admit("cellar").directory)
     assert "expired" in old.finding
-    assert "join anew" in old.advice
+    assert "join again" in old.advice
     home.place("kitchen").joinpath("node.pem").write_text("")
     assert not check_credentials(home.place("kitchen")).is_ok
 
 
-def test_without_a_broker_one_that_could_be_started_is_named() -> None:
+def test_installed_broker_is_named_where_none_is_given() -> None:
     check = run(check_broker(None))
     assert check.is_ok == ("will start" in check.finding)
 
 
-def test_deaf_multicast_says_how_to_do_without() -> None:
+def test_broken_multicast_is_reported_with_advice() -> None:
     check = run(check_multicast(["203.0.113.77"]))
     assert "--peer HOST:PORT" in check.advice
 
 
-def test_an_examination_has_every_check(tmp_path: Path) -> None:
+def test_examination_has_all_checks(tmp_path: Path) -> None:
     checks = run(examine(model="ngram", broker=None, zoo=tmp_path, used=["203.0.113.77"]))
     names = {check.name for check in checks}
     assert names >= {

@@ -1,4 +1,4 @@
-"""The embedded broker: starts, says which, keeps its port to itself, and ends."""
+"""The embedded broker starts, restarts, refuses unusable addresses, and ends with its block."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ needs_amqtt = pytest.mark.skipif(
 
 
 async def refused(port: int) -> bool:
-    """Whether nobody listens on a port."""
+    """Whether connections to a port are refused."""
     try:
         _, writer = await asyncio.open_connection("127.0.0.1", port)
     except ConnectionRefusedError:
@@ -39,7 +39,7 @@ async def refused(port: int) -> bool:
 
 @needs_mosquitto
 def test_broker_ends_with_its_block() -> None:
-    async def story() -> None:
+    async def main() -> None:
         port = free_port()
         async with EmbeddedBroker(port=port) as broker:
             assert broker.kind == "mosquitto"
@@ -47,12 +47,12 @@ def test_broker_ends_with_its_block() -> None:
             assert not await refused(port)
         assert await refused(port)
 
-    run(story())
+    run(main())
 
 
 @needs_mosquitto
-def test_taken_port_is_refused_by_name() -> None:
-    async def story() -> None:
+def test_port_in_use_is_refused_with_its_address() -> None:
+    async def main() -> None:
         port = free_port()
         async with EmbeddedBroker(port=port):
             with pytest.raises(ConfigError, match="taken") as refusal:
@@ -62,38 +62,38 @@ def test_taken_port_is_refused_by_name() -> None:
         async with EmbeddedBroker(port=port):
             pass
 
-    run(story())
+    run(main())
 
 
 def test_address_of_another_machine_is_refused() -> None:
-    async def story() -> None:
+    async def main() -> None:
         with pytest.raises(ConfigError, match="address of this machine"):
             async with EmbeddedBroker(host="192.0.2.1", port=free_port(), kind="mosquitto"):
                 pass
 
-    run(story())
+    run(main())
 
 
 @needs_mosquitto
-def test_broker_that_dies_is_noticed() -> None:
-    async def story() -> None:
+def test_end_of_the_broker_is_detected() -> None:
+    async def main() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             async with asyncio.TaskGroup() as group:
                 waiting = group.create_task(_end_of(broker))
                 os.kill(broker.pid, signal.SIGKILL)
             assert "was ended by SIGKILL" in waiting.result()
 
-    run(story())
+    run(main())
 
 
 @needs_mosquitto
-def test_broker_starts_where_others_cannot_look(
+def test_broker_starts_in_a_directory_that_other_users_cannot_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tmp_path.chmod(0o700)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
-    async def story() -> None:
+    async def main() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             assert broker._log_path.is_relative_to(tmp_path)
             first = broker.pid
@@ -102,7 +102,7 @@ def test_broker_starts_where_others_cannot_look(
             await broker.restart()
             assert broker.pid != first
 
-    run(story())
+    run(main())
 
 
 async def _end_of(broker: EmbeddedBroker) -> str:
@@ -113,7 +113,7 @@ async def _end_of(broker: EmbeddedBroker) -> str:
 
 @needs_amqtt
 def test_amqtt_carries_a_request() -> None:
-    async def story() -> None:
+    async def main() -> None:
         async with EmbeddedBroker(port=free_port(), kind="amqtt") as broker:
             gateway = Gateway(
                 ScriptedService(),
@@ -130,4 +130,4 @@ def test_amqtt_carries_a_request() -> None:
                     texts = [step.text for step in deltas if isinstance(step, Delta)]
                     assert "".join(texts) == "to be"
 
-    run(story())
+    run(main())

@@ -1,4 +1,4 @@
-"""A whole cluster under a seeded schedule of faults, and a check of the answers its clients got.
+"""A whole cluster under a seeded schedule of faults, and checks of the answers.
 
 faults, schedule, workload, checker   values and decisions: no clock, no process
 broker, wall_clock, disk, cluster     the parts that faults are injected into

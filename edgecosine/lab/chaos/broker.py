@@ -31,8 +31,8 @@ log_dest stderr
 log_type error
 log_type warning
 """
-"""As made by `edgecosine cluster broker-config`, without access control. `user` applies when root
-starts Mosquitto; it keeps the files where root can delete them."""
+"""As written by `edgecosine cluster broker-config`, without access control. `user` applies when
+root starts Mosquitto, which then keeps access to its files."""
 
 
 def find_mosquitto() -> str | None:
@@ -55,7 +55,7 @@ class RestartingBroker:
         return f"<RestartingBroker [{self.num_starts} starts]>"
 
     async def start(self, host: Host, port: int) -> None:
-        """Start it for the first time.
+        """Start the broker for the first time.
 
         Raises LabError.
         """
@@ -67,7 +67,7 @@ class RestartingBroker:
         await self._start()
 
     async def keep(self) -> NoReturn:
-        """Restart it whenever it ends, until cancelled."""
+        """Restart the broker whenever it ends, until cancelled."""
         while True:
             assert self._process is not None
             code = await self._process.wait()
@@ -76,7 +76,7 @@ class RestartingBroker:
             await self._start()
 
     def signal(self, number: signal.Signals) -> bool:
-        """Send it a signal; returns False when it is not running."""
+        """Send the broker a signal; returns False when it is not running."""
         if self._process is None or self._process.returncode is not None:
             return False
         try:
@@ -86,7 +86,7 @@ class RestartingBroker:
         return True
 
     async def restarted(self, num_starts: int) -> None:
-        """Wait until it has been started more than `num_starts` times."""
+        """Wait until the broker has been started more than `num_starts` times."""
         while self.num_starts <= num_starts:
             await self._started.wait()
 

@@ -3,11 +3,11 @@
 The checks are pure functions of what the clients and an observer received; `DEFINITIONS` explains
 the terms.
 
-MQTT delivers at least once. A gateway that reconnects repeats a final that the broker may not have,
-and answers a request again that the broker may deliver again; a broker delivers again to an
-observer that reconnects; a request that is sent again is answered again. Finals that are repeated
-byte for byte for such a reason count as `repeated_finals` and are no fault. Refusals with a time to
-retry are no finals.
+MQTT delivers at least once. A gateway that reconnects repeats a final that the broker may not have
+received, and answers a redelivered request again; a broker redelivers messages to an observer that
+reconnects; a request that is sent again is answered again. Finals that are repeated byte for byte
+for such a reason count as `repeated_finals` and are no fault. Refusals with a time to retry are not
+finals.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ReceivedMessage:
 
 @dataclass(slots=True)
 class RequestHistory:
-    """Everything that was recorded of one request. Texts are by choice.
+    """The records of one request. Texts are by choice.
 
     expected        the fault-free texts
     may_be_cancelled  its client cancels it
@@ -79,7 +79,7 @@ class RequestHistory:
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """The requests with each fault, and counts of events that are no fault."""
+    """The requests with each fault, and counts of other events."""
 
     requests: int
     faulty: Mapping[str, Mapping[str, str]]
@@ -171,7 +171,7 @@ def _doubled(history: RequestHistory, connections: Sequence[Span]) -> str | None
     if finals and history.answer is not None and history.answer != _body(finals[0].payload):
         return "its client received another final than was observed"
     # An answer before the first observed request: one was sent while the observer was disconnected.
-    num_unheard = int(bool(finals) and all(at_s > finals[0].at_s for at_s in history.sent_s))
+    num_unobserved = int(bool(finals) and all(at_s > finals[0].at_s for at_s in history.sent_s))
     num_unexplained = num_left = 0
     for before, received in itertools.pairwise(finals):
         if _is_repeated(before.at_s, received.at_s, connections):
@@ -181,7 +181,7 @@ def _doubled(history: RequestHistory, connections: Sequence[Span]) -> str | None
             continue
         num_unexplained += 1
         # A request that is sent again is answered again, once for each time.
-        num_sent = num_unheard + sum(at_s <= received.at_s for at_s in history.sent_s)
+        num_sent = num_unobserved + sum(at_s <= received.at_s for at_s in history.sent_s)
         if num_unexplained >= max(1, num_sent):
             return (
                 "its final was repeated without a reason: finals at "
@@ -216,14 +216,14 @@ def _different(history: RequestHistory, _: Sequence[Span]) -> str | None:
         if fault is not None:
             return fault
     if history.streamed is not None:
-        given = tuple(history.streamed.get(number, "") for number in range(len(history.expected)))
-        fits = zip(given, history.expected, strict=True)
+        texts = tuple(history.streamed.get(number, "") for number in range(len(history.expected)))
+        pairs = zip(texts, history.expected, strict=True)
         if history.may_be_cancelled:
-            is_right = all(whole.startswith(part) for part, whole in fits)
+            is_right = all(whole.startswith(part) for part, whole in pairs)
         else:
-            is_right = given == history.expected
+            is_right = texts == history.expected
         if not is_right:
-            return f"its client received {given!r}, not {history.expected!r}"
+            return f"its client received {texts!r}, not {history.expected!r}"
     return None
 
 
@@ -245,7 +245,7 @@ def _wrong_part(expected: Sequence[str], part: StreamPart) -> str | None:
     choice = part.choice or 0
     if choice < len(expected) and expected[choice].startswith(part.text, part.index):
         return None
-    return f"a part of its stream is not of its text: {part}"
+    return f"a part of its stream does not match its text: {part}"
 
 
 def _num_gaps(history: RequestHistory) -> int:
@@ -269,7 +269,7 @@ def _body(payload: bytes) -> Any:
 
 
 def _difference(payloads: set[bytes]) -> str:
-    """The fields in which finals are not the same."""
+    """Names of the fields in which finals differ."""
     bodies = [_body(payload) for payload in payloads]
     if not all(isinstance(body, dict) for body in bodies):
         return "unreadable"

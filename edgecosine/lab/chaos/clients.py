@@ -17,10 +17,10 @@ from edgecosine.lab.load_generator import read_answer
 from edgecosine.protocol.api.request import Delta
 
 PATIENCE_S: Final = 60.0
-"""How long a client waits for a gateway that went offline before it reports that."""
-_AGAIN_S: Final = 0.5
+"""How long a client waits for an offline gateway before it reports an error."""
+_RETRY_S: Final = 0.5
 _NO_GATEWAY: Final = "gateway_offline"
-"""The client's own error code: no gateway answered, so the request is undecided."""
+"""The client's own error code: no gateway answered, so the end of the request is unknown."""
 
 
 class ChaosClients:
@@ -46,12 +46,12 @@ class ChaosClients:
             try:
                 await self._ask(client, item, history)
             except BrokerLost:
-                await asyncio.sleep(_AGAIN_S)
+                await asyncio.sleep(_RETRY_S)
             except RequestError as error:
                 if error.retry_after_s is None and error.code != _NO_GATEWAY:
                     history.failure, history.is_over = error.code, True
                 else:
-                    await asyncio.sleep(_AGAIN_S)
+                    await asyncio.sleep(_RETRY_S)
         if item.is_repeated:
             self._observer.ask_again(item.request, client.client_id)
         self._progress.end()

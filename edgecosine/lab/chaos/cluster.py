@@ -20,7 +20,7 @@ from edgecosine.lab.figures import Notify
 from edgecosine.local.cluster import Environment
 
 KEEPALIVE_S: Final = 4
-"""Of the nodes' connections to the broker, which declares a node offline after 1.5 times this."""
+"""MQTT keepalive of the nodes; the broker declares a node offline after 1.5 times this."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""A small disk that can be filled: a tmpfs whose name marks it as the lab's.
+"""A small disk that can be filled: a tmpfs with a name of the lab.
 
-A disk whose owner was killed is unmounted when the next one is made.
+The disk of a killed run is unmounted by the next one.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _FILLING: Final = "filling"
 
 
 class Disk:
-    """A mounted one."""
+    """A mounted disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def fill(self) -> None:
-        """Write until not a single byte more fits."""
+        """Write until the disk is full to the last byte."""
         with (self.path / _FILLING).open("ab", buffering=0) as file:
             part = _PIECE
             while part:
@@ -60,7 +60,7 @@ def small_disk() -> Iterator[Disk]:
         try:
             yield Disk(path)
         finally:
-            # Lazily, because a process that was killed a moment ago may still hold a file.
+            # Lazily, because a process that was just killed may still hold a file.
             _run("umount", "--lazy", str(path))
     finally:
         shutil.rmtree(path, ignore_errors=True)

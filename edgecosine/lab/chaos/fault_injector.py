@@ -29,21 +29,21 @@ class FaultInjector:
     def __init__(self, cluster: ChaosCluster, progress: Progress, notify: Notify) -> None:
         self._cluster, self._progress, self._notify = cluster, progress, notify
         self.injected: list[Injected] = []
-        self._turns: defaultdict[tuple[str, bool], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks: defaultdict[tuple[str, bool], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def run(self, schedule: Sequence[Fault]) -> None:
         """Inject all faults; returns when all are reverted."""
         async with asyncio.TaskGroup() as group:
             for fault in schedule:
                 if not await self._progress.reached(fault.after):
-                    self._notify("no request ends any more: the remaining faults are left out")
+                    self._notify("stalled, no request ends: the remaining faults are left out")
                     return
                 await asyncio.sleep(fault.pause_s)
                 group.create_task(self._inject(fault), name=str(fault))
 
     async def _inject(self, fault: Fault) -> None:
-        # A node's process and disk have one fault at a time, and so has its cable.
-        async with self._turns[fault.place, fault.kind.startswith(_CABLE)]:
+        # A node's process and disk have one fault at a time; so does its cable.
+        async with self._locks[fault.place, fault.kind.startswith(_CABLE)]:
             begun_s = self._progress.now()
             self._notify(f"{self._progress}: {fault}")
             try:

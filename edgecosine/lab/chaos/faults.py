@@ -42,14 +42,14 @@ MEANING: Mapping[Kind, str] = {
     "step_target_clock": "the wall clock of the target jumps",
     "step_drafter_clock": "the wall clock of a drafter jumps",
     "step_broker_clock": "the wall clock of the broker jumps",
-    "fill_disk": "the disk of the target's journal is full",
+    "fill_disk": "the disk with the target's journal is full",
     "lose_packets": "a cable loses frames",
     "double_packets": "a cable delivers frames twice",
 }
 
 TARGET = "target"
 BROKER = "broker"
-"""Places of faults beside the drafters' node ids."""
+"""Places of faults, besides the drafters' node ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Fault:
 
     place     the target, the broker or a drafter's node id; one place has one fault at a time
     after     number of ended requests at which it is due
-    pause_s   from then until it is injected
+    pause_s   delay from then until it is injected
     seconds   duration; 0 for kills, restarts and steps
     strength  share of frames for lost and doubled ones, seconds for clocks, else 0
     """
@@ -89,4 +89,4 @@ class Injected:
     fault: Fault
     begun_s: float
     ended_s: float
-    """When it was reverted: the process runs again, the cable is whole, the disk has room."""
+    """When it was reverted: the process runs, the cable is restored, the disk has free space."""

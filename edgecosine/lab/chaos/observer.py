@@ -1,4 +1,4 @@
-"""Records all requests and answers of the cluster, independently of the clients."""
+"""Records all requests and answers in the cluster, independently of its clients."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Observer:
         now: Callable[[], float],
     ) -> None:
         self._topics, self._histories, self._now = Topics(cluster), histories, now
-        self._news = asyncio.Event()
+        self._received = asyncio.Event()
         self._connections: list[Span] = []
         self._lost_s: float | None = None
         self._mqtt = ReconnectingClient(
@@ -53,17 +53,17 @@ class Observer:
                 self._topics.stream("+", "+"),
                 self._topics.info,
             ),
-            announce=self._come,
-            lost=self._lose,
+            announce=self._on_connect,
+            lost=self._on_loss,
             session_s=_SESSION_S,
         )
 
     @property
     def connections(self) -> list[Span]:
-        """Times at which the gateway or the observer reconnected so far. The observer's last from
-        the loss to the return, since the broker may deliver again at each attempt in between."""
-        away = [] if self._lost_s is None else [(self._lost_s, math.inf)]
-        return self._connections + away
+        """Time spans in which the gateway or the observer reconnected. A span of the observer lasts
+        from the loss until it is connected, since each attempt may cause a redelivery."""
+        lost = [] if self._lost_s is None else [(self._lost_s, math.inf)]
+        return self._connections + lost
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -91,8 +91,8 @@ class Observer:
         while missing:
             missing = {name for name in missing if not self._has_final(name, since_s)}
             if missing:
-                self._news.clear()
-                await self._news.wait()
+                self._received.clear()
+                await self._received.wait()
 
     def _has_final(self, name: str, since_s: float) -> bool:
         return any(
@@ -105,7 +105,7 @@ class Observer:
             case RequestTopic():
                 self._receive_request(message.payload)
             case InfoTopic() if not message.retain:
-                # A gateway publishes it first on each of its connections.
+                # A gateway publishes this first on each new connection.
                 self._connections.append((self._now(), self._now()))
             case ResponseTopic(client_id, request_id):
                 history = self._histories.get(f"{client_id}/{request_id}")
@@ -116,12 +116,12 @@ class Observer:
                 if history is not None:
                     history.stream_parts.append(parse_piece(message.payload))
         message.acknowledge()
-        self._news.set()
+        self._received.set()
 
-    def _lose(self) -> None:
+    def _on_loss(self) -> None:
         self._lost_s = self._now()
 
-    def _come(self) -> tuple[Outgoing, ...]:
+    def _on_connect(self) -> tuple[Outgoing, ...]:
         if self._lost_s is not None:
             self._connections.append((self._lost_s, self._now()))
             self._lost_s = None

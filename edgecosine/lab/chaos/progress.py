@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 STALLED_S: Final = 90.0
-"""If no request ends for this long without a fault, none will."""
+"""The run has stalled when no request ends for this long without a fault."""
 
 
 class Progress:
@@ -16,24 +16,24 @@ class Progress:
     def __init__(self, total: int, now: Callable[[], float]) -> None:
         self.total, self.now = total, now
         self.num_ended = 0
-        self._news = asyncio.Event()
+        self._has_ended = asyncio.Event()
 
     def __str__(self) -> str:
         minutes, seconds = divmod(int(self.now()), 60)
         return f"{minutes:02d}:{seconds:02d} {self.num_ended:4d}/{self.total} requests"
 
     def end(self) -> None:
-        """One more request has ended."""
+        """Count one more ended request."""
         self.num_ended += 1
-        self._news.set()
-        self._news = asyncio.Event()
+        self._has_ended.set()
+        self._has_ended = asyncio.Event()
 
     async def reached(self, count: int) -> bool:
         """Wait until `count` requests have ended; returns False when the run has stalled."""
         while self.num_ended < count:
             try:
                 async with asyncio.timeout(STALLED_S):
-                    await self._news.wait()
+                    await self._has_ended.wait()
             except TimeoutError:
                 return False
         return True

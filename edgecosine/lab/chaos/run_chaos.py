@@ -31,7 +31,7 @@ DRAFTERS: Final = ("python", "home", "ngram")
 _MAX_BODIES: Final = 64
 _NUM_CLIENTS: Final = 2
 _HUNG_S: Final = 120.0
-"""After the last fault; no request takes this long unless it hangs."""
+"""Limit after the last fault; no request takes this long unless it hangs."""
 _REPEAT_S: Final = 60.0
 _MAX_REPEATED: Final = 800
 """Below the number of answers that a gateway keeps."""
@@ -69,7 +69,7 @@ class ChaosRun:
     left_out: Mapping[Kind, str]
     network: str
     wall_s: float
-    """Of the requests, from the first to the last."""
+    """From the first request to the end of the last."""
     drafters_back: int
     """Drafters that were linked again at the end."""
 
@@ -110,7 +110,7 @@ class ChaosRun:
 async def run_chaos(settings: ChaosSettings, notify: Notify) -> ChaosRun:
     """Start a cluster, inject faults under load, and check the answers.
 
-    Raises LabError, EngineError and BrokerLost when the cluster cannot be made.
+    Raises LabError, EngineError and BrokerLost when the cluster cannot be started.
     """
     cluster_settings = ChaosClusterSettings(
         settings.drafters, settings.ballast, settings.network, settings.seed,
@@ -122,7 +122,7 @@ async def run_chaos(settings: ChaosSettings, notify: Notify) -> ChaosRun:
         try:
             return await _Run(settings, cluster, notify).run()
         except asyncio.CancelledError:
-            notify("interrupted: reverting all faults and ending all processes")
+            notify("interrupted: reverting all faults and stopping all processes")
             raise
 
 
@@ -144,7 +144,7 @@ class _Run:
             settings.max_tokens,
         )  # fmt: skip
         workload = make_workload(settings.seed, settings.requests, bodies)
-        self._notify(f"fault-free texts of {len(bodies)} bodies")
+        self._notify(f"recording fault-free texts of {len(bodies)} request bodies")
         expected = await self._fault_free(bodies)
         self._begun = time.monotonic()
         async with self._clients(expected) as (observer, clients, workload_clients):
@@ -175,7 +175,7 @@ class _Run:
         try:
             await run_workers(enumerate(bodies), self._settings.at_work, work)
         except* RequestError as errors:
-            raise LabError(f"no answer without any fault: {errors.exceptions[0]}") from None
+            raise LabError(f"a request failed without faults: {errors.exceptions[0]}") from None
         return [texts[number] for number in range(len(bodies))]
 
     @contextlib.asynccontextmanager
@@ -190,7 +190,7 @@ class _Run:
                 await stack.enter_async_context(
                     Client(
                         cluster.broker_url, cluster.name,
-                        client_id=f"asker-{number}", patience_s=PATIENCE_S,
+                        client_id=f"client-{number}", patience_s=PATIENCE_S,
                     )
                 )
                 for number in range(_NUM_CLIENTS)
@@ -228,7 +228,7 @@ class _Run:
     async def _request_all_again(
         self, workload: Sequence[WorkloadItem], clients: Sequence[Client], observer: Observer
     ) -> None:
-        """Send every request once more: its answer is kept and must be the same again."""
+        """Send every request once more; its answer is kept and must be the same."""
         repeated: list[str] = []
         since_s = self._now()
         for item in workload[-_MAX_REPEATED:]:

@@ -11,11 +11,11 @@ from edgecosine.lab.chaos.faults import BROKER, TARGET, Fault, Kind
 _OFTEN: Final[frozenset[Kind]] = frozenset(
     {"kill_target", "kill_drafter", "kill_broker", "freeze_target", "fill_disk"}
 )
-"""These come twice in every round."""
+"""These occur twice in every round."""
 _LASTING_S: Final = (0.5, 5.0)
 _LONG_S: Final = (6.0, 9.0)
 _LONG_SHARE: Final = 0.2
-"""Share of lasting faults that outlast the detection of lost nodes."""
+"""Share of lasting faults that last longer than the detection of lost nodes takes."""
 _LONGEST_PAUSE_S: Final = 1.0
 _FRAMES: Final = (0.02, 0.2)
 _STEPS_S: Final = (5.0, 60.0, 900.0, 7200.0)
@@ -25,7 +25,7 @@ _QUICK: Final = ("kill", "restart", "step")
 def make_schedule(
     seed: int, *, requests: int, faults: int, kinds: Sequence[Kind], drafters: Sequence[str]
 ) -> tuple[Fault, ...]:
-    """`faults` faults of these kinds, in the order in which they are due.
+    """`faults` faults of these kinds, in the order of their due times.
 
     Kinds are drawn in shuffled rounds that contain all of them, so that each occurs when there are
     enough faults. Faults are due anywhere in the first nine tenths of the requests.

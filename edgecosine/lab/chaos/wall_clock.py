@@ -1,7 +1,7 @@
-"""Steps the wall clocks of single nodes; the machine's own clock stays as it is.
+"""Steps the wall clocks of single nodes; the machine's clock is not changed.
 
 A small library, built here and preloaded into the node's process, shifts CLOCK_REALTIME by an
-offset in a mapped file. All other clocks run on, as when a clock is set on a real machine.
+offset in a mapped file. All other clocks are unaffected, as when a clock is set on a real machine.
 """
 
 from __future__ import annotations

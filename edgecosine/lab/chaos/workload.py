@@ -1,4 +1,4 @@
-"""The requests of a chaos run: bodies of every kind, from a seed."""
+"""The requests of a chaos run: bodies of all kinds, generated from a seed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Final
 from edgecosine.protocol.api.request import Request, Sampling
 
 POLICIES: Final = ("edgecosine", "edgecosine", "specinfer", "specedge")
-"""To draw from: texts are the same under all, but the baselines never stop speculating."""
+"""To draw from. Texts are the same under all; the baselines never stop speculating."""
 FAULT_FREE: Final = "target-alone"
 _CHOICES: Final = 2
 _CHOICES_SHARE: Final = 0.15
 _STREAM_SHARE: Final = 0.7
-_AGAIN_SHARE: Final = 0.2
+_REPEATED_SHARE: Final = 0.2
 _CANCEL_SHARE: Final = 0.05
 _STOP: Final = ("\n\n\n", "zzz")
 
@@ -75,5 +75,5 @@ def _item(rng: random.Random, number: int, bodies: Sequence[Request]) -> Workloa
         stream=is_cancelled or rng.random() < _STREAM_SHARE,
         policy=rng.choice(POLICIES),
     )
-    is_repeated = not is_cancelled and rng.random() < _AGAIN_SHARE
+    is_repeated = not is_cancelled and rng.random() < _REPEATED_SHARE
     return WorkloadItem(request, body, is_repeated, is_cancelled)

@@ -1,6 +1,7 @@
-"""Low-rank changes to a drafter's matrices (LoRA, arXiv 2106.09685): what makes a specialist of it.
+"""Low-rank changes to a drafter's matrices (LoRA, arXiv 2106.09685), which make it a specialist.
 
-A specialist differs from the generalist by little, and its file is an eighth of its size this way.
+A specialist differs little from the generalist; stored this way, its file has an eighth of the
+size.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 
 class LowRank(nn.Module):
-    """y = x (W + B A)^T, of which A [rank, inputs] and B [outputs, rank] are learned."""
+    """y = x (W + B A)^T, where A [rank, inputs] and B [outputs, rank] are trained."""
 
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
@@ -30,7 +31,7 @@ class LowRank(nn.Module):
 
 
 def adapt(student: LlamaForCausalLM, rank: int) -> None:
-    """Let a student learn changes of a rank to its matrices, and nothing else."""
+    """Freeze a student and add trainable changes of this rank to its matrices."""
     for parameter in student.parameters():
         parameter.requires_grad_(False)
     for name, module in list(student.named_modules()):
@@ -40,7 +41,7 @@ def adapt(student: LlamaForCausalLM, rank: int) -> None:
 
 
 def changes(student: LlamaForCausalLM) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """The name, A and B of every matrix that was adapted."""
+    """Yields name, A and B of every adapted matrix."""
     for name, module in student.named_modules():
         if isinstance(module, LowRank):
             yield name, cast(Tensor, module.a).detach(), cast(Tensor, module.b).detach()

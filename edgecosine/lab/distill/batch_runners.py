@@ -1,8 +1,8 @@
 """Forward passes of the target over all slots: flat passes on a CPU, a grid on a GPU.
 
-Flat passes attend slot by slot where there are no kernels, which is too slow for hundreds of them.
-In the grid all slots take every step together, a token each, in plain torch and one shape; prompts
-are read while others draw.
+Without the CPU kernels, attention of flat passes runs slot by slot, too slow for hundreds of slots.
+In the grid every step processes one token of each slot, in plain torch and one shape; some slots
+read prompts while others generate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.lab.distill.conversations import ConversationSlot
 
 _STEP = 64
-"""Cells; masks of other lengths cost the attention kernels a copy."""
+"""KV positions; the attention kernels must copy masks of other lengths."""
 
 
 class FlatFeeder:
@@ -32,7 +32,7 @@ class FlatFeeder:
 
     @torch.inference_mode()
     def feed(self, slots: Sequence[ConversationSlot]) -> torch.Tensor:
-        """See `Feeder`: all slots are read."""
+        """See `Feeder`; all tokens of all slots are read."""
         rows, keep = RowBuilder(), list[int]()
         for slot in slots:
             rows.add_sequence(slot.index, slot.fed, slot.tokens[slot.fed :])
@@ -44,22 +44,22 @@ class FlatFeeder:
 class GridFeeder:
     """Reads one token of each slot of a Llama; all conversations begin with the same token."""
 
-    def __init__(self, body: Any, *, slots: int, cells: int) -> None:
-        """`body` is a LlamaModel on its device; a slot has room for `cells` tokens."""
+    def __init__(self, body: Any, *, slots: int, slot_size: int) -> None:
+        """`body` is a LlamaModel on its device; a slot holds `slot_size` tokens."""
         self._body, config = body, body.config
         self._groups, self._head_size = config.num_key_value_heads, config.head_dim
-        shape = (config.num_hidden_layers, slots, self._groups, cells, self._head_size)
+        shape = (config.num_hidden_layers, slots, self._groups, slot_size, self._head_size)
         weight = body.norm.weight
         self._keys, self._values = (
             torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2)
         )
         self._rows = torch.arange(slots, device=weight.device)
-        self._cells = torch.arange(cells, device=weight.device)
+        self._positions = torch.arange(slot_size, device=weight.device)
 
     @torch.inference_mode()
     def feed(self, slots: Sequence[ConversationSlot]) -> torch.Tensor:
-        """See `Feeder`: those are read whose last token this was."""
-        # Slots without a conversation read the first token, whose cell holds just that already.
+        """See `Feeder`; a slot is read when this was its last token."""
+        # Slots without a conversation read the first token again, which leaves their KV unchanged.
         numbers = np.zeros((2, len(self._rows)), dtype=np.int64)
         numbers[0] = slots[0].tokens[0]
         for slot in slots:
@@ -74,7 +74,7 @@ class GridFeeder:
         """States [slots, width]."""
         states = self._body.embed_tokens(tokens)[:, None]
         rotation = self._body.rotary_emb(states, positions[:, None])
-        is_seen = (self._cells[:visible] <= positions[:, None])[:, None, None]
+        is_seen = (self._positions[:visible] <= positions[:, None])[:, None, None]
         for index, layer in enumerate(self._body.layers):
             inner = layer.input_layernorm(states)
             attended = self._attend(index, layer.self_attn, inner, rotation, positions, is_seen)

@@ -1,4 +1,4 @@
-"""The drafters' model card, and the same as data."""
+"""Writes the drafters' model card and its data."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ CARD, DATA = "README.md", "drafters.json"
 _TEMPLATE = """\
 # Drafters of {target}
 
-Made by `scripts/train_drafters`; this page and `{data}` are written by it.
+`scripts/train_drafters` trains the drafters and writes this page and `{data}`.
 
-**What they are.** {count} Llamas cut from the target itself: its layers {layers}, its embedding,
-and an output layer for {shortlist:,} tokens alone (`output.tokens`), {parameters:.1f} million
-parameters in a step. The generalist's file holds matrices as {kind}; embedding and tokenizer come
-from the target's own file. A specialist's file holds changes of rank {rank} to the generalist.
+**Models.** {count} Llamas cut from the target: its layers {layers}, its embedding, and an output
+layer for only {shortlist:,} tokens (`output.tokens`), {parameters:.1f} million parameters in a
+step. The generalist's file has matrices in {kind}; embedding and tokenizer are read from the
+target's file. A specialist's file has changes of rank {rank} to the generalist.
 
-**Source and licence.** SmolLM2-135M-Instruct by Hugging Face is under Apache-2.0, and so are these.
-No data set was used: the target wrote the training text itself. It was given the beginnings of
-users' turns (`edgecosine/lab/distill/prompts.py`), wrote the rest of the turns at temperature 1,
-and answered them, {sampled:.0%} at temperature 0.8 and the others greedily. The held-out prompts
-(`held_out.json`) were written by hand before.
+**Source and licence.** SmolLM2-135M-Instruct by Hugging Face is under Apache-2.0, and so are the
+drafters. No data set was used: the target wrote the training text. It continued the beginnings of
+users' turns (`edgecosine/lab/distill/prompts.py`) at temperature 1 and answered them,
+{sampled:.0%} at temperature 0.8 and the others greedily. The held-out prompts (`held_out.json`)
+were written by hand before.
 
-**Training.** Distillation of the target's whole distribution over the shortlist, towards the
-acceptance itself (LK losses, arXiv 2602.23881), on {text_tokens:,} answer tokens of text, of which
-the shortlist covers {share:.1%}.
+**Training.** Distillation of the target's whole distribution over the shortlist towards acceptance
+(LK losses, arXiv 2602.23881), on {text_tokens:,} answer tokens, of which the shortlist covers
+{share:.1%}.
 
-| drafter | steps | answer tokens learned from | hours | MB |
+| drafter | steps | answer tokens in training | hours | MB |
 |---|--:|--:|--:|--:|
 {training}
 
-{note}**Acceptance.** Mean accepted tokens of a chain of {gamma}, the bonus token not counted, over
-the target's answers to the held-out prompts; below it the share of looping text (repeated 8-grams).
+{note}**Acceptance.** Mean accepted tokens of a chain of {gamma}, without the bonus token, over the
+target's answers to the held-out prompts, and the share of looping text (repeated 8-grams).
 
 {matrices}
 **Limits.** A drafter cannot make an answer wrong, only slow. The prompts are short and English.
-Looping text is easy to guess, and flatters the figures at temperature 0.
+Looping text is easy to predict, which raises the figures at temperature 0.
 """
 
 
 def write_card(out: Path, recipe: DistillRecipe, report: Mapping[str, Any]) -> None:
-    """Write both files beside the drafters; the report's `note`, if any, says what was made
-    otherwise than by the recipe."""
+    """Write both files beside the drafters; the report's `note`, if any, states deviations from
+    the recipe."""
     (out / DATA).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     text = _TEMPLATE.format(
         target=recipe.target,

@@ -1,9 +1,9 @@
-"""Training text: conversations that the target writes alone, with its states on the way.
+"""Training text: conversations that the target writes alone, with its hidden states.
 
-Every slot of a pass holds one conversation. The target first continues an opener to a whole turn
-of the user, at temperature 1 within its nucleus, and then answers it, greedily or sampled. The
+Every slot of a forward pass holds one conversation. The target first continues an opener to a whole
+user's turn, at temperature 1 within its nucleus, and then answers it, greedily or sampled. The
 state before the output layer is kept for each token of the answer, so that a student can learn the
-target's whole distribution without running it again.
+target's whole distribution without running the target again.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ ANSWER_TEMPERATURE = 0.8
 SAMPLED_SHARE = 0.4
 _TURN_LENGTH = (4, 160)
 _EXPECTED = 128
-"""Tokens of an answer that counts before it has ended."""
+"""Assumed tokens of an answer until it has ended."""
 _NUCLEUS, _NUCLEUS_TOKENS = 0.95, 64
 _LOOP, _MAX_PERIOD = 24, 48
-"""An answer ends where its last so many tokens repeat those of at most one period before."""
+"""An answer ends when its last `_LOOP` tokens repeat those of at most `_MAX_PERIOD` before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One prompt with its answer; `states[i]` [width] is what the target drew token
-    `num_prompt + i` from."""
+    """One prompt with its answer; `states[i]` [width] is the target's before token
+    `num_prompt + i`."""
 
     domain: str
     temperature: float
@@ -48,7 +48,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What stands before and after a user's turn."""
+    """The tokens before and after a user's turn."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -69,18 +69,18 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class ConversationTurn:
-    """A user's turn, or how it begins where it is not `is_whole`."""
+    """A user's turn, or its beginning if it is not `is_whole`."""
 
     domain: str
     tokens: tuple[int, ...]
     temperature: float
     is_whole: bool = False
     seed: int | None = None
-    """Of the noise that target and drafters share; None draws without them."""
+    """Seed of the noise that target and drafters share; None: unshared noise."""
 
 
 class Openers:
-    """Beginnings of turns without end, and of each domain so many that all get as many tokens."""
+    """An endless sequence of openers, balanced so that all domains get as many tokens."""
 
     def __init__(self, tokenizer: Any, seed: int) -> None:
         self._tokenizer, self._random = tokenizer, random.Random(seed)
@@ -93,32 +93,32 @@ class Openers:
             yield self.opening(domain)
 
     def opening(self, domain: str) -> ConversationTurn:
-        """One beginning."""
+        """The opener of one turn."""
         text = opener(domain, self._random)
         tokens = self._tokenizer.encode(text, add_special_tokens=False)
         is_sampled = self._random.random() < SAMPLED_SHARE
         return ConversationTurn(domain, tuple(tokens), ANSWER_TEMPERATURE if is_sampled else 0.0)
 
     def count(self, done: Conversation) -> None:
-        """Correct the expected length of its domain."""
+        """Correct the token count of the conversation's domain by its true length."""
         self._num_tokens[done.domain] += len(done.states) - _EXPECTED
 
 
 @dataclass(slots=True)
 class ConversationSlot:
-    """A conversation under way, of which the model has read `fed` tokens."""
+    """A running conversation, of which the model has read `fed` tokens."""
 
     index: int
     turn: ConversationTurn
     tokens: list[int]
     fed: int = 0
     num_prompt: int = 0
-    """0 while the user's turn is written."""
+    """0 while the user's turn is being written."""
     states: list[NDArray[np.float16]] = field(default_factory=list)
 
     @property
     def temperature(self) -> float:
-        """Of the next token."""
+        """Temperature of the next token."""
         return self.turn.temperature if self.num_prompt else 1.0
 
     @property
@@ -131,12 +131,12 @@ class Feeder(Protocol):
     """Runs a model over the pending tokens of its slots."""
 
     def feed(self, slots: Sequence[ConversationSlot]) -> torch.Tensor:
-        """Read some tokens of each slot, at least one; states [read slots, width] before the output
-        layer at the last token of those that are read then, in order."""
+        """Read at least one token of each slot. Returns the states before the output layer [slots
+        that are read, width] at the last token of each slot that is read then, in order."""
 
 
 class Writer:
-    """Writes conversations, as many at once as there are slots."""
+    """Writes conversations, one in each slot at a time."""
 
     def __init__(
         self,
@@ -148,13 +148,13 @@ class Writer:
         max_answer: int,
         seed: int = 0,
     ) -> None:
-        """`head` makes float32 logits of the feeder's states."""
+        """`head` computes float32 logits from the feeder's states."""
         self._feeder, self._head, self._template = feeder, head, template
         self._num_slots, self._max_answer = slots, max_answer
         self._noise = torch.Generator().manual_seed(seed)
 
     def write(self, turns: Iterable[ConversationTurn]) -> Iterator[Conversation]:
-        """The conversations of all turns, as they end."""
+        """Yields the conversations of all turns in the order of their ends."""
         coming = iter(turns)
         free, slots = list(range(self._num_slots)), list[ConversationSlot]()
         is_filled = set[int]()
@@ -183,7 +183,7 @@ class Writer:
         if turn.is_whole:
             slot.tokens += template.after
             slot.num_prompt = len(slot.tokens)
-        if is_filled:  # every conversation begins with the same tokens, which are still there
+        if is_filled:  # all conversations begin with the same tokens, which are in the KV cache
             slot.fed = len(template.before)
         return slot
 
@@ -202,10 +202,10 @@ class Writer:
         return drawn
 
     def _sampled(self, logits: torch.Tensor, slots: Sequence[ConversationSlot]) -> torch.Tensor:
-        """Tokens drawn from the most probable ones, those of a user's turn from its nucleus."""
+        """Tokens drawn from the most probable ones; in a user's turn from the nucleus."""
         best = torch.topk(logits, _NUCLEUS_TOKENS)
-        heat = torch.tensor([slot.temperature for slot in slots])[:, None]
-        shares = (best.values.cpu() / heat).softmax(-1)
+        temperatures = torch.tensor([slot.temperature for slot in slots])[:, None]
+        shares = (best.values.cpu() / temperatures).softmax(-1)
         is_turn = torch.tensor([not slot.num_prompt for slot in slots])[:, None]
         shares = shares.masked_fill(is_turn & (shares.cumsum(-1) - shares > _NUCLEUS), 0.0)
         drawn = torch.multinomial(shares, 1, generator=self._noise)
@@ -225,7 +225,7 @@ class Writer:
         return len(slot.tokens) - len(self._template.before)
 
     def _is_no_turn(self, slot: ConversationSlot) -> bool:
-        """Whether the user's turn came out too short or too long."""
+        """Whether the user's turn is too short or too long."""
         is_ended = slot.tokens[-1] == self._template.end
         return not slot.num_prompt and (is_ended or self._num_written(slot) > _TURN_LENGTH[1])
 

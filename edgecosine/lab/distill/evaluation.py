@@ -1,4 +1,4 @@
-"""How much of the target's answers to held-out prompts each drafter would have guessed."""
+"""Acceptance of drafters on the target's answers to held-out prompts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from edgecosine.lab.distill.prompts import held_out
 from edgecosine.lab.zoo.evaluation import accepted_per_round
 
 GAMMA = 6
-"""Tokens of a draft: a chain, as the drafter's best guess continues."""
+"""Tokens of a draft, which is the chain of the drafter's best tokens."""
 
 
 def held_out_turns(tokenizer: Any, temperature: float) -> list[ConversationTurn]:
-    """All held-out prompts; seeds number them."""
+    """All held-out prompts as turns; at a temperature, seeds number them."""
     turns = [(domain, text) for domain, texts in held_out().items() for text in texts]
     return [
         ConversationTurn(
@@ -44,7 +44,7 @@ def seed_of(
 
 @torch.inference_mode()
 def matches(drafter: Any, done: Conversation, seed: int | None) -> list[bool]:
-    """For each token of an answer, whether the drafter, given all before it, would guess it.
+    """For each token of an answer, whether the drafter would draft it after the tokens before.
 
     `drafter` is a model whose output layer is a `ShortlistHead`.
     """
@@ -61,6 +61,6 @@ def matches(drafter: Any, done: Conversation, seed: int | None) -> list[bool]:
 
 
 def mean_accepted(equal: Sequence[Sequence[bool]], gamma: int = GAMMA) -> float:
-    """Mean accepted tokens of all rounds with chains of `gamma` tokens, the bonus not counted."""
+    """Mean accepted tokens of all rounds with chains of `gamma` tokens, without the bonus token."""
     rounds = [count for one in equal for count in accepted_per_round(one, gamma)]
     return sum(rounds) / max(1, len(rounds))

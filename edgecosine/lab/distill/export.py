@@ -1,4 +1,4 @@
-"""Writes a student as a GGUF file that names its base, see `engine/loading/cut_models.py`."""
+"""Writes a student as a GGUF file with the name of its base; see `engine/loading/cut_models.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgecosine.lab.distill.adapters import changes
 def write_drafter(
     path: Path, student: LlamaForCausalLM, shortlist: torch.Tensor, base: str, kind: str, name: str
 ) -> int:
-    """Write `student`, its matrices in GGML's format `kind`; returns the bytes of the file."""
+    """Write `student` with its matrices in GGML's format `kind`; returns the file's bytes."""
     config: Any = student.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
@@ -42,8 +42,8 @@ def write_drafter(
 
 
 def write_adapter(path: Path, student: LlamaForCausalLM, base: Path, kind: str, name: str) -> int:
-    """Write what was learned beyond `base`, a drafter's file in the same folder; returns the bytes
-    of the file."""
+    """Write the student's changes to `base`, a drafter's file in the same folder; returns the
+    file's bytes."""
     config: Any = student.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
@@ -63,7 +63,7 @@ def write_adapter(path: Path, student: LlamaForCausalLM, base: Path, kind: str, 
 
 
 def describe_llama(writer: gguf.GGUFWriter, config: Any) -> None:
-    """Write the settings of a Llama."""
+    """Add the settings of a Llama."""
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -76,7 +76,7 @@ def describe_llama(writer: gguf.GGUFWriter, config: Any) -> None:
 
 
 def finish(writer: gguf.GGUFWriter) -> None:
-    """Write the file with all that was added."""
+    """Write the file and close it."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

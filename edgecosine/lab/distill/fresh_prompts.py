@@ -1,4 +1,4 @@
-"""Prompts that no drafter was trained on, in any number: the target writes the user's turns."""
+"""Any number of prompts that no drafter was trained on; the target writes the user's turns."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from edgecosine.lab.distill.conversations import (
 from edgecosine.lab.distill.prompts import DOMAINS
 from edgecosine.lab.distill.teacher import load_teacher
 
-_SLOTS, _CELLS = 32, 256
+_SLOTS, _SLOT_SIZE = 32, 256
 FIRST_SEED = 1_000_000
-"""Training text is written from smaller ones."""
+"""Training text is written with smaller seeds."""
 
 
 def fresh_prompts(target: str, count: int, seed: int = FIRST_SEED) -> list[tuple[str, str]]:
-    """`count` different prompts with their domains, which take turns; written at temperature 1.
+    """`count` different prompts with alternating domains, as (domain, text), written at
+    temperature 1.
 
-    Raises what `load_teacher` raises.
+    Raises as `load_teacher`.
     """
-    teacher = load_teacher(target, "cpu", slots=_SLOTS, cells=_CELLS)
+    teacher = load_teacher(target, "cpu", slots=_SLOTS, slot_size=_SLOT_SIZE)
     template = Template.of(teacher.tokenizer)
     writer = Writer(teacher.feeder, teacher.head, template, slots=_SLOTS, max_answer=1, seed=seed)
     turns = _in_turn(Openers(teacher.tokenizer, seed))

@@ -1,4 +1,4 @@
-"""Training of a student: batches of conversations, and a loss that predicts its acceptance."""
+"""Training of a student: batches of conversations, and a loss towards acceptance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHARPNESS = 3.0
 
 @dataclass(frozen=True)
 class Settings:
-    """One training: batches of `batch_tokens` cells, each conversation seen `epochs` times.
+    """Settings of a training: `batch_tokens` with padding in a batch, and `epochs` over the text.
 
     The learning rate rises for `warm_up` steps, stays, and falls to zero over the last share
     `decay` of the steps.
@@ -36,44 +36,48 @@ class Settings:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """tokens [rows, length]; the others are of the rows' answers, end to end: where the student's
-    state lies in the flattened rows, and the target's states [answers, width]."""
+    """Padded conversations.
+
+    tokens   [rows, length]
+    indices  [answer tokens]: for each, the index of the student's state in the flattened rows
+    states   [answer tokens, width]: the target's
+    """
 
     tokens: Tensor
-    places: Tensor
+    indices: Tensor
     states: Tensor
 
     @property
     def num_tokens(self) -> int:
-        """Cells computed, padding included."""
+        """Computed tokens, including padding."""
         return self.tokens.numel()
 
     def to(self, device: torch.device) -> TrainingBatch:
-        """The batch on a device; the host does not wait for a GPU to take it."""
+        """The batch on a device; the host does not wait for the copy to a GPU."""
         if device.type == "cpu":
             return self
-        tensors = (self.tokens, self.places, self.states)
+        tensors = (self.tokens, self.indices, self.states)
         return TrainingBatch(*(t.pin_memory().to(device, non_blocking=True) for t in tensors))
 
 
 def batch_of(conversations: Sequence[Conversation]) -> TrainingBatch:
-    """Conversations padded at their ends, where nothing before sees it."""
+    """Conversations padded at their ends, which causal attention never reads."""
     length = max(len(c.tokens) for c in conversations) - 1
     tokens = np.full((len(conversations), length), _PADDING, dtype=np.int64)
-    places = []
+    indices = []
     for row, one in enumerate(conversations):
         tokens[row, : len(one.tokens) - 1] = one.tokens[:-1]
-        places.append(row * length + np.arange(one.num_prompt - 1, len(one.tokens) - 1))
+        indices.append(row * length + np.arange(one.num_prompt - 1, len(one.tokens) - 1))
     states = np.concatenate([c.states for c in conversations])
     return TrainingBatch(
         torch.from_numpy(tokens),
-        torch.from_numpy(np.concatenate(places)),
+        torch.from_numpy(np.concatenate(indices)),
         torch.from_numpy(states),
     )
 
 
 def plan(lengths: Sequence[int], settings: Settings) -> list[list[int]]:
-    """Which conversations make each batch: of like lengths, so that little is padding."""
+    """Indices of the conversations in each batch, which have similar lengths to save padding."""
     rng = np.random.default_rng(settings.seed)
     batches: list[list[int]] = []
     for epoch in range(math.ceil(settings.epochs)):
@@ -93,7 +97,8 @@ def plan(lengths: Sequence[int], settings: Settings) -> list[list[int]]:
 
 
 def rate(step: int, steps: int, settings: Settings, spent: float = 0.0) -> float:
-    """The learning rate of a step; it falls by the share `spent` of the time if that is sooner."""
+    """The learning rate of a step; it falls with the steps or with `spent`, the used share of the
+    time, whichever is further."""
     rising = (step + 1) / settings.warm_up
     falling = (steps - step) / max(1.0, steps * settings.decay)
     late = max(0.0, 1 - spent) / settings.decay
@@ -101,11 +106,11 @@ def rate(step: int, steps: int, settings: Settings, spent: float = 0.0) -> float
 
 
 def states_of(student: LlamaForCausalLM, tokens: Tensor) -> Tensor:
-    """The states [rows, length, width] before the output layer."""
+    """The student's states [rows, length, width] before the output layer."""
     body = cast(Any, student.model)
     if student.config._attn_implementation != "sdpa":
         return cast(Tensor, body(input_ids=tokens, use_cache=False).last_hidden_state)
-    # transformers' own pass first looks for packed sequences, which waits for the GPU.
+    # transformers' forward pass first searches for packed sequences, which waits for the GPU.
     states = body.embed_tokens(tokens)
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
     rotation = body.rotary_emb(states, position_ids=positions)
@@ -117,8 +122,8 @@ def states_of(student: LlamaForCausalLM, tokens: Tensor) -> Tensor:
 
 
 class AcceptanceLoss:
-    """k KL(p || q) + (1 - k) (1 - sum of min(p, q)), k = exp(-3 sum of min(p, q)): nats at first,
-    and ever more the acceptance itself (LK losses, arXiv 2602.23881)."""
+    """k KL(p || q) + (1 - k) (1 - sum of min(p, q)) with k = exp(-3 sum of min(p, q)): at first
+    mostly the divergence, later mostly the acceptance (LK losses, arXiv 2602.23881)."""
 
     def __init__(self, head: Tensor) -> None:
         """`head` [shortlist, width]: the target's output layer for the tokens of the shortlist."""
@@ -127,9 +132,9 @@ class AcceptanceLoss:
     def __call__(
         self, student: LlamaForCausalLM, batch: TrainingBatch
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The loss; the mean acceptance at temperature 1, and the share of equal best tokens."""
+        """The loss, the mean acceptance at temperature 1, and the share of equal best tokens."""
         hidden = states_of(student, batch.tokens).flatten(0, 1)
-        own = student.lm_head(hidden.index_select(0, batch.places))
+        own = student.lm_head(hidden.index_select(0, batch.indices))
         with torch.no_grad():
             wanted = batch.states.to(own.dtype) @ self._head.to(own.dtype).T
             teacher = wanted.float().log_softmax(-1)
@@ -146,6 +151,6 @@ class AcceptanceLoss:
 def batches_from(
     conversations: Sequence[Conversation], order: Sequence[Sequence[int]]
 ) -> Iterator[TrainingBatch]:
-    """The planned batches one after the other."""
+    """Yields the planned batches in order."""
     for chosen in order:
         yield batch_of([conversations[i] for i in chosen])

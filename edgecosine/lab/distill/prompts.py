@@ -1,8 +1,8 @@
-"""The subjects of the training conversations: beginnings of a user's turn, by domain.
+"""Subjects of the training conversations: openers, which begin a user's turn, by domain.
 
-No data set is needed. The target's own chat template is fed up to the user's turn and an opener of
-this file; the target writes the rest of the turn itself, and then the answer. The held-out prompts
-are written by hand (`held_out.json`), and no opener repeats one of them.
+No data set is needed. The target reads its chat template up to the user's turn and an opener of
+this file, and writes the rest of the turn and then the answer. The held-out prompts are written by
+hand (`held_out.json`), and no opener repeats one of them.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ _WORDS: Final[dict[str, tuple[str, ...]]] = {
 
 
 def opener(domain: str, rng: random.Random) -> str:
-    """How one user's turn begins; the target continues it."""
+    """A random beginning of a user's turn, which the target continues."""
     text = rng.choice(_OPENERS[domain])
     while "{" in text:
         name = text[text.index("{") + 1 : text.index("}")]

@@ -1,4 +1,4 @@
-"""The constants of the drafters, and the paths of a training's files."""
+"""The settings of a training of the drafters, and the paths of its files."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _specialist() -> Settings:
 
 @dataclass(frozen=True)
 class DistillRecipe:
-    """All settings of one making of the drafters.
+    """All settings of a training of the drafters.
 
-    layers         layers of the target that a drafter begins as
+    layers         layers of the target with which a drafter begins
     kind           GGML's format of the generalist's matrices
-    rank           of the changes that make a specialist of it, which are kept as Q8_0
+    rank           rank of a specialist's changes, which are stored as Q8_0
     text_tokens    answer tokens that the target writes, in shards of `shard_tokens`
-    replay         share of other domains' conversations that a specialist goes on to see
+    replay         share of other domains' conversations in the training of a specialist
     """
 
     target: str = DEFAULT_TARGET
@@ -48,7 +48,7 @@ class DistillRecipe:
 
 
 def gpu_recipe() -> DistillRecipe:
-    """For a large GPU: more text, larger batches at a higher rate, seen more often."""
+    """For a large GPU: more text, larger batches, a higher learning rate and more epochs."""
     return DistillRecipe(
         slots=1024, text_tokens=4_000_000, shard_tokens=100_000,
         generalist=Settings(epochs=8.0, learning_rate=1.2e-3, batch_tokens=8192, warm_up=100),
@@ -57,7 +57,7 @@ def gpu_recipe() -> DistillRecipe:
 
 
 def toy_recipe() -> DistillRecipe:
-    """Goes through all stages in a minute, for any target; its drafters are of no use."""
+    """Runs all stages in a minute, for any target; its drafters are useless."""
     once = Settings(epochs=1.0, learning_rate=1e-3, batch_tokens=512, warm_up=2)
     return DistillRecipe(
         layers=(0, 1), shortlist=64, text_tokens=1200, shard_tokens=600, slots=8, max_answer=24,
@@ -67,7 +67,7 @@ def toy_recipe() -> DistillRecipe:
 
 @dataclass(frozen=True)
 class DistillPaths:
-    """`scratch` keeps the checkpoints of a training; `out` gets the drafters."""
+    """Paths of a training: `scratch` has its checkpoints, `out` the drafters."""
 
     scratch: Path
     out: Path
@@ -83,11 +83,11 @@ class DistillPaths:
         return self.scratch / "shortlist.pt"
 
     def checkpoint(self, drafter: str) -> Path:
-        """A drafter under training."""
+        """Checkpoint of a drafter in training."""
         return self.scratch / f"{drafter}.pt"
 
     def drafter(self, name: str) -> Path:
-        """A finished drafter."""
+        """File of a finished drafter."""
         return self.out / f"{name}.gguf"
 
     @property

@@ -1,4 +1,4 @@
-"""The stages of a training: each resumes where it was interrupted, and returns measurements."""
+"""The stages of a training; each resumes where it was interrupted and returns measurements."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ from edgecosine.lab.looping_share import loop_share
 
 Report = dict[str, Any]
 Stage = Callable[[DistillRecipe, DistillPaths, str, float], Report]
-"""Runs on a device until it has ended, or until the deadline by `time.monotonic`."""
-_CELLS = 640
+"""Runs on a device until it ends, or until the deadline by `time.monotonic`."""
+_SLOT_SIZE = 640
 _SAVE_EVERY_S = 60.0
 _LOG_EVERY_S = 10.0
 _SHORTLIST_STATES = 5
 _ADAPTER_KIND = "Q8_0"
 
 
-def text_stage(recipe: DistillRecipe, places: DistillPaths, device: str, deadline: float) -> Report:
-    """The target writes the training text, shard by shard; what there is at the deadline is all."""
-    places.text.mkdir(parents=True, exist_ok=True)
+def text_stage(recipe: DistillRecipe, paths: DistillPaths, device: str, deadline: float) -> Report:
+    """The target writes the training text, shard by shard, until the deadline at most."""
+    paths.text.mkdir(parents=True, exist_ok=True)
     count = -(-recipe.text_tokens // recipe.shard_tokens)
-    missing = [i for i in range(count) if not (places.text / f"{i:04}.npz").exists()]
+    missing = [i for i in range(count) if not (paths.text / f"{i:04}.npz").exists()]
     if missing:
-        teacher = load_teacher(recipe.target, device, slots=recipe.slots, cells=_CELLS)
+        teacher = load_teacher(recipe.target, device, slots=recipe.slots, slot_size=_SLOT_SIZE)
         openers = Openers(teacher.tokenizer, recipe.seed + 1000 * missing[0])
         template = Template.of(teacher.tokenizer)
         writer = Writer(
@@ -63,69 +63,69 @@ def text_stage(recipe: DistillRecipe, places: DistillPaths, device: str, deadlin
             size += len(done.states)
             is_late = time.monotonic() > deadline
             if size >= recipe.shard_tokens or is_late:
-                pool.save(places.text / f"{missing.pop(0):04}.npz", shard)
+                pool.save(paths.text / f"{missing.pop(0):04}.npz", shard)
                 speed = size / (time.monotonic() - began)
                 print(f"text: {len(missing)} shards left, {speed:.0f} tokens/s", flush=True)
                 shard, size, began = [], 0, time.monotonic()
             if not missing or is_late:
                 break
-    text = pool.load(places.text)
+    text = pool.load(paths.text)
     return {"conversations": len(text), "answer_tokens": text.num_answer_tokens}
 
 
-def shortlist_stage(recipe: DistillRecipe, places: DistillPaths, device: str, _: float) -> Report:
-    """The tokens of the drafters' output layers."""
-    text, stock = pool.load(places.text), load_stock(recipe.target, torch.bfloat16)
+def shortlist_stage(recipe: DistillRecipe, paths: DistillPaths, device: str, _: float) -> Report:
+    """Choose the tokens of the drafters' output layers."""
+    text, stock = pool.load(paths.text), load_stock(recipe.target, torch.bfloat16)
     states = torch.from_numpy(text.states[::_SHORTLIST_STATES].copy())
     ends = stock.config.eos_token_id or []
     always = [ends] if isinstance(ends, int) else list(ends)
     tokens = shortlist_of(states, head_of(stock).to(device), recipe.shortlist, always)
-    torch.save(tokens, places.shortlist)
+    torch.save(tokens, paths.shortlist)
     share = np.isin(text.answers, tokens.numpy()).mean()
     return {"tokens": len(tokens), "share_of_answers": float(share)}
 
 
 def drafter_stage(name: str) -> Stage:
-    """Training of one drafter: the generalist from the target's layers, specialists as low-rank
-    changes to it as it is served."""
+    """The training of one drafter: the generalist from the target's layers, specialists as low-rank
+    changes to the finished generalist."""
 
-    def stage(recipe: DistillRecipe, places: DistillPaths, device: str, deadline: float) -> Report:
-        shortlist = torch.load(places.shortlist, weights_only=True)
+    def stage(recipe: DistillRecipe, paths: DistillPaths, device: str, deadline: float) -> Report:
+        shortlist = torch.load(paths.shortlist, weights_only=True)
         stock = load_stock(recipe.target, torch.float32)
         loss = AcceptanceLoss(head_of(stock)[shortlist].to(device))
         if name == GENERALIST:
             student = cut(stock, recipe.layers, shortlist)
         else:
-            student = as_served(places.drafter(GENERALIST))
+            student = as_served(paths.drafter(GENERALIST))
             adapt(student, recipe.rank)
         del stock
         torch.nn.Module.to(student, device)
         if device != "cpu":
-            student.set_attn_implementation("sdpa")  # the loss relies on it not to wait
+            student.set_attn_implementation("sdpa")  # the loss needs it to avoid waiting
         trainer = Trainer(student, loss)
-        if places.checkpoint(name).exists():
-            trainer.load(places.checkpoint(name))
-        chosen = _material(pool.load(places.text).conversations(), name, recipe)
-        report = _learn(trainer, chosen, recipe, places, name, deadline)
-        places.out.mkdir(parents=True, exist_ok=True)
+        if paths.checkpoint(name).exists():
+            trainer.load(paths.checkpoint(name))
+        chosen = _material(pool.load(paths.text).conversations(), name, recipe)
+        report = _learn(trainer, chosen, recipe, paths, name, deadline)
+        paths.out.mkdir(parents=True, exist_ok=True)
         title = f"{Path(recipe.target).stem} {name}"
         if name == GENERALIST:
             report["bytes"] = write_drafter(
-                places.drafter(name), student, shortlist, Path(recipe.target).name, recipe.kind,
+                paths.drafter(name), student, shortlist, Path(recipe.target).name, recipe.kind,
                 title,
             )  # fmt: skip
         else:
             report["bytes"] = write_adapter(
-                places.drafter(name), student, places.drafter(GENERALIST), _ADAPTER_KIND, title
+                paths.drafter(name), student, paths.drafter(GENERALIST), _ADAPTER_KIND, title
             )
-        report["parameters"] = read_gguf(places.drafter(name)).num_parameters
+        report["parameters"] = read_gguf(paths.drafter(name)).num_parameters
         return report
 
     return stage
 
 
 def as_served(path: Path) -> LlamaForCausalLM:
-    """A finished drafter to learn from, with its output layer for the shortlist alone."""
+    """A finished drafter for further training, with the output layer for its shortlist."""
     source = locate(str(path))
     student: Any = load_cut_model(source, read_cut_config(source), torch.float32)
     student.lm_head = student.lm_head.linear
@@ -133,12 +133,12 @@ def as_served(path: Path) -> LlamaForCausalLM:
 
 
 def _learn(
-    trainer: Trainer, text: Sequence[Conversation], recipe: DistillRecipe, places: DistillPaths,
+    trainer: Trainer, text: Sequence[Conversation], recipe: DistillRecipe, paths: DistillPaths,
     name: str, deadline: float,
 ) -> Report:  # fmt: skip
     settings = recipe.generalist if name == GENERALIST else recipe.specialist
     order = plan([len(one.tokens) for one in text], settings)
-    began = saved = told = time.monotonic()
+    began = saved = logged = time.monotonic()
     smooth = torch.zeros(2, device=trainer.student.device)
     for batch in batches_from(text, order[trainer.num_steps :]):
         spent = (time.monotonic() - began) / max(1e-9, deadline - began)
@@ -146,40 +146,42 @@ def _learn(
             break
         now = trainer.step(batch, rate(trainer.num_steps, len(order), settings, spent))
         smooth += (torch.stack(now) - smooth) / 30
-        if time.monotonic() - told > _LOG_EVERY_S:
+        if time.monotonic() - logged > _LOG_EVERY_S:
             overlap, equal = smooth.tolist()
-            told = time.monotonic()
+            logged = time.monotonic()
             print(f"{name}: step {trainer.num_steps} of {len(order)}, acceptance {overlap:.3f}, "
                   f"equal best tokens {equal:.3f}", flush=True)  # fmt: skip
         if time.monotonic() - saved > _SAVE_EVERY_S:
-            trainer.save(places.checkpoint(name))
+            trainer.save(paths.checkpoint(name))
             saved = time.monotonic()
-    trainer.save(places.checkpoint(name))
+    trainer.save(paths.checkpoint(name))
     return {"steps": trainer.num_steps, "tokens": trainer.num_tokens}
 
 
 def _material(text: Sequence[Conversation], name: str, recipe: DistillRecipe) -> list[Conversation]:
-    """The training data of a drafter; a specialist also sees some of the other domains."""
+    """The training data of a drafter; a specialist's includes a share of the other domains."""
     if name == GENERALIST:
         return list(text)
     rng = np.random.default_rng(recipe.seed)
     return [one for one in text if one.domain == name or rng.random() < recipe.replay]
 
 
-def evaluation_stage(recipe: DistillRecipe, places: DistillPaths, device: str, _: float) -> Report:
-    """The finished drafters on the target's answers to held-out prompts."""
+def evaluation_stage(recipe: DistillRecipe, paths: DistillPaths, device: str, _: float) -> Report:
+    """Measure the finished drafters on the target's answers to held-out prompts."""
     slots = min(recipe.slots, sum(map(len, held_out().values())))
-    teacher = load_teacher(recipe.target, device, slots=slots, cells=_CELLS)
+    teacher = load_teacher(recipe.target, device, slots=slots, slot_size=_SLOT_SIZE)
     template = Template.of(teacher.tokenizer)
     writer = Writer(
         teacher.feeder, teacher.head, template, slots=slots, max_answer=recipe.held_out_answer
     )
-    told = {t: _held_out_answers(teacher, writer, template, t) for t in (0.0, ANSWER_TEMPERATURE)}
-    matrices: dict[float, dict[str, dict[str, float]]] = {temperature: {} for temperature in told}
+    by_temperature = {
+        t: _held_out_answers(teacher, writer, template, t) for t in (0.0, ANSWER_TEMPERATURE)
+    }
+    matrices: dict[float, dict[str, dict[str, float]]] = {t: {} for t in by_temperature}
     for name in DRAFTERS:
-        source = locate(str(places.drafter(name)))
+        source = locate(str(paths.drafter(name)))
         drafter = load_cut_model(source, read_cut_config(source), torch.float32).to(device)
-        for temperature, answers in told.items():
+        for temperature, answers in by_temperature.items():
             equal = [(done.domain, matches(drafter, done, seed)) for done, seed in answers]
             matrices[temperature][name] = {
                 domain: mean_accepted([e for d, e in equal if d == domain]) for domain in DOMAINS
@@ -187,14 +189,14 @@ def evaluation_stage(recipe: DistillRecipe, places: DistillPaths, device: str, _
             print(f"T {temperature} {name}: {matrices[temperature][name]}", flush=True)
     return {
         str(temperature): {"matrix": matrices[temperature], "loop_share": _loop_shares(answers)}
-        for temperature, answers in told.items()
+        for temperature, answers in by_temperature.items()
     }
 
 
 def _held_out_answers(
     teacher: Teacher, writer: Writer, template: Template, temperature: float
 ) -> list[tuple[Conversation, int | None]]:
-    """Answers to the held-out prompts with the seeds that they were drawn by."""
+    """Answers to the held-out prompts, with the seeds of their sampling."""
     turns = held_out_turns(teacher.tokenizer, temperature)
     return [(done, seed_of(done, template, turns)) for done in writer.write(turns)]
 

@@ -1,8 +1,8 @@
-"""A drafter cut from the target: some of its layers, and an output layer of frequent tokens alone.
+"""Cuts a drafter from the target: some of its layers, and an output layer for frequent tokens only.
 
-A start from the target's own layers learns much faster than one from scratch. The output layer is
-most of a small drafter's step, and the few thousand most frequent tokens are nearly all that is
-ever said (FR-Spec, arXiv 2502.14856); the target corrects the rest.
+A student that starts from the target's layers learns much faster than one from scratch. The output
+layer dominates a small drafter's step, and a few thousand frequent tokens make up almost all text
+(FR-Spec, arXiv 2502.14856); the target corrects the rest.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _STATES_AT_ONCE = 1024
 
 @torch.no_grad()
 def shortlist_of(states: Tensor, head: Tensor, size: int, always: Sequence[int]) -> Tensor:
-    """Ids [size] of the tokens that the target expects most, and `always`, in order.
+    """Ids [size], in order, of the most probable tokens of the target, including `always`.
 
-    Its distributions at `states` [n, width] count, not what was drawn from them: the tail of
-    the list would be chance.
+    The target's distributions at `states` [n, width] are summed; counting sampled tokens would
+    leave the tail of the list to chance.
     """
     expected = torch.zeros(len(head), dtype=torch.float64, device=head.device)
     for part in torch.split(states, _STATES_AT_ONCE):
@@ -35,7 +35,7 @@ def shortlist_of(states: Tensor, head: Tensor, size: int, always: Sequence[int])
 def cut(target: LlamaForCausalLM, layers: Sequence[int], shortlist: Tensor) -> LlamaForCausalLM:
     """A model of the target's `layers` whose output layer has only the rows of `shortlist`.
 
-    Its embedding is the target's, and stays so.
+    The embedding is the target's and is not trained.
     """
     config = copy.deepcopy(target.config)
     config.num_hidden_layers = len(layers)
@@ -50,7 +50,7 @@ def cut(target: LlamaForCausalLM, layers: Sequence[int], shortlist: Tensor) -> L
     body.layers = nn.ModuleList(copy.deepcopy(source.layers[layer]) for layer in layers)
     for index, layer in enumerate(body.layers):
         layer.self_attn.layer_idx = index
-        layer.self_attn.config = student.config  # which selects the attention
+        layer.self_attn.config = student.config  # selects the attention implementation
     body.embed_tokens = copy.deepcopy(source.embed_tokens)
     body.norm, body.rotary_emb = copy.deepcopy(source.norm), copy.deepcopy(source.rotary_emb)
     rows = cast(nn.Linear, target.lm_head).weight.detach()[shortlist].clone()

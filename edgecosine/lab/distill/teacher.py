@@ -1,4 +1,4 @@
-"""The target as a teacher: its states before the output layer, and its output layer beside it."""
+"""The target as a teacher: its states before the output layer, and its output layer separately."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class Teacher:
 
 
 def load_stock(name: str, dtype: torch.dtype) -> LlamaForCausalLM:
-    """The target as transformers has it, on the CPU.
+    """The target as a transformers model, on the CPU.
 
-    Raises ModelUnavailable, and ModelUnsupported for files of another kind.
+    Raises ModelUnavailable, and ModelUnsupported for other kinds of models.
     """
     gguf = _gguf(name)
     model = load_gguf_weights(gguf, read_gguf_config(gguf), dtype)
@@ -46,10 +46,10 @@ def load_stock(name: str, dtype: torch.dtype) -> LlamaForCausalLM:
     return model
 
 
-def load_teacher(name: str, device: str, *, slots: int, cells: int) -> Teacher:
-    """The target with its output layer apart, in bfloat16.
+def load_teacher(name: str, device: str, *, slots: int, slot_size: int) -> Teacher:
+    """The target with a separate output layer, in bfloat16.
 
-    Raises what `load_stock` raises.
+    Raises as `load_stock`.
     """
     stock = load_stock(name, torch.bfloat16)
     weight = head_of(stock).clone()
@@ -58,7 +58,9 @@ def load_teacher(name: str, device: str, *, slots: int, cells: int) -> Teacher:
     tokenizer = read_gguf_tokenizer(_gguf(name))
     if kernels is not None:
         stock.lm_head = _identity(stock.config.hidden_size)
-        model = NativeLlama(stock, slots=slots, slot_size=cells, threads=threads, kernels=kernels)
+        model = NativeLlama(
+            stock, slots=slots, slot_size=slot_size, threads=threads, kernels=kernels
+        )
         head = PackedLinear(weight, None, kernels, threads, torch.float32)
         return Teacher(FlatFeeder(model), head, tokenizer)
     body = nn.Module.to(stock, device).model
@@ -67,7 +69,8 @@ def load_teacher(name: str, device: str, *, slots: int, cells: int) -> Teacher:
     def plain_head(states: torch.Tensor) -> torch.Tensor:
         return (states.to(weight.dtype) @ weight.T).float()
 
-    return Teacher(GridFeeder(body, slots=slots, cells=cells), plain_head, tokenizer)
+    feeder = GridFeeder(body, slots=slots, slot_size=slot_size)
+    return Teacher(feeder, plain_head, tokenizer)
 
 
 def head_of(stock: LlamaForCausalLM) -> torch.Tensor:
@@ -78,7 +81,7 @@ def head_of(stock: LlamaForCausalLM) -> torch.Tensor:
 def _gguf(name: str) -> GgufModel:
     gguf = locate(name).gguf
     if gguf is None:
-        raise ModelUnsupported(f"{name} is no GGUF model")
+        raise ModelUnsupported(f"{name} is not a GGUF model")
     return gguf
 
 

@@ -1,4 +1,4 @@
-"""One student under training, in pieces: its weights and its optimiser outlive the process."""
+"""The training of one student, which can be saved and resumed with its optimiser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_NORM = 1.0
 
 
 class Trainer:
-    """Steps of AdamW on `student`, in bfloat16 where torch multiplies it, weights in float32."""
+    """AdamW on `student` with float32 weights, under torch's autocast to bfloat16."""
 
     def __init__(self, student: LlamaForCausalLM, loss: AcceptanceLoss) -> None:
         self.student, self._loss = student, loss
@@ -26,11 +26,11 @@ class Trainer:
         )
         self.num_steps = 0
         self.num_tokens = 0
-        """Answer tokens learned from, each as often as it was seen."""
+        """Answer tokens in all steps, with repetitions."""
 
     def step(self, batch: TrainingBatch, learning_rate: float) -> tuple[Tensor, Tensor]:
-        """Learn from a batch; the mean acceptance at temperature 1 and the share of equal best
-        tokens, before the step. Nothing here waits for a GPU."""
+        """Train on a batch; returns the mean acceptance at temperature 1 and the share of equal
+        best tokens, before the step. Never waits for a GPU."""
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate
         device = self.student.device
@@ -41,11 +41,11 @@ class Trainer:
         self._optimiser.step()
         self._optimiser.zero_grad()
         self.num_steps += 1
-        self.num_tokens += len(batch.places)
+        self.num_tokens += len(batch.indices)
         return overlap, equal
 
     def save(self, path: Path) -> None:
-        """Write all that `load` needs to go on, whole or not at all."""
+        """Write the state for `load`, atomically."""
         state = {
             "weights": {n: p for n, p in self.student.named_parameters() if p.requires_grad},
             "optimiser": self._optimiser.state_dict(),
@@ -57,7 +57,7 @@ class Trainer:
         scratch.replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on where `save` was called."""
+        """Restore the state written by `save`."""
         state = torch.load(path, map_location=self.student.device, weights_only=True)
         self.student.load_state_dict(state["weights"], strict=False)
         self._optimiser.load_state_dict(state["optimiser"])

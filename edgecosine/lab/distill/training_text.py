@@ -1,4 +1,4 @@
-"""The training text on disk: conversations with the target's states, in shards."""
+"""The training text on disk: shards of conversations with the target's states."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from edgecosine.lab.distill.conversations import Conversation, States, Tokens
 
 @dataclass(frozen=True)
 class TrainingText:
-    """Conversations side by side: tokens and states lie end to end, one entry of the other columns
-    for each conversation."""
+    """Concatenated conversations: `tokens` and `states` are concatenated; the other columns have
+    one entry for each conversation."""
 
     tokens: Tokens
     states: States
@@ -30,18 +30,18 @@ class TrainingText:
 
     @property
     def num_answer_tokens(self) -> int:
-        """Tokens that a student learns from."""
+        """Tokens on which a student is trained."""
         return len(self.states)
 
     @property
     def answers(self) -> Tokens:
-        """The tokens of all answers, end to end."""
+        """The concatenated tokens of all answers."""
         starts = np.cumsum(self.lengths) - self.lengths
         spans = zip(starts + self.prompts, starts + self.lengths, strict=True)
         return np.concatenate([self.tokens[start:end] for start, end in spans])
 
     def conversations(self) -> list[Conversation]:
-        """One by one; arrays are views."""
+        """The single conversations; their arrays are views."""
         found, token, state = list[Conversation](), 0, 0
         for row in range(len(self)):
             length, prompt = int(self.lengths[row]), int(self.prompts[row])
@@ -60,7 +60,7 @@ class TrainingText:
 
 
 def save(path: Path, conversations: Sequence[Conversation]) -> None:
-    """Write one shard, whole or not at all."""
+    """Write one shard, atomically."""
     scratch = path.with_suffix(".tmp.npz")
     np.savez(
         scratch,
@@ -75,7 +75,10 @@ def save(path: Path, conversations: Sequence[Conversation]) -> None:
 
 
 def load(directory: Path) -> TrainingText:
-    """All shards of a directory. Raises FileNotFoundError when there is none."""
+    """All shards of a directory.
+
+    Raises FileNotFoundError when there are none.
+    """
     paths = tuple(path for path in sorted(directory.glob("*.npz")) if ".tmp" not in path.name)
     if not paths:
         raise FileNotFoundError(f"no training text in {directory}")
@@ -84,7 +87,7 @@ def load(directory: Path) -> TrainingText:
 
 @functools.lru_cache(maxsize=1)
 def _load(paths: tuple[Path, ...]) -> TrainingText:
-    """Every stage reads the same shards, which are gigabytes."""
+    """Cached, since every stage reads the same shards, which have gigabytes."""
     shards = [np.load(path) for path in paths]
     names = ("tokens", "states", "lengths", "prompts", "domains", "temperatures")
     return TrainingText(*(np.concatenate([shard[name] for shard in shards]) for name in names))

@@ -1,1 +1,1 @@
-"""The cost of drafter kills, target restarts and protection for requests."""
+"""Measures the cost of drafter kills, target restarts, journal and TLS."""

@@ -1,9 +1,9 @@
-"""Measures what the kill of a drafter costs the request that uses it.
+"""Measures the delay that the kill of a drafter causes to the request that uses it.
 
-Requests run one after the other and record their rounds; drafters are killed at random moments and
-replaced. A kill counts if its drafter was asked for drafts in the round of that moment or in the
-one before, so that the request needed its drafts. The request's next token comes with the
-verification of the round in which the kill falls.
+Requests run one after the other and record their rounds; drafters are killed at random times and
+replaced. A kill counts if drafts were requested from its drafter in the round of the kill or in the
+one before, so that the request needed them. The request's next token comes with the verification
+of the round of the kill.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _MAX_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """Times of one kill in seconds; `to_next_token_s` includes the pass that every token needs."""
+    """Times of one kill in seconds; `to_next_token_s` includes the target's forward pass."""
 
     to_next_token_s: float
     pass_s: float
-    """Part of the pass that made the token which came after the kill."""
+    """Part of the next token's forward pass that came after the kill."""
     deadline_s: float
-    """Of the plan in force."""
+    """Deadline of the current plan."""
 
     @property
     def over_deadline(self) -> float:
-        """Wait beyond the pass, over the deadline of the plan."""
+        """Wait without the forward pass, relative to the deadline of the plan."""
         return (self.to_next_token_s - self.pass_s) / self.deadline_s
 
 
@@ -74,14 +74,14 @@ async def measure_kills(
 
 
 class _Killer:
-    """Sends requests and kills drafters, side by side."""
+    """Sends requests and kills drafters concurrently."""
 
     def __init__(self, client: Client, drafters: DrafterForkServer, drafter: NodeConfig) -> None:
         self._client, self._drafters, self._drafter = client, drafters, drafter
         self._rng = random.Random(0)
         self._num_started = 0
         self._killed: list[tuple[str, float]] = []
-        """Node id and moment by the performance counter of each kill since the last answer."""
+        """Node id and time (by `perf_counter`) of each kill since the last answer."""
 
     async def run(self, count: int, notify: Notify) -> list[Kill]:
         kills: list[Kill] = []
@@ -126,10 +126,10 @@ def effective_kills(measured: MeasuredAnswer, killed: Sequence[tuple[str, float]
     found = []
     for victim, at in killed:
         moment = at - measured.began_s
-        place = bisect_right(ends, moment)
-        if not 1 <= place < len(rounds) or not rounds[place]["deadline_s"]:
+        index = bisect_right(ends, moment)
+        if not 1 <= index < len(rounds) or not rounds[index]["deadline_s"]:
             continue
-        now, before = rounds[place], rounds[place - 1]
+        now, before = rounds[index], rounds[index - 1]
         if not any(_was_requested(each, victim, moment) for each in (before, now)):
             continue
         left_s = now["verified_s"] - moment
@@ -137,7 +137,7 @@ def effective_kills(measured: MeasuredAnswer, killed: Sequence[tuple[str, float]
     return found
 
 
-def _was_requested(played: dict[str, Any], drafter: str, moment: float) -> bool:
+def _was_requested(trace: dict[str, Any], drafter: str, moment: float) -> bool:
     return any(
-        draft["drafter"] == drafter and draft["asked_s"] <= moment for draft in played["drafts"]
+        draft["drafter"] == drafter and draft["asked_s"] <= moment for draft in trace["drafts"]
     )

@@ -1,6 +1,6 @@
-"""Starts drafters quickly, by forking a process that has all code loaded.
+"""Starts drafters quickly, by forking a process that has loaded all code.
 
-Each drafter is a process of its own and can be killed alone.
+Each drafter is a separate process and can be killed alone.
 """
 
 from __future__ import annotations

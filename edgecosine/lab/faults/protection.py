@@ -1,8 +1,8 @@
-"""Measures what journal and TLS cost: two clusters with and without them receive requests in turn.
+"""Measures the cost of journal and TLS: clusters with and without them receive the same requests.
 
 The protected cluster is set up as by an operator: an authority, certificates on every link,
-Mosquitto by `cluster broker-config`, and a journal. The plain one has none of them, and a Mosquitto
-with otherwise equal settings.
+Mosquitto configured by `cluster broker-config`, and a journal. The plain one has none of them;
+otherwise its Mosquitto has the same settings.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _DRAFTER = "generalist"
 _LOOPBACK = "127.0.0.1"
 _COMMAND_S = 60.0
 _START_S = 120.0
-_LOOKS, _LOOK_AGAIN_S = 500, 0.02
+_POLLS, _POLL_S = 500, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class ProtectionSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class ProtectionTurn:
+class ProtectionRun:
     """Tokens per second of one repetition."""
 
     plain: float
@@ -62,16 +62,16 @@ class ProtectionTurn:
 
     @property
     def cost(self) -> float:
-        """Share of the throughput that is lost by protection."""
+        """Share of the throughput that protection costs."""
         return 1.0 - self.protected / self.plain
 
 
-async def measure_protection(settings: ProtectionSettings, notify: Notify) -> list[ProtectionTurn]:
-    """Send requests to both in turn, each first every other time; the first repetition warms up.
+async def measure_protection(settings: ProtectionSettings, notify: Notify) -> list[ProtectionRun]:
+    """Send requests to both clusters, in alternating order; the first repetition warms up.
 
     Raises LabError, EngineError, BrokerLost and RequestError.
     """
-    turns: list[ProtectionTurn] = []
+    runs: list[ProtectionRun] = []
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgecosine-")))
         plain = await stack.enter_async_context(_plain(settings, folder / "plain"))
@@ -83,14 +83,14 @@ async def measure_protection(settings: ProtectionSettings, notify: Notify) -> li
             )  # fmt: skip
             order = (plain, protected) if repeat % 2 else (protected, plain)
             loads = {client: await closed_loop(client, jobs, _SESSIONS) for client in order}
-            turn = ProtectionTurn(loads[plain].tokens_per_s, loads[protected].tokens_per_s)
+            run = ProtectionRun(loads[plain].tokens_per_s, loads[protected].tokens_per_s)
             if repeat:
-                turns.append(turn)
+                runs.append(run)
                 notify(
-                    f"protection: {turn.plain:.0f} tokens/s without, {turn.protected:.0f} with "
+                    f"protection: {run.plain:.0f} tokens/s without, {run.protected:.0f} with "
                     f"journal and TLS ({repeat} of {settings.repeats})"
                 )
-    return turns
+    return runs
 
 
 @asynccontextmanager
@@ -152,7 +152,7 @@ def _drafter(settings: ProtectionSettings, port: int) -> tuple[str, ...]:
 
 
 async def _linked(client: Client) -> None:
-    """Wait until the target has its drafter.
+    """Wait until the target is linked with its drafter.
 
     Raises LabError.
     """
@@ -171,7 +171,7 @@ async def _mosquitto(folder: Path, port: int) -> AsyncIterator[None]:
     """
     conf = folder / "mosquitto.conf"
     if os.geteuid() == 0:
-        # Otherwise it would drop root's rights and could not read files of this process.
+        # Otherwise it would drop root's privileges and could not read this process's files.
         conf.write_text(f"{conf.read_text()}user root\n")
     command = (find_mosquitto() or "mosquitto", "-c", str(conf))
     process = await processes.spawn(command, folder / "log")
@@ -183,11 +183,11 @@ async def _mosquitto(folder: Path, port: int) -> AsyncIterator[None]:
 
 
 async def _accepts(port: int) -> None:
-    for _ in range(_LOOKS):
+    for _ in range(_POLLS):
         try:
             _, writer = await asyncio.open_connection(_LOOPBACK, port)
         except OSError:
-            await asyncio.sleep(_LOOK_AGAIN_S)
+            await asyncio.sleep(_POLL_S)
         else:
             writer.close()
             return
@@ -195,7 +195,7 @@ async def _accepts(port: int) -> None:
 
 
 class _Machine:
-    """A separate configuration directory, with credentials or without."""
+    """A separate configuration directory, as on another machine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -203,9 +203,9 @@ class _Machine:
         self.environment = {"XDG_CONFIG_HOME": str(folder)}
 
     async def run_command(self, *words: str) -> str:
-        """Run a command of `edgecosine cluster`; its output.
+        """Run a command of `edgecosine cluster`; returns its output.
 
-        Raises LabError when it failed.
+        Raises LabError when it fails.
         """
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "edgecosine", "cluster", "--cluster", _CLUSTER, *words,

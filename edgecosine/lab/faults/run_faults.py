@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgecosine.lab.faults.drafter_kills import Kill, measure_kills
-from edgecosine.lab.faults.protection import ProtectionSettings, ProtectionTurn, measure_protection
+from edgecosine.lab.faults.protection import ProtectionRun, ProtectionSettings, measure_protection
 from edgecosine.lab.faults.target_restarts import Restart, measure_restarts
 from edgecosine.lab.figures import Figure, Keep, Notify, counted, interval
 
@@ -58,14 +58,14 @@ async def run_fault_bench(
         runs += [{"part": "target", **asdict(each)} for each in restarts]
         keep(figures, runs)
     if "protection" in settings.parts:
-        turns = await measure_protection(machine, notify)
-        figures["journal_tls_cost"] = protection_figure(turns)
-        runs += [{"part": "protection", **asdict(each)} for each in turns]
+        measured = await measure_protection(machine, notify)
+        figures["journal_tls_cost"] = protection_figure(measured)
+        runs += [{"part": "protection", **asdict(each)} for each in measured]
         keep(figures, runs)
 
 
 def kill_figures(kills: Sequence[Kill]) -> dict[str, Figure]:
-    """Waits over deadlines, with and without the pass that makes the token."""
+    """Waits over deadlines, with and without the token's forward pass."""
     over = [kill.over_deadline for kill in kills]
     whole = [kill.to_next_token_s / kill.deadline_s for kill in kills]
     return {
@@ -77,7 +77,7 @@ def kill_figures(kills: Sequence[Kill]) -> dict[str, Figure]:
 
 
 def restart_figures(restarts: Sequence[Restart]) -> dict[str, Figure]:
-    """Seconds beyond the load of the model: the median and the worst."""
+    """Seconds beyond a start without requests: the median and the worst."""
     extra_s = [restart.extra_s for restart in restarts]
     return {
         "target_restart_extra_s": interval(extra_s, unit="s"),
@@ -86,9 +86,9 @@ def restart_figures(restarts: Sequence[Restart]) -> dict[str, Figure]:
     }
 
 
-def protection_figure(turns: Sequence[ProtectionTurn]) -> Figure:
-    """Median of the lost shares of throughput, by repetition."""
-    return interval([turn.cost for turn in turns], statistics.median)
+def protection_figure(runs: Sequence[ProtectionRun]) -> Figure:
+    """Median over the repetitions of the lost share of throughput."""
+    return interval([run.cost for run in runs], statistics.median)
 
 
 def _percentile(share: int) -> Callable[[Sequence[float]], float]:

@@ -1,4 +1,4 @@
-"""Measures how soon a request goes on after its target was killed, beside starts without work."""
+"""Measures how soon a request continues after its target was killed, beside plain restarts."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class Restart:
     """Seconds from the start of a process."""
 
     plain_s: float
-    """Until a target without work accepts requests: it loads the model and all code."""
+    """Until a target without requests is ready: it loads the model and all code."""
     resumed_s: float
     """Until a resumed request has its first new text."""
 
     @property
     def extra_s(self) -> float:
-        """Seconds beyond the load."""
+        """Seconds beyond a plain start."""
         return self.resumed_s - self.plain_s
 
 
 async def measure_restarts(
     count: int, *, ballast: int, target_cores: str, notify: Notify
 ) -> list[Restart]:
-    """Kill a target `count` times without work and `count` times during a request, in turn.
+    """Kill a target `count` times without and `count` times during a request, alternately.
 
     Raises EngineError, BrokerLost, LabError and RequestError.
     """
@@ -69,7 +69,7 @@ async def measure_restarts(
 
 
 async def _resumed_s(cluster: RunningCluster) -> float:
-    """Kill the target during an answer; seconds from its new start to the first new text."""
+    """Kill the target during an answer; returns seconds from its restart to the first new text."""
     async with contextlib.aclosing(_lengths(cluster.client)) as lengths:
         async for length in lengths:
             if length >= _BEFORE_KILL:
@@ -87,7 +87,7 @@ async def _resumed_s(cluster: RunningCluster) -> float:
 
 
 async def _lengths(client: Client) -> AsyncGenerator[int, None]:
-    """Characters of an answer so far, whenever more arrive."""
+    """Yields the number of characters of an answer whenever more arrive."""
     prompt = next(iter(zoo.prompts().values()))[0]
     request = Request(
         "", secrets.token_hex(8), "completion", prompt, max_tokens=_MAX_TOKENS, ignore_eos=True,

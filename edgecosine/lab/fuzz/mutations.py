@@ -1,6 +1,6 @@
-"""Changes to valid inputs that keep their form, so that they pass the first checks.
+"""Mutations that keep the format of valid inputs, so that they pass the first checks.
 
-Bytes alone seldom stay JSON or msgpack; here the value that they spell is changed, and spelt again.
+Mutated bytes are seldom valid JSON or msgpack; here the decoded value is mutated and encoded again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgpack  # type: ignore[import-untyped]
 from edgecosine.protocol.wire.framing import HEADER_BYTES
 
 Mutation = Callable[[bytes, Random], bytes]
-"""Changes an input; raises ValueError when the input does not have the form."""
+"""Mutates an input; raises ValueError when the input does not have the format."""
 
 _DEEP: Final = 2000
 _PLAIN: Final[tuple[Any, ...]] = (
@@ -29,7 +29,7 @@ _MSGPACK_ONLY: Final = (b"", b"\0", bytes(3), bytes(8), bytes(257), b"\xff" * 64
 
 
 def mutate_json(data: bytes, random: Random) -> bytes:
-    """Change the JSON value of the input."""
+    """Mutate the JSON value of the input."""
     if random.random() < 0.01:
         return _nested(data, random)
     changed = _change(json.loads(data), random, _PLAIN + _JSON_ONLY)
@@ -37,40 +37,40 @@ def mutate_json(data: bytes, random: Random) -> bytes:
 
 
 def mutate_msgpack(data: bytes, random: Random) -> bytes:
-    """Change the msgpack value of the input."""
+    """Mutate the msgpack value of the input."""
     changed = _change(_unpack(data), random, _PLAIN + _MSGPACK_ONLY)
     try:
         packed: bytes = msgpack.packb(changed, use_bin_type=True)
     except OverflowError as error:
-        raise ValueError("an integer that msgpack cannot spell") from error
+        raise ValueError("an integer that msgpack cannot encode") from error
     return packed
 
 
 def mutate_frames(data: bytes, random: Random) -> bytes:
-    """Change, omit, repeat, swap or cut one of the frames, or give it a wrong length."""
+    """Mutate, omit, repeat, swap or truncate one of the frames, or give it a wrong length."""
     frames = list(_frames(data))
     if not frames:
         raise ValueError("no frames")
-    place, other = random.randrange(len(frames)), random.randrange(len(frames))
+    index, other = random.randrange(len(frames)), random.randrange(len(frames))
     match random.randrange(6):
         case 0:
-            del frames[place]
+            del frames[index]
         case 1:
-            frames.insert(other, frames[place])
+            frames.insert(other, frames[index])
         case 2:
-            frames[place], frames[other] = frames[other], frames[place]
+            frames[index], frames[other] = frames[other], frames[index]
         case 3:
             size = random.choice((0, 1, 255, 1 << 18, (1 << 18) + 1, 1 << 21, (1 << 32) - 1))
-            frames[place] = size.to_bytes(HEADER_BYTES, "big") + frames[place][HEADER_BYTES:]
+            frames[index] = size.to_bytes(HEADER_BYTES, "big") + frames[index][HEADER_BYTES:]
         case 4:
-            frames[place] = frames[place][: random.randrange(len(frames[place]))]
+            frames[index] = frames[index][: random.randrange(len(frames[index]))]
         case _:
-            frames[place] = _framed(mutate_msgpack(frames[place][HEADER_BYTES:], random))
+            frames[index] = _framed(mutate_msgpack(frames[index][HEADER_BYTES:], random))
     return b"".join(frames)
 
 
 def mutate_bytes(data: bytes, random: Random) -> bytes:
-    """Flip, cut, repeat or insert bytes anywhere, as fuzzing engines do by themselves."""
+    """Flip, cut, repeat or insert bytes anywhere, as fuzzing engines do."""
     at, end = sorted((random.randint(0, len(data)), random.randint(0, len(data))))
     match random.randrange(4):
         case 0:
@@ -85,23 +85,23 @@ def mutate_bytes(data: bytes, random: Random) -> bytes:
 
 
 def _change(value: Any, random: Random, hostile: tuple[Any, ...]) -> Any:
-    """The value with one change at a random place, more likely near its leaves."""
+    """The value with one change at a random position, more likely near its leaves."""
     if not isinstance(value, (list, dict)) or not value or random.random() < 0.1:
         return _leaf(value, random, hostile)
     changed = value.copy()
-    places = list(range(len(value))) if isinstance(value, list) else list(value)
-    place = random.choice(places)
+    keys = list(range(len(value))) if isinstance(value, list) else list(value)
+    key = random.choice(keys)
     match random.randrange(8):
         case 0:
-            del changed[place]
+            del changed[key]
         case 1:
-            changed[place] = value[random.choice(places)]
+            changed[key] = value[random.choice(keys)]
         case 2 if isinstance(changed, list):
             changed.insert(random.randint(0, len(changed)), random.choice(hostile))
         case 2 if isinstance(changed, dict):
-            changed[random.choice(("", "x", "id", "type"))] = value[place]
+            changed[random.choice(("", "x", "id", "type"))] = value[key]
         case _:
-            changed[place] = _change(value[place], random, hostile)
+            changed[key] = _change(value[key], random, hostile)
     return changed
 
 
@@ -117,7 +117,7 @@ def _leaf(value: Any, random: Random, hostile: tuple[Any, ...]) -> Any:
 
 
 def _nested(data: bytes, random: Random) -> bytes:
-    """The object with one more field that has no end."""
+    """The object with one more field of deep nesting, which is not closed."""
     opening = random.choice((b"[", b'{"x":'))
     return data.rstrip()[:-1] + b',"x":' + opening * _DEEP
 
@@ -126,7 +126,7 @@ def _unpack(data: bytes) -> Any:
     try:
         return msgpack.unpackb(data, strict_map_key=False)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise ValueError("no msgpack") from error
+        raise ValueError("not msgpack") from error
 
 
 def _framed(payload: bytes) -> bytes:

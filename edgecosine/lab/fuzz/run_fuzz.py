@@ -1,4 +1,4 @@
-"""Fuzzes targets one after another by coverage, and reports progress and failures."""
+"""Coverage-guided fuzzing of one target after another; reports progress and failures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgecosine.lab.figures import Figure, Notify, counted
 from edgecosine.lab.fuzz.targets import TARGETS
 
 _TIMEOUT_S: Final = 10
-"""An input that takes longer is a hang."""
+"""An input that takes longer counts as a hang."""
 _MEMORY_MB: Final = 1024
 _REPORT_S: Final = 10.0
 _SHOWN_BYTES: Final = 4096
@@ -31,10 +31,10 @@ _REASON: Final = re.compile(r"(?:^\w*(?:Error|Exception|Broken)\b.*)|(?:ERROR: l
 
 @dataclass(frozen=True, slots=True)
 class FuzzSettings:
-    """Targets and limits of fuzzing: `inputs` and `seconds` are shared by the targets.
+    """Targets and limits of fuzzing; `inputs` and `seconds` are divided among the targets.
 
-    seed    of the first target
-    corpus  folder of inputs to start from and to save to; None saves nothing
+    seed    seed of the first target
+    corpus  folder of inputs to start from and to add to; None: a temporary one
     """
 
     targets: tuple[str, ...]
@@ -46,13 +46,13 @@ class FuzzSettings:
 
 @dataclass(slots=True)
 class FuzzRun:
-    """The result of one target; `broken_by` is an input in hexadecimal digits, truncated."""
+    """The result of one target; `broken_by` is the failing input in hexadecimal, truncated."""
 
     target: str
     inputs: int = 0
     wall_s: float = 0.0
     edges: int = 0
-    """Of the control flow, that were reached."""
+    """Reached edges of the control flow."""
     features: int = 0
     corpus: int = 0
     peak_rss_mb: int = 0
@@ -67,7 +67,7 @@ def run_fuzz(settings: FuzzSettings, notify: Notify) -> list[FuzzRun]:
     Raises LabError where atheris is not installed.
     """
     if importlib.util.find_spec("atheris") is None:
-        raise LabError("fuzzing by coverage needs atheris: pip install 'edgecosine[fuzz]'")
+        raise LabError("fuzzing needs atheris: pip install 'edgecosine[fuzz]'")
     with tempfile.TemporaryDirectory(prefix="edgecosine-fuzz-") as scratch:
         return [
             _fuzz(name, number, settings, settings.corpus or Path(scratch), notify)
@@ -76,7 +76,7 @@ def run_fuzz(settings: FuzzSettings, notify: Notify) -> list[FuzzRun]:
 
 
 def figures_of(runs: Sequence[FuzzRun]) -> dict[str, Figure]:
-    """Number of inputs, their rate, and number of broken targets."""
+    """Number of inputs, their rate, and number of failed targets."""
     inputs, wall_s = sum(run.inputs for run in runs), sum(run.wall_s for run in runs)
     values = {
         "fuzzed_inputs": (inputs, "inputs"),
@@ -108,10 +108,10 @@ def _fuzz(name: str, number: int, settings: FuzzSettings, folder: Path, notify: 
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as worker:
         assert worker.stdout is not None
-        last_words = _read(worker.stdout, run, started, notify)
+        last_line = _read(worker.stdout, run, started, notify)
     run.wall_s = time.perf_counter() - started
     if worker.returncode and run.broken is None:
-        run.broken = last_words or f"the worker ended with {worker.returncode}"
+        run.broken = last_line or f"the worker ended with {worker.returncode}"
     notify(_line(run))
     return run
 
@@ -123,7 +123,7 @@ def _read(lines: Iterator[str], run: FuzzRun, started: float, notify: Notify) ->
         if found := _PROGRESS.search(line):
             run.inputs, run.edges, run.features, run.corpus = map(int, found.groups())
         elif found := _STATISTIC.search(line):
-            _take_statistic(run, found[1], int(found[2]))
+            _set_statistic(run, found[1], int(found[2]))
         elif found := _ARTIFACT.search(line):
             run.broken_by = Path(found[1]).read_bytes()[:_SHOWN_BYTES].hex()
         elif run.broken is None and (found := _REASON.search(line)):
@@ -136,7 +136,7 @@ def _read(lines: Iterator[str], run: FuzzRun, started: float, notify: Notify) ->
     return line.strip()
 
 
-def _take_statistic(run: FuzzRun, name: str, value: int) -> None:
+def _set_statistic(run: FuzzRun, name: str, value: int) -> None:
     match name:
         case "number_of_executed_units":
             run.inputs = value
@@ -148,8 +148,8 @@ def _take_statistic(run: FuzzRun, name: str, value: int) -> None:
 
 def _line(run: FuzzRun) -> str:
     speed = run.inputs / run.wall_s if run.wall_s else 0.0
-    verdict = f"; BROKEN: {run.broken} by {run.broken_by[:200]}" if run.broken else ""
+    failure = f"; FAILED: {run.broken} by {run.broken_by[:200]}" if run.broken else ""
     return (
         f"{run.target}: {run.inputs:,} inputs, {speed:,.0f}/s, {run.edges} edges, "
-        f"{run.corpus} kept{verdict}"
+        f"{run.corpus} kept{failure}"
     )

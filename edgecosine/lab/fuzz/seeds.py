@@ -1,4 +1,4 @@
-"""Valid inputs of every kind, from which fuzzing starts."""
+"""Valid inputs of all kinds, from which fuzzing starts."""
 
 from __future__ import annotations
 
@@ -76,12 +76,14 @@ TOKEN = JoinToken("home", bytes(32), b"0123456789abcdef", ["10.0.0.5:7443", "[fe
 
 def frames() -> list[bytes]:
     """Streams of frames; the first byte is the size of the pieces in which they arrive."""
-    row = _row(*MESSAGES)
-    return [b"\x03" + row[:90], b"\x40" + row, b"\x40" + frame(b""), b"\x02" + frame(bytes(200))]
+    stream = _stream(*MESSAGES)
+    return [
+        b"\x03" + stream[:90], b"\x40" + stream, b"\x40" + frame(b""), b"\x02" + frame(bytes(200)),
+    ]  # fmt: skip
 
 
-def _row(*said: AnyMessage) -> bytes:
-    return b"".join(frame(encode(message)) for message in said)
+def _stream(*messages: AnyMessage) -> bytes:
+    return b"".join(frame(encode(message)) for message in messages)
 
 
 def messages() -> list[bytes]:
@@ -90,20 +92,20 @@ def messages() -> list[bytes]:
 
 
 def conversations() -> list[bytes]:
-    """Messages of a peer from its greeting on; the first byte chooses the receiver."""
+    """Messages of a peer, beginning with its greeting; the first byte selects the receiver."""
     greeting: tuple[AnyMessage, ...] = (Ping(0), Pong(0), Ping(1))
     drafter, target = (DRAFTER, *greeting, *MESSAGES[8:]), (TARGET, *greeting, *MESSAGES[5:8])
     refusal = Refuse("other", 0, [b"word0", b"word2"])
     return [
-        b"\0" + _row(*drafter, Refuse("going")),
-        b"\1" + _row(*target),
-        b"\2" + _row(DRAFTER, Ping(0), refusal),
-        b"\0" + _row(refusal),
+        b"\0" + _stream(*drafter, Refuse("going")),
+        b"\1" + _stream(*target),
+        b"\2" + _stream(DRAFTER, Ping(0), refusal),
+        b"\0" + _stream(refusal),
     ]
 
 
 def requests() -> list[bytes]:
-    """Bodies of requests; the first byte chooses the kind."""
+    """Bodies of requests; the first byte selects the kind."""
     completion = Request("cli", "1", "completion", "To be, or", stop=("\n",), top_logprobs=2)
     parts = b'{"messages":[{"role":"user","content":[{"type":"text","text":"Hi"}]}],"seed":-1}'
     limits = (
@@ -163,7 +165,7 @@ def retained() -> list[bytes]:
 
 
 def enrolment() -> list[bytes]:
-    """Lines to an authority and from it."""
+    """Lines sent to an authority and by it."""
     lines = (
         Introduce(), Join(b"0123456789abcdef", "kitchen", "-----BEGIN"), Renew("-----BEGIN"),
         WatchTrust(3), _TRUST, Certificate("-----BEGIN", "drafter", _TRUST), Denial("no"),
@@ -172,7 +174,7 @@ def enrolment() -> list[bytes]:
 
 
 def adverts() -> list[bytes]:
-    """TXT records in wire format, behind two bytes of the port."""
+    """TXT records in wire format, after two bytes of the port."""
     entries = [f"{key}={value}".encode() for key, value in to_txt(_ADVERT).items()]
     return [_ADVERT.port.to_bytes(2, "big") + b"".join(bytes((len(e),)) + e for e in entries)]
 

@@ -1,7 +1,7 @@
-"""The entry points of untrusted bytes, and the properties that must hold for all of them.
+"""The entry points of untrusted bytes, and the properties that must hold for all inputs.
 
-Each target passes bytes to the code that a node uses, and expects only documented errors; any other
-error is a crash. An accepted input must be the same after it is written and read again.
+Each target passes bytes to the code that a node uses and expects only documented errors; any other
+error is a crash. An accepted input must be the same after it is encoded and decoded again.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ from edgecosine.security.enrolment import read_answer, read_request, write_line
 from edgecosine.security.identity import NodeIdentity
 from edgecosine.security.join_token import PREFIX, read_token, write_token
 
-_CAP: Final = 512
+_MAX_FRAME_BYTES: Final = 512
 _MAX_PIECES: Final = 64
-_WORDS: Final = Vocabulary.of([f"word{number}" for number in range(300)])
-_INTAKE: Final = RequestParser(
+_VOCABULARY: Final = Vocabulary.of([f"word{number}" for number in range(300)])
+_PARSER: Final = RequestParser(
     seeds.HOME, max_request_bytes=1 << 16, draw_id=lambda: "drawn", draw_seed=lambda: 7
 )
 _LIMITS: Final = RequestLimits(frozenset({"toy"}), max_tokens=512)
@@ -63,9 +63,9 @@ _LIMITS: Final = RequestLimits(frozenset({"toy"}), max_tokens=512)
 class Target:
     """One kind of input.
 
-    attempt    processes an input; returns whether it was accepted. Raises undocumented errors.
-    mutate     changes an input within its form; its first `num_head` bytes stay
-    max_bytes  of an input; longer ones are refused elsewhere
+    attempt    processes an input; returns whether it was accepted; raises undocumented errors
+    mutate     mutates an input within its format, except for its first `num_head` bytes
+    max_bytes  maximum length of an input; other code refuses longer ones
     """
 
     seeds: Callable[[], list[bytes]]
@@ -76,10 +76,10 @@ class Target:
 
 
 def take_frames(data: bytes) -> bool:
-    """A stream in pieces of the first byte's size, against the same stream in one piece."""
+    """A stream in pieces, whose size is the first byte, must decode as in one piece."""
     stream = data[1:]
     size = max(data[0] if data else 1, len(stream) // _MAX_PIECES, 1)
-    whole, pieces = FrameBuffer(_CAP), FrameBuffer(_CAP)
+    whole, pieces = FrameBuffer(_MAX_FRAME_BYTES), FrameBuffer(_MAX_FRAME_BYTES)
     whole.feed(stream)
     expected, is_sound = _drain(whole)
     found: list[bytes] = []
@@ -89,9 +89,11 @@ def take_frames(data: bytes) -> bool:
         more, is_in_order = _drain(pieces)
         found += more
         was_refused |= not is_in_order
-        _require(len(pieces) < HEADER_BYTES + _CAP, "a buffer holds more than a frame")
+        _require(
+            len(pieces) < HEADER_BYTES + _MAX_FRAME_BYTES, "a buffer holds more than one frame"
+        )
     _require(found == expected and was_refused is not is_sound, "pieces change the frames")
-    _require(stream.startswith(b"".join(map(frame, found))), "frames that were not in the stream")
+    _require(stream.startswith(b"".join(map(frame, found))), "frames that are not in the stream")
     return is_sound
 
 
@@ -102,12 +104,12 @@ def take_message(data: bytes) -> bool:
     except RemoteProtocolError as error:
         _require_refusable(error)
         return False
-    _require(decode(encode(message)) == message, "a message comes back as another")
+    _require(decode(encode(message)) == message, "a message changes in a round trip")
     if isinstance(message, Draft):
         _require(
             read_tree(message.tokens, message.parents, message.confidences) is None
             or len(message.tokens) == 4 * len(message.confidences),
-            "a tree of another size than its draft",
+            "a tree and its draft differ in size",
         )
     elif isinstance(message, DraftRequest):
         read_tree(message.tree_tokens, message.tree_parents, message.tree_confidences)
@@ -115,10 +117,10 @@ def take_message(data: bytes) -> bool:
 
 
 def take_conversation(data: bytes) -> bool:
-    """All messages of a peer; the first byte chooses the receiver."""
-    who = data[0] % 3 if data else 0
-    ours = seeds.DRAFTER if who == 1 else seeds.TARGET
-    handshake = Handshake(ours, _WORDS if who == 2 else ANY_VOCABULARY)
+    """All messages of a peer; the first byte selects the receiver."""
+    receiver = data[0] % 3 if data else 0
+    ours = seeds.DRAFTER if receiver == 1 else seeds.TARGET
+    handshake = Handshake(ours, _VOCABULARY if receiver == 2 else ANY_VOCABULARY)
     buffer = FrameBuffer()
     buffer.feed(data[1:])
     try:
@@ -131,7 +133,7 @@ def take_conversation(data: bytes) -> bool:
         _require_refusable(error)
         return False
     if handshake.state in (HandshakeState.REFUSING, HandshakeState.CLOSED):
-        _require(handshake.ending is not None, "a link that ends for no reason")
+        _require(handshake.ending is not None, "a link ends without a reason")
     if handshake.state is HandshakeState.REFUSING:
         assert handshake.refusal is not None
         frame(encode(handshake.refusal))
@@ -139,16 +141,16 @@ def take_conversation(data: bytes) -> bool:
 
 
 def take_request(data: bytes) -> bool:
-    """The payload of a request; the first byte chooses its kind."""
+    """The payload of a request; the first byte selects its kind."""
     kind = REQUEST_KINDS[data[0] % len(REQUEST_KINDS) if data else 0]
     return _take(Incoming(seeds.HOME.request(kind), data[1:]), kind)
 
 
 def take_topic(data: bytes) -> bool:
-    """A topic, a reply topic, the properties beside it, and the name in a certificate."""
+    """A topic, a reply topic with its MQTT properties, and the name in a certificate."""
     text = data.decode("utf-8", "replace")
     identity = NodeIdentity.parse(text)
-    _require(identity is None or identity.uri == text, "a name comes back as another")
+    _require(identity is None or identity.uri == text, "a name changes in a round trip")
     _take(
         Incoming("", b'{"prompt":"x"}', response_topic=text, correlation=data, client=text[-64:]),
         "completion",
@@ -161,7 +163,7 @@ def take_answer(data: bytes) -> bool:
     is_read = False
     try:
         piece = parse_piece(data)
-        _require(parse_piece(render_piece(piece)) == piece, "a part comes back as another")
+        _require(parse_piece(render_piece(piece)) == piece, "a part changes in a round trip")
         is_read = True
     except Broken:
         raise
@@ -195,28 +197,28 @@ def take_line(data: bytes) -> bool:
             line = read(data)
         except EnrolmentError:
             continue
-        _require(read(write_line(line)) == line, "a line comes back as another")
+        _require(read(write_line(line)) == line, "a line changes in a round trip")
         is_read = True
     return is_read
 
 
 def take_advert(data: bytes) -> bool:
-    """A TXT record behind two bytes of the port."""
+    """A TXT record after two bytes of the port."""
     port = int.from_bytes(data[:2], "big")
     try:
         advert = from_txt(dict(_entries(data[2:])), ("10.0.0.5",), port)
     except HostileAdvert as error:
-        _require(len(str(error)) < 8 * MAX_MODEL_BYTES, "a reason without end")
+        _require(len(str(error)) < 8 * MAX_MODEL_BYTES, "a reason is too long")
         return False
     txt: dict[bytes, bytes | None] = {
         key.encode(): value.encode() for key, value in to_txt(advert).items()
     }
-    _require(from_txt(txt, advert.addresses, port) == advert, "an advert comes back as another")
+    _require(from_txt(txt, advert.addresses, port) == advert, "an advert changes in a round trip")
     return True
 
 
 def take_token(data: bytes) -> bool:
-    """An invitation token, and one with a valid checksum of arbitrary content."""
+    """An invitation token, and a token of arbitrary content with a valid checksum."""
     payload = hashlib.sha256(data).digest()[:4] + data
     checked = PREFIX + base64.urlsafe_b64encode(payload).decode()
     return _is_token(data.decode("utf-8", "surrogateescape")) | _is_token(checked)
@@ -226,9 +228,9 @@ class Broken(AssertionError):
     """A property that must hold is violated."""
 
 
-def _require(holds: bool, what: str) -> None:
+def _require(holds: bool, violation: str) -> None:
     if not holds:
-        raise Broken(what)
+        raise Broken(violation)
 
 
 def _require_refusable(error: RemoteProtocolError) -> None:
@@ -248,10 +250,10 @@ def _drain(buffer: FrameBuffer) -> tuple[list[bytes], bool]:
 
 def _take(message: Incoming, kind: str) -> bool:
     kinds = [each for each in REQUEST_KINDS if each == kind]
-    reading = _INTAKE.read(kinds[0], message, _LIMITS)
+    reading = _PARSER.read(kinds[0], message, _LIMITS)
     topic = reading.ticket.reply_topic
-    _require(seeds.HOME.check_reply(topic) == topic, "an answer outside the response tree")
-    _require(can_publish_to(topic), "an answer that a broker hangs up on")
+    _require(seeds.HOME.check_reply(topic) == topic, "an answer outside of the response topics")
+    _require(can_publish_to(topic), "an answer on a topic that brokers refuse")
     own = seeds.HOME.response(reading.ticket.client_id, "")
     _require(topic.startswith(own), "an answer to another client")
     if not isinstance(reading, RequestRecord):
@@ -259,16 +261,22 @@ def _take(message: Incoming, kind: str) -> bool:
         return False
     request = reading.request
     if kind != "ask":
-        again = _INTAKE.read(kinds[0], Incoming("", render_body(request)), _LIMITS)
-        _require(isinstance(again, RequestRecord), "what was written cannot be read")
+        again = _PARSER.read(kinds[0], Incoming("", render_body(request)), _LIMITS)
+        _require(isinstance(again, RequestRecord), "a rendered request cannot be read")
         assert isinstance(again, RequestRecord)
-        _require(_timeless(again.request) == _timeless(request), "a request comes back as another")
-        _require(math.isclose(again.request.deadline_s, request.deadline_s), "another deadline")
+        _require(
+            _without_deadline(again.request) == _without_deadline(request),
+            "a request changes in a round trip",
+        )
+        _require(
+            math.isclose(again.request.deadline_s, request.deadline_s),
+            "a deadline changes in a round trip",
+        )
     return True
 
 
-def _timeless(request: Request) -> Request:
-    """Times without the rounding of milliseconds."""
+def _without_deadline(request: Request) -> Request:
+    """The request without its deadline, which is rounded to milliseconds."""
     return replace(request, deadline_s=0.0)
 
 
@@ -279,12 +287,12 @@ def _entries(data: bytes) -> Iterator[tuple[bytes, bytes | None]]:
         yield key, value if is_there else None
 
 
-def _is_token(word: str) -> bool:
+def _is_token(text: str) -> bool:
     try:
-        token = read_token(word)
+        token = read_token(text)
     except ConfigError:
         return False
-    _require(read_token(write_token(token)) == token, "a token comes back as another")
+    _require(read_token(write_token(token)) == token, "a token changes in a round trip")
     return True
 
 

@@ -1,7 +1,7 @@
-"""A process that fuzzes one target by coverage: libFuzzer through atheris.
+"""A process that fuzzes one target with libFuzzer, through atheris.
 
-`python -m edgecosine.lab.fuzz.worker TARGET CORPUS [-runs=N] …`; it speaks as libFuzzer
-does, and ends when the first input breaks something. `bench.py` starts it and reads.
+`python -m edgecosine.lab.fuzz.worker TARGET CORPUS [-runs=N] …`; its output is libFuzzer's, and it
+ends at the first failing input. `run_fuzz.py` starts it and reads its output.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import atheris
 if TYPE_CHECKING:
     from edgecosine.lab.fuzz.targets import Target
 
-_WEIGHED = 1024
-"""Memory is measured for one of this many inputs, since it is slow."""
+_MEASURE_EVERY = 1024
+"""Memory is measured for one in so many inputs, since it is slow."""
 _BASE_BYTES = 1 << 20
 _BYTES_PER_BYTE = 256
 """Peak bytes allowed for an input, and for each of its bytes."""
@@ -27,13 +27,13 @@ _UNUSABLE = (ValueError, RecursionError)
 
 
 def watched(target: Target) -> Callable[[bytes], None]:
-    """The attempt, with its memory measured from time to time."""
+    """The target's attempt, whose memory is measured for some inputs."""
     count = 0
 
     def attempt(data: bytes) -> None:
         nonlocal count
         count += 1
-        if count % _WEIGHED:
+        if count % _MEASURE_EVERY:
             target.attempt(data)
             return
         tracemalloc.start()
@@ -44,13 +44,13 @@ def watched(target: Target) -> Callable[[bytes], None]:
             tracemalloc.stop()
         limit = _BASE_BYTES + _BYTES_PER_BYTE * len(data)
         if peak > limit:
-            raise MemoryError(f"{len(data)} bytes of input took {peak} bytes; {limit} are granted")
+            raise MemoryError(f"{len(data)} bytes of input used {peak} bytes; {limit} are allowed")
 
     return attempt
 
 
 def mutator(target: Target) -> Callable[[bytes, int, int], bytes]:
-    """The target's own mutations and libFuzzer's, in turn."""
+    """The target's own mutations and libFuzzer's, chosen at random."""
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         random = Random(seed)
@@ -66,7 +66,7 @@ def mutator(target: Target) -> Callable[[bytes, int, int], bytes]:
 
 
 def main(arguments: list[str]) -> None:
-    """Fuzz; does not return."""
+    """Fuzz a target; does not return."""
     name, *options = arguments
     with atheris.instrument_imports(include=["edgecosine"]):
         from edgecosine.lab.fuzz.targets import TARGETS

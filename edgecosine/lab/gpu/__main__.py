@@ -1,8 +1,8 @@
-"""Measure and train on a machine with an NVIDIA GPU and without a network: `scripts/gpu`.
+"""Measure and train on a machine with an NVIDIA GPU and no network: `scripts/gpu`.
 
-Parts run one after another in separate processes, within a shared time; each writes a log and JSON
-to a folder. Missing packages are reported, and the parts that need them are left out; `--pack` on a
-machine with a network makes a folder with the missing packages.
+Parts run one after another in separate processes, within a common time limit; each writes a log
+and JSON to a folder. Parts with missing packages are left out and reported; `--pack`, on a machine
+with a network, collects the missing packages in a folder.
 """
 
 from __future__ import annotations
@@ -27,34 +27,35 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="scripts/gpu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    listed = "\n".join(f"{part.name:8} {part.what}" for part in PARTS.values())
+    listed = "\n".join(f"{part.name:8} {part.description}" for part in PARTS.values())
     parser.add_argument("--part", action="append", choices=list(PARTS), dest="parts",
-                        help=f"may be given again [all]:\n{listed}")  # fmt: skip
+                        help=f"run only this part; may be repeated [all]:\n{listed}")  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto",
-                        help="cpu stands in for the GPU, with toys [auto]")  # fmt: skip
+                        help="cpu: tests the script with toy models [auto]")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), metavar="DIR",
-                        help="where results go [gpu-results]")  # fmt: skip
+                        help="folder for the results [gpu-results]")  # fmt: skip
     parser.add_argument("--minutes", type=float, default=9.0, metavar="N",
-                        help="for all parts together [9]")  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="toys: tries the parts")
+                        help="time limit for all parts together [9]")  # fmt: skip
+    parser.add_argument("--quick", action="store_true", help="toy models, to test the parts")
     parser.add_argument("--target", default=models.DEFAULT_TARGET,
-                        help="what drafters are trained for "
+                        help="model to train drafters for "
                         f"[{models.DEFAULT_TARGET}]")  # fmt: skip
     parser.add_argument("--scratch", type=Path, default=Path(".train/gpu"), metavar="DIR",
-                        help="checkpoints from which an interrupted training resumes "
+                        help="folder of checkpoints, from which an interrupted training resumes "
                         "[.train/gpu]")  # fmt: skip
     parser.add_argument("--unpack", type=Path, default=_BUNDLE, metavar="DIR",
-                        help=f"what --pack made, if it is there [{_BUNDLE}]")  # fmt: skip
+                        help=f"folder made by --pack, if it exists [{_BUNDLE}]")  # fmt: skip
     parser.add_argument("--pack", type=Path, nargs="?", const=_BUNDLE, metavar="DIR",
-                        help="collect wheels and the target's file for a machine without a\n"
-                        f"network, and do nothing else [{_BUNDLE}]")  # fmt: skip
+                        help="only collect wheels and the target's file for a machine without a\n"
+                        f"network [{_BUNDLE}]")  # fmt: skip
     parser.add_argument("--piece-mib", type=int, default=20, metavar="N",
-                        help="largest piece of the target's file, in MiB [20]")  # fmt: skip
+                        help="maximum size of a piece of the target's file, in MiB "
+                        "[20]")  # fmt: skip
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point of `scripts/gpu`; 1 when a part failed."""
+    """Entry point of `scripts/gpu`; returns 1 when a part failed."""
     chosen = _arguments(arguments)
     try:
         if chosen.pack is not None:
@@ -110,16 +111,19 @@ def _is_here(name: str) -> bool:
 
 
 def _device(wanted: str) -> str:
-    """Raises LabError."""
+    """The device in torch's spelling.
+
+    Raises LabError when there is no GPU.
+    """
     if wanted == "cpu":
         return wanted
     import torch
 
-    torch_knows: Any = torch.cuda
-    if torch_knows.is_available():
+    cuda: Any = torch.cuda
+    if cuda.is_available():
         return "cuda:0"
     if wanted == "cuda":
-        raise LabError("there is no CUDA device here, or this torch is not built for one")
+        raise LabError("no CUDA device was found, or torch was built without CUDA")
     return "cpu"
 
 

@@ -1,6 +1,6 @@
-"""A folder for machines without a network: wheels of the dependencies, and the target in pieces.
+"""A folder for machines without a network: wheels of dependencies, and the target in pieces.
 
-Unpacking needs only Python. torch, transformers and their dependencies must be installed already.
+Unpacking needs only Python. torch, transformers and their dependencies must already be installed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PLATFORMS: Final = (
     "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64",
     "manylinux_2_12_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64",
 )  # fmt: skip
-_THERE: Final = ("torch", "transformers", "accelerate", "bitsandbytes")
+_PREINSTALLED: Final = ("torch", "transformers", "accelerate", "bitsandbytes")
 _TOOLS: Final = ("pytest", "pytest-timeout")
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 _PIECES: Final = "[0-9][0-9]"
@@ -48,11 +48,11 @@ def pack(folder: Path, piece_bytes: int) -> Iterator[str]:
         "--python-version", _PYTHON, "--implementation", "cp",
         *(word for name in _PLATFORMS for word in ("--platform", name)),
         "--constraint", str(ROOT / "scripts" / "constraints.txt"), "--dest", str(wheels),
-        *(one for one in wanted if _plain(one) not in _THERE),
+        *(one for one in wanted if _plain(one) not in _PREINSTALLED),
     ]  # fmt: skip
     if subprocess.run(command, check=False).returncode:
         raise LabError("pip could not download the wheels; its messages are above")
-    needless = brought_by(_THERE)
+    needless = with_requirements(_PREINSTALLED)
     for wheel in sorted(wheels.glob("*.whl")):
         if _plain(wheel.name.split("-")[0]) in needless:
             wheel.unlink()
@@ -63,7 +63,7 @@ def pack(folder: Path, piece_bytes: int) -> Iterator[str]:
     yield from map(str, split(target, folder / "model", piece_bytes))
 
 
-def brought_by(packages: Iterable[str]) -> set[str]:
+def with_requirements(packages: Iterable[str]) -> set[str]:
     """The packages and all their requirements in this environment."""
     found, coming = set[str](), list(packages)
     while coming:
@@ -80,7 +80,7 @@ def brought_by(packages: Iterable[str]) -> set[str]:
 
 
 def split(file: Path, folder: Path, size: int) -> list[Path]:
-    """Copy a file in pieces of at most `size` bytes."""
+    """Copy a file in pieces of at most `size` bytes; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     for former in folder.glob(_PIECES):
         former.unlink()
@@ -93,9 +93,10 @@ def split(file: Path, folder: Path, size: int) -> list[Path]:
 
 
 def unpack(folder: Path) -> Path | None:
-    """Install the wheels of a folder within it; returns the directory for Python's path.
+    """Install the wheels of a folder within it; returns the directory for Python's path, or None
+    when the folder has no wheels.
 
-    None when the folder has no wheels. Raises LabError.
+    Raises LabError.
     """
     wheels = sorted((folder / "wheels").glob("*.whl"))
     if not wheels:
@@ -117,9 +118,9 @@ def unpack(folder: Path) -> Path | None:
 
 
 def join(pieces: Path, whole: Path, num_bytes: int, sha256: str) -> bool:
-    """Join the pieces of a file unless that was done before; returns False when some are missing.
+    """Join the pieces of a file unless it exists already; returns False when pieces are missing.
 
-    Raises LabError when the result is another file.
+    Raises LabError when the checksum does not match.
     """
     if whole.is_file() and whole.stat().st_size == num_bytes:
         return True
@@ -141,7 +142,7 @@ def join(pieces: Path, whole: Path, num_bytes: int, sha256: str) -> bool:
 
 
 def _plain(requirement: str) -> str:
-    """The name in a requirement, as indexes spell it."""
+    """The normalised package name in a requirement."""
     found = _NAME.match(requirement)
     assert found is not None, requirement
     return re.sub(r"[-_.]+", "-", found[0]).lower()

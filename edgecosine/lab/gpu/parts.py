@@ -1,4 +1,4 @@
-"""The parts of `scripts/gpu`: their requirements, commands and results."""
+"""The parts of `scripts/gpu`: requirements, commands and results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TRAINING_SHARE: Final = 0.9
 
 @dataclass(frozen=True, slots=True)
 class GpuPlan:
-    """Device, as torch spells it, folders and models of a run."""
+    """Device (in torch's spelling), folders and models of a run."""
 
     device: str
     out: Path
@@ -42,18 +42,18 @@ class GpuPlan:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One child process. `command` gets its seconds; `finish` writes its JSON.
+    """One child process. `command` receives its time limit in seconds; `finish` writes its JSON.
 
     `share` is its relative share of the time.
     """
 
     name: str
-    what: str
+    description: str
     share: int
     modules: tuple[str, ...]
     command: Callable[[GpuPlan, float], list[str]]
     missing: Callable[[GpuPlan], str] = lambda _: ""
-    """Reason why it cannot run, besides modules; empty when it can."""
+    """Reason why it cannot run, other than modules; empty when it can."""
     finish: Callable[[GpuPlan], None] = lambda _: None
 
     def obstacle(self, plan: GpuPlan) -> str:
@@ -63,12 +63,12 @@ class Part:
 
 
 def absent_options() -> list[str]:
-    """Missing packages that are optional."""
+    """Optional packages that are missing."""
     return [name for name in _OPTIONAL if importlib.util.find_spec(name) is None]
 
 
 def _tests(plan: GpuPlan, _: float) -> list[str]:
-    # Other versions warn of other things.
+    # Other versions of packages emit other warnings.
     return [
         sys.executable, "-m", "pytest", str(ROOT / "tests" / "engine" / "cuda" / "test_gpu.py"),
         "--rootdir", str(ROOT), "-p", "no:cacheprovider", "-W", "default", "--tb", "short",
@@ -84,18 +84,17 @@ def _finish_tests(plan: GpuPlan) -> None:
     junit = ET.parse(plan.scratch / "tests.xml")  # noqa: S314 -- our own child's
     cases = [_case(one) for one in junit.iter("testcase")]
     found: dict[str, Any] = {
-        outcome: sum(case["outcome"] == outcome for case in cases)
-        for outcome in ("passed", "failed", "error", "skipped")
+        result: sum(case["outcome"] == result for case in cases)
+        for result in ("passed", "failed", "error", "skipped")
     }
     _write(plan.out / "tests.json", {**found, "cases": cases})
 
 
 def _case(element: ET.Element) -> dict[str, Any]:
     result = next((e for e in element if e.tag in {"failure", "error", "skipped"}), None)
-    outcome = "passed" if result is None else result.tag.replace("failure", "failed")
     return {
         "name": element.get("name"),
-        "outcome": outcome,
+        "outcome": "passed" if result is None else result.tag.replace("failure", "failed"),
         "seconds": float(element.get("time", "0")),
         "message": "" if result is None else (result.get("message") or "").split("\n")[0],
         **{str(p.get("name")): p.get("value") for p in element.iter("property")},
@@ -117,7 +116,7 @@ def _train(plan: GpuPlan, seconds: float) -> list[str]:
 
 
 def _no_target(plan: GpuPlan) -> str:
-    return "" if plan.has_target else f"no file of {plan.target} here: see --pack"
+    return "" if plan.has_target else f"{plan.target} is not on this machine: see --pack"
 
 
 def _finish_train(plan: GpuPlan) -> None:
@@ -146,12 +145,12 @@ def _no_broker(_: GpuPlan) -> str:
 
 def _no_cluster(plan: GpuPlan) -> str:
     if plan.is_quick:
-        return "no toy of it: see zoo"
+        return "there is no toy model for it: see zoo"
     return _no_broker(plan) or _no_target(plan)
 
 
 def _devices(plan: GpuPlan) -> list[str]:
-    """The target on the GPU; drafters on the GPU and on processor cores, in turn."""
+    """The target on the GPU; drafters alternately on the GPU and on the CPU."""
     return [
         "--device", plan.device, "--drafter-device", plan.device, "--drafter-device", "cpu",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Runs parts one after another, each with its share of the time; a failure does not stop others."""
+"""Runs parts one after another, each with a share of the time; a failure does not stop others."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ async def _run(
     environment: Mapping[str, str],
     notify: Notify,
 ) -> Ended:
-    notify(f"== {part.name}: {part.what}, at most {limit_s:.0f} s")
+    notify(f"== {part.name}: {part.description}, at most {limit_s:.0f} s")
     log = plan.out / f"{part.name}.log"
     log.unlink(missing_ok=True)
     began = time.monotonic()
@@ -86,14 +86,14 @@ async def _run(
     try:
         part.finish(plan)
     except (OSError, ValueError, SyntaxError) as error:  # an XML fault is a SyntaxError
-        reason = reason or f"it left no result: {error}"
+        reason = reason or f"no result: {error}"
         ended = FAILED if ended == DONE else ended
     notify(_last_lines(log, _LAST_LINES))
     return Ended(part.name, ended, round(time.monotonic() - began, 1), reason)
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:
-    """End a child with its group; nodes of a cluster end with the child."""
+    """End a child and its process group; nodes of a cluster end with the child."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if child.returncode is not None:
             return

@@ -1,1 +1,1 @@
-"""A soak test: long overload, in which every request must end, and normal service afterwards."""
+"""A soak test: a long overload, in which every request must end, and normal load afterwards."""

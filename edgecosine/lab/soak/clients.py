@@ -35,7 +35,7 @@ class ClientProfile:
     n: int = 1
     stream: bool = True
     cancelled_share: float = 0.0
-    """Share of its requests that it cancels: half of these at their first text, half by time."""
+    """Share of its requests that it cancels: half at their first text, half after a random time."""
 
 
 PROFILES: tuple[ClientProfile, ...] = (
@@ -54,7 +54,7 @@ class SoakCounts:
 
     served: int = 0
     refused: Counter[str] = field(default_factory=Counter)
-    """With a time to retry, by code."""
+    """Refusals with a time to retry, by code."""
     cancelled: int = 0
     expired: int = 0
     other_errors: Counter[str] = field(default_factory=Counter)
@@ -79,7 +79,7 @@ class Clients:
         self._profiles = profiles
         self._rng = random.Random(seed)
         self._prompts = [text for texts in zoo.prompts().values() for text in texts]
-        self.num_at_work = 0
+        self.num_running = 0
         self._counts = SoakCounts()
 
     def draw(self) -> ClientProfile:
@@ -108,16 +108,16 @@ class Clients:
         )
         if profile.deadline_s is not None:
             request = replace(request, deadline_s=profile.deadline_s)
-        patience_s = self._patience_s(profile)
+        cancel_after_s = self._cancel_after_s(profile)
         started = time.perf_counter()
-        self.num_at_work += 1
+        self.num_running += 1
         try:
             final = await read_answer(
-                self._clients[profile.name], request, lambda _: patience_s != 0.0,
-                cancel_after_s=patience_s or None,
+                self._clients[profile.name], request, lambda _: cancel_after_s != 0.0,
+                cancel_after_s=cancel_after_s or None,
             )  # fmt: skip
         except RequestError as error:
-            self._note(error)
+            self._count(error)
         else:
             if final is None:
                 self._counts.cancelled += 1
@@ -125,15 +125,15 @@ class Clients:
                 self._counts.served += 1
                 self._counts.latencies_s.append(time.perf_counter() - started)
         finally:
-            self.num_at_work -= 1
+            self.num_running -= 1
 
-    def _patience_s(self, profile: ClientProfile) -> float | None:
-        """Seconds until it cancels; 0 stands for the first text, None for never."""
+    def _cancel_after_s(self, profile: ClientProfile) -> float | None:
+        """Seconds until the client cancels; 0: at the first text, None: never."""
         if self._rng.random() >= profile.cancelled_share:
             return None
         return self._rng.choice((0.0, self._rng.uniform(0.05, 3.0)))
 
-    def _note(self, error: RequestError) -> None:
+    def _count(self, error: RequestError) -> None:
         if error.retry_after_s is not None:
             self._counts.refused[error.code] += 1
         elif error.code == _EXPIRED:

@@ -20,16 +20,16 @@ _QUARTERS = 4
 
 @dataclass(frozen=True, slots=True)
 class Minute:
-    """One minute, or the rest of a phase."""
+    """Measurements of one minute, or of the rest of a phase."""
 
     phase: Phase
     elapsed_s: float
     arrivals_per_s: float
     counts: SoakCounts
-    num_at_work: int
-    """Requests that still run at the end of it."""
+    num_running: int
+    """Requests that still run at its end."""
     resident_bytes: Mapping[str, int]
-    """Of every process."""
+    """Resident memory of every process."""
     pids: Mapping[str, int]
 
     @property
@@ -50,7 +50,7 @@ class Minute:
             "expired": counts.expired,
             "other_errors": dict(counts.other_errors),
             "latency_s": percentiles(counts.latencies_s),
-            "num_at_work": self.num_at_work,
+            "num_at_work": self.num_running,
             "resident_bytes": dict(self.resident_bytes),
             "pids": dict(self.pids),
         }
@@ -62,14 +62,14 @@ class Minute:
         return (
             f"{self.phase}: {self.arrivals_per_s:.2f}/s sent, {counts.served} served, "
             f"{counts.refused.total()} refused, {counts.cancelled} cancelled, {counts.expired} "
-            f"expired, {counts.other_errors.total()} other errors, {self.num_at_work} running; "
+            f"expired, {counts.other_errors.total()} other errors, {self.num_running} running; "
             f"latency p50 {latency_s['p50'] or 0:.2f} s, p99 {latency_s['p99'] or 0:.2f} s; "
             f"MiB: {resident}"
         )
 
 
 def soak_figures(minutes: Sequence[Minute]) -> dict[str, Figure]:
-    """Figures of the minutes so far; memory and latency where there are enough.
+    """Figures of the minutes so far; memory and latency once there are enough minutes.
 
     Memory growth is the difference of the medians of the first and last quarter of the overload.
     """
@@ -83,7 +83,7 @@ def soak_figures(minutes: Sequence[Minute]) -> dict[str, Figure]:
         "soak_cancelled": counted(sum(t.cancelled for t in all_counts), "requests"),
         "soak_expired": counted(sum(t.expired for t in all_counts), "requests"),
         "soak_other_errors": counted(sum(t.other_errors.total() for t in all_counts), "requests"),
-        "soak_hung": counted(sum(m.num_at_work for m in minutes if m.phase == "rest"), "requests"),
+        "soak_hung": counted(sum(m.num_running for m in minutes if m.phase == "rest"), "requests"),
         "soak_restarts": counted(_num_restarts(minutes), "requests"),
     }
     if len(overload) >= _QUARTERS:

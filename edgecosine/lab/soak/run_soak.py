@@ -1,10 +1,11 @@
-"""A soak: a long overload, then normal service again.
+"""Runs a soak: a long overload, then normal load again.
 
 Capacity is measured first, with as many running requests as the target accepts, and normal latency
-at half of it. Then requests of all client profiles arrive at random, at `load` times the capacity,
-while a subscriber has stopped reading. The capacity is raised when a minute shows a higher one and
-is never lowered, so that other load on the machine only adds to the overload. Since such load also
-changes latencies within an hour, the cluster is compared with a fresh one in the end.
+at half of the capacity. Then requests of all client profiles arrive at random times, at `load`
+times the capacity, while a subscriber has stopped reading. The capacity is raised when a minute
+shows a higher one and is never lowered, so that other load on the machine only adds to the
+overload. Since such load also changes latencies within an hour, the cluster is compared with a
+fresh one at the end.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from edgecosine.protocol.api.request import DEFAULT_POLICY
 from edgecosine.protocol.api.topics import Topics
 
 _NORMAL_SHARE = 0.5
-"""Share of the capacity that normal service uses."""
+"""Normal load as a share of the capacity."""
 _CAPACITY_S = 40.0
 _CAPACITY_REQUESTS = 16
 """Running requests while capacity is measured: twice the target's slots."""
 _PAIRS = 20
-"""Requests to the old cluster and to a fresh one, in turn, at the end."""
+"""Alternating requests to the old cluster and to a fresh one, at the end."""
 _PATIENCE_S = 300.0
 """How long clients wait for a gateway without a broker, and the run for the last answers."""
 
@@ -55,7 +56,7 @@ class SoakSettings:
     minutes: float
     load: float
     normal_minutes: float
-    """Of normal service, once before and once after."""
+    """Of normal load, once before and once after the overload."""
     ballast: int
     seed: int
     target_cores: str
@@ -81,7 +82,7 @@ async def run_soak(
         if report is not None:
             write_report(report, found, [each.record() for each in minutes], **asdict(settings))
 
-    def put_down(minute: Minute) -> None:
+    def record(minute: Minute) -> None:
         minutes.append(minute)
         notify(str(minute))
         found.update(soak_figures(minutes))
@@ -96,7 +97,7 @@ async def run_soak(
             for _ in PROFILES
         ]
         stalled = await stack.enter_async_context(_stalled_subscriber(cluster, plan.cluster))
-        soak = _Soak(cluster, Clients(clients, PROFILES, settings.seed), stalled, put_down)
+        soak = _Soak(cluster, Clients(clients, PROFILES, settings.seed), stalled, record)
         await soak.run(settings)
         plan = _plan(settings)
         other = await stack.enter_async_context(LocalCluster(plan, notify))
@@ -113,12 +114,12 @@ def _plan(settings: SoakSettings) -> ClusterPlan:
 
 
 async def _over_fresh(old: Client, fresh: Client) -> Figure:
-    """Latency of a cluster over that of a fresh one, measured in turn."""
+    """Latency of a cluster over that of a fresh one, by alternating requests."""
     ratios = []
     for number in range(_PAIRS + 1):
         [job] = make_jobs(1, offset=number, policy=DEFAULT_POLICY, temperature=0.0)
-        turns = (old, fresh) if number % 2 else (fresh, old)
-        loads = {client: await closed_loop(client, [job], 1) for client in turns}
+        order = (old, fresh) if number % 2 else (fresh, old)
+        loads = {client: await closed_loop(client, [job], 1) for client in order}
         ratios.append(loads[old].elapsed_s / loads[fresh].elapsed_s)
     return interval(ratios[1:])  # the first request warms the fresh cluster up
 
@@ -131,10 +132,10 @@ class _Soak:
         cluster: LocalCluster,
         clients: Clients,
         stalled: Process,
-        put_down: Callable[[Minute], None],
+        record: Callable[[Minute], None],
     ) -> None:
         self._cluster, self._clients, self._stalled = cluster, clients, stalled
-        self._put_down = put_down
+        self._record = record
         self._rng = random.Random(0)
         self._now = asyncio.get_running_loop().time
         self._begun = 0.0
@@ -160,8 +161,8 @@ class _Soak:
     ) -> None:
         """Send `per_s` requests per second at random times, then wait for those that still run.
 
-        With a `load` the requests are of all profiles, and the rate is raised to `load` times what
-        was served in a minute.
+        With a `load` the requests are of all profiles, and the rate is raised to `load` times the
+        rate at which requests were served in a minute.
         """
         until = next_s = self._begun = self._now()
         until += MINUTE_S * minutes
@@ -194,12 +195,12 @@ class _Soak:
             elapsed_s=now - self._begun,
             arrivals_per_s=per_s,
             counts=self._clients.take(),
-            num_at_work=self._clients.num_at_work,
+            num_running=self._clients.num_running,
             resident_bytes={name: _resident_bytes(pid) for name, pid in pids.items()},
             pids=pids,
         )
         self._begun = now
-        self._put_down(minute)
+        self._record(minute)
         return minute
 
     def _pids(self) -> dict[str, int]:
@@ -210,7 +211,7 @@ class _Soak:
 
 @asynccontextmanager
 async def _stalled_subscriber(cluster: LocalCluster, name: str) -> AsyncIterator[Process]:
-    """A process that subscribed to everything and does not read."""
+    """A process that has subscribed to all topics and does not read."""
     stalled = await processes.spawn(
         (
             *(sys.executable, "-m", "edgecosine.lab.soak.stalled_subscriber"),

@@ -1,7 +1,7 @@
 """A process that subscribes to a cluster and then stops reading.
 
-`python -m edgecosine.lab.soak.stalled_subscriber BROKER FILTER`; SIGCONT makes it read what waits
-for it during one second and stop again.
+`python -m edgecosine.lab.soak.stalled_subscriber BROKER FILTER`; after SIGCONT it reads for one
+second and stops again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LONGEST_KEEPALIVE_S = 65535
 
 
 async def subscribe_and_stall(url: str, topic_filter: str) -> NoReturn:
-    """Subscribe, and stop this process again and again."""
+    """Subscribe, then stop this process; after each SIGCONT again."""
     client = ReconnectingClient(
         BrokerAddress.parse(url, keepalive_s=_LONGEST_KEEPALIVE_S),
         name=f"stalled-{os.getpid()}",

@@ -1,7 +1,7 @@
-"""The Python environment of llama.cpp: made once, below the user's cache directory.
+"""The Python environment of llama.cpp: created once, below the user's cache directory.
 
-llama-cpp-python is built from its sources, so that llama.cpp uses this processor's instructions, as
-the engine's kernels do.
+llama-cpp-python is built from source, so that llama.cpp uses this processor's instructions, as the
+engine's kernels do.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def llamacpp_directory() -> Path:
 def llamacpp_python(notify: Notify, directory: Path | None = None) -> Path:
     """The interpreter of the environment, which is created when missing.
 
-    Blocks for the minutes of a build. Raises LabError with the last lines of a failed build.
+    Blocks during the build, for minutes. Raises LabError with the last lines of a failed build.
     """
     directory = directory or llamacpp_directory()
     python = directory / "bin" / "python"
@@ -81,4 +81,4 @@ def _run(command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
             raise LabError(f"{_PACKAGE} was not built: {error}") from error
     if done.returncode:
         lines = log.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
-        raise LabError(f"{_PACKAGE} was not built: {' | '.join(lines)}; the whole log is {log}")
+        raise LabError(f"{_PACKAGE} was not built: {' | '.join(lines)}; full log: {log}")

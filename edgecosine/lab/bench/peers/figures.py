@@ -1,7 +1,7 @@
-"""Figures of the benchmark beside peers, from its runs.
+"""Figures of the comparison with peers, computed from its runs.
 
-A ratio is taken within a turn: the same prompts, one server right after the other. Figures without
-runs, and those of peers that failed, are left out.
+Ratios are computed within a turn, in which all servers answer the same prompts one right after the
+other. Figures without runs, and those of failed peers, are left out.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _RATES: Final = (ALONE, OURS, LLAMACPP, LLAMACPP_DRAFTED, TRANSFORMERS, ASSISTED
 
 
 def peer_figures(runs: Sequence[Run], failed: Container[str] = ()) -> dict[str, Figure]:
-    """All figures that the runs have data for, by name, without servers that `failed`."""
+    """Figures by name, without those that lack runs and without servers that `failed`."""
     runs = [run for run in runs if run["server"] not in failed]
     figures: dict[str, Figure] = {}
     for name, cell, over, under in _RATIOS:

@@ -1,4 +1,4 @@
-"""Inputs of the benchmark beside peers: settings, prompts, and models in the peers' formats."""
+"""Inputs of the comparison with peers: settings, prompts, and models in the peers' formats."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ class PeerSettings:
 
     target: str = TARGET
     gguf: str = ""
-    """The target's GGUF file for the peers, if `target` is none."""
+    """The target's GGUF file for the peers, if `target` is not one."""
     drafters: tuple[str, ...] = models.drafters_of(TARGET)
     generalist: str = GENERALIST
-    """Also drafts for the peers, and is made adversarial; empty: none."""
+    """Also the peers' draft model, and the source of an adversarial one; empty: none."""
     prompts_per_domain: int = 8
     eight_turns: int = 4
-    """Turns of 16 prompts, eight at a time."""
+    """Repetitions with 16 prompts, eight at a time."""
     max_tokens: int = 128
     trial_tokens: int = 32
-    """Of each answer to a trial prompt."""
+    """Tokens in each answer to a trial prompt."""
     dtype: str = "auto"
-    """Of EdgeCoSine's nodes; peers choose theirs by trials."""
+    """Data type of EdgeCoSine's nodes; peers choose theirs by trials."""
     target_cores: str = ""
     drafter_cores: str = ""
 
 
 @dataclass(slots=True)
 class PeersRecord:
-    """Results so far."""
+    """The results so far."""
 
     runs: list[dict[str, Any]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
@@ -71,13 +71,13 @@ class PeersRecord:
         keep(self.figures(), self.runs, notes=self.notes, refused=self.refused)
 
     def refuse(self, server: str, reason: str, notify: Notify) -> None:
-        """Leave a server out, and report the reason."""
+        """Leave a server out and report the reason."""
         self.refused[server] = reason
         notify(f"left out: {server}: {reason}")
 
 
 def held_out(tokenizer: Any, per_domain: int) -> tuple[list[PeerPrompt], list[PeerPrompt]]:
-    """Prompts to measure with, domains in turn, and prompts for finding settings.
+    """Prompts to measure with, with alternating domains, and prompts for finding settings.
 
     Raises LabError when there are too few.
     """
@@ -102,7 +102,9 @@ def target_file(settings: PeerSettings) -> Path:
     """
     found = Path(settings.gguf) if settings.gguf else _model(settings.target)
     if found is None or not found.is_file():
-        raise LabError(f"{settings.gguf or settings.target} is no GGUF file, which llama.cpp needs")
+        raise LabError(
+            f"llama.cpp needs a GGUF file: {settings.gguf or settings.target} is not one"
+        )
     return found.resolve()
 
 
@@ -117,9 +119,9 @@ def _model(name: str) -> Path | None:
 def plain_generalist(
     settings: PeerSettings, target: Path, directory: Path
 ) -> PlainCheckpoint | None:
-    """The generalist in the peers' formats, written below `directory`; None without one.
+    """The generalist in the peers' formats, written below `directory`; None without a generalist.
 
-    Raises LabError when there is none of that name.
+    Raises LabError when the model is not found.
     """
     if settings.generalist in ("", models.NGRAM):
         return None

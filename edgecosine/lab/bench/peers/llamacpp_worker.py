@@ -1,6 +1,6 @@
-"""llama.cpp's process: `python llamacpp_worker.py`, in the environment that has llama-cpp-python.
+"""llama.cpp's process: `python llamacpp_worker.py`, in the environment with llama-cpp-python.
 
-It cannot import this package, which is not installed there. `messages.py` defines the messages.
+This package is not installed there and cannot be imported. `messages.py` defines the messages.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ import numpy as np
 from llama_cpp.llama_speculative import LlamaDraftModel
 
 DRAFTS = tuple((length, least) for length in (2, 3, 5, 8) for least in (0.0, 0.5))
-"""Tried numbers of draft tokens, with the probability below which a draft ends."""
+"""Numbers of draft tokens to try, with the probability below which a draft ends."""
 BATCH = 2048
-"""Tokens of one pass at most."""
+"""Maximum tokens of a forward pass."""
 REPEATS = 2
 ONE_BY_ONE = 4
-"""Trial prompts that are sent one by one; a batch is tried with all."""
+"""Trial prompts for answers one by one; batches are tried with all."""
 
 FAILURES = (RuntimeError, ValueError, AttributeError, TypeError, OSError)
 """Exceptions that llama-cpp-python raises for unsupported settings."""
@@ -41,7 +41,7 @@ Make = Callable[[], Method]
 
 
 class Generator:
-    """`Llama.generate`, one prompt after the other; it keeps a common prefix with the last."""
+    """`Llama.generate`, one prompt after the other; it caches the common prefix with the last."""
 
     def __init__(self, llama: Any, end_tokens: frozenset[int]) -> None:
         self._llama, self._end_tokens = llama, end_tokens
@@ -62,8 +62,8 @@ class Generator:
 
 
 class ModelDrafter(LlamaDraftModel):  # type: ignore[misc]
-    """A draft model for `Llama(draft_model=…)`: a second model, greedily. It keeps the part of the
-    text that is in its cache."""
+    """A draft model for `Llama(draft_model=…)`: a second model, decoding greedily. The common
+    prefix with its last text stays in its KV cache."""
 
     def __init__(self, llama: Any) -> None:
         self._llama = llama
@@ -88,8 +88,8 @@ class ModelDrafter(LlamaDraftModel):  # type: ignore[misc]
         return np.array(drafted, dtype=np.intc)
 
 
-class Row(NamedTuple):
-    """A token of a pass."""
+class BatchToken(NamedTuple):
+    """A token of a forward pass."""
 
     token: int
     position: int
@@ -102,20 +102,20 @@ class Running:
     """A running prompt of a batch."""
 
     def __init__(self, number: int, prompt: Sequence[int], kept: int) -> None:
-        """`kept`: tokens of the prompt that the slot has in its cache."""
+        """`kept`: number of prompt tokens in the slot's KV cache."""
         self.number, self.prompt, self.position = number, list(prompt), kept
         self.fed = self.prompt[kept:]
         self.tokens: list[int] = []
         self.first_s = 0.0
 
-    def rows(self, slot: int) -> list[Row]:
-        """Tokens of the next pass."""
+    def pending(self, slot: int) -> list[BatchToken]:
+        """Tokens of the next forward pass."""
         last = len(self.fed) - 1
-        return [Row(t, self.position + i, slot, i == last) for i, t in enumerate(self.fed)]
+        return [BatchToken(t, self.position + i, slot, i == last) for i, t in enumerate(self.fed)]
 
 
 class Batch:
-    """Sequences that share passes; when one ends, the next prompt takes its slot at once."""
+    """Sequences that share forward passes; when one ends, the next prompt gets its slot."""
 
     def __init__(
         self, llama: Any, setup: dict[str, Any], *, num_slots: int, flash: bool, unified: bool
@@ -137,7 +137,7 @@ class Batch:
         self._batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
         self._context = llama_cpp.llama_init_from_model(llama.model, params)
         if self._context is None:
-            raise RuntimeError("llama.cpp made no context for a batch")
+            raise RuntimeError("llama.cpp returned no context for a batch")
         self._memory = llama_cpp.llama_get_memory(self._context)
 
     def __del__(self) -> None:
@@ -150,9 +150,10 @@ class Batch:
         waiting, running = deque(enumerate(prompts)), dict[int, Running]()
         while waiting or running:
             self._admit(waiting, running)
-            drawn = self._pass([row for slot, s in running.items() for row in s.rows(slot)])
+            batch = [token for slot, s in running.items() for token in s.pending(slot)]
+            generated = self._forward(batch)
             now_s = time.perf_counter() - started
-            for slot, token in drawn:
+            for slot, token in generated:
                 sequence = running[slot]
                 sequence.first_s = sequence.first_s or now_s
                 sequence.position += len(sequence.fed)
@@ -167,12 +168,12 @@ class Batch:
         return [answers[number] for number in range(len(prompts))]
 
     def _admit(self, waiting: deque[Any], running: dict[int, Running]) -> None:
-        """Assign the next prompts to free slots, as far as a pass has room for them."""
+        """Assign the next prompts to free slots, up to the size of a forward pass."""
         room = BATCH - len(running)
         free = (slot for slot in range(self._num_slots) if slot not in running)
         while waiting and len(waiting[0][1]) <= room and (slot := next(free, None)) is not None:
             number, prompt = waiting.popleft()
-            # The common prefix with the slot's last prompt stays in the cache.
+            # The common prefix with the slot's last prompt stays in the KV cache.
             same = itertools.takewhile(
                 lambda pair: pair[0] == pair[1], zip(self._kept[slot], prompt[:-1], strict=False)
             )
@@ -181,20 +182,20 @@ class Batch:
             running[slot] = Running(number, prompt, kept)
             room -= len(running[slot].fed)
 
-    def _pass(self, rows: Sequence[Row]) -> list[tuple[int, int]]:
-        """Decode; returns the next token of each sequence."""
+    def _forward(self, tokens: Sequence[BatchToken]) -> list[tuple[int, int]]:
+        """Run a forward pass; returns slot and next token of each sequence."""
         batch = self._batch
-        batch.n_tokens = len(rows)
-        for i, row in enumerate(rows):
-            batch.token[i], batch.pos[i] = row.token, row.position
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, row.sequence
-            batch.logits[i] = row.is_last
+        batch.n_tokens = len(tokens)
+        for i, token in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token.token, token.position
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, token.sequence
+            batch.logits[i] = token.is_last
         if code := llama_cpp.llama_decode(self._context, batch):
             raise RuntimeError(f"llama_decode returned {code}")
         return [
-            (row.sequence, int(_logits(self._context, i, self._num_vocabulary).argmax()))
-            for i, row in enumerate(rows)
-            if row.is_last
+            (token.sequence, int(_logits(self._context, i, self._num_vocabulary).argmax()))
+            for i, token in enumerate(tokens)
+            if token.is_last
         ]
 
 
@@ -213,7 +214,7 @@ class Drafted:
 
 
 class Peer:
-    """Every kind of answer with its quickest settings on this machine."""
+    """All kinds of answers, each with its fastest settings on this machine."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
         self._setup = setup
@@ -232,7 +233,7 @@ class Peer:
         self._choose("batched", self._batched())
 
     def _plain(self) -> Iterator[tuple[Settings, Make]]:
-        """`Llama.generate`, and direct passes without its sampler."""
+        """`Llama.generate`, and direct forward passes without its sampler."""
         for flash in (False, True):
             yield (
                 {"api": "generate", "flash_attn": flash},
@@ -254,7 +255,7 @@ class Peer:
             )
 
     def _batched(self) -> Iterator[tuple[Settings, Make]]:
-        """One batch, or one prompt after the other if that is quicker."""
+        """One batch, or one prompt after the other if that is faster."""
         num_slots = self._setup["at_once"]
         for flash, unified in itertools.product((False, True), (True, False)):
             yield (
@@ -285,7 +286,7 @@ class Peer:
         return llama
 
     def _choose(self, kind: str, candidates: Iterator[tuple[Settings, Make]]) -> None:
-        """Try all settings on the trial prompts and keep the quickest."""
+        """Try all settings on the trial prompts and keep the fastest."""
         best_s, reason = math.inf, ""
         try:
             for options, make in candidates:
@@ -311,10 +312,10 @@ class Peer:
         return time.perf_counter() - started
 
 
-def _logits(context: Any, row: int, num_vocabulary: int) -> Any:
-    pointer = llama_cpp.llama_get_logits_ith(context, row)
+def _logits(context: Any, index: int, num_vocabulary: int) -> Any:
+    pointer = llama_cpp.llama_get_logits_ith(context, index)
     if not pointer:
-        raise RuntimeError(f"llama.cpp has no logits of row {row}")
+        raise RuntimeError(f"llama.cpp has no logits of batch token {index}")
     array = ctypes.c_float * num_vocabulary
     return np.ctypeslib.as_array(array.from_address(ctypes.addressof(pointer.contents)))
 
@@ -323,7 +324,7 @@ def _answer(tokens: list[int], first_s: float, elapsed_s: float) -> Answer:
     return {"tokens": tokens, "first_token_s": first_s, "elapsed_s": elapsed_s}
 
 
-def _carry_out(peer: Peer, order: dict[str, Any]) -> dict[str, Any]:
+def _answer_order(peer: Peer, order: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     try:
         answers = peer.methods[order["kind"]](order["prompts"], order["max_tokens"])
@@ -333,7 +334,7 @@ def _carry_out(peer: Peer, order: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(lines: Iterator[bytes], write: Callable[[dict[str, Any]], None]) -> None:
-    """Serve orders until there is no more input."""
+    """Answer orders until the input ends."""
     peer = Peer(json.loads(next(lines)))
     version = metadata.version("llama_cpp_python")
     system = llama_cpp.llama_print_system_info().decode()
@@ -342,11 +343,11 @@ def main(lines: Iterator[bytes], write: Callable[[dict[str, Any]], None]) -> Non
         "failed": peer.failed, "versions": {"llama-cpp-python": version, "system": system},
     })  # fmt: skip
     for line in lines:
-        write(_carry_out(peer, json.loads(line)))
+        write(_answer_order(peer, json.loads(line)))
 
 
 if __name__ == "__main__":
-    # Output of the library must not come between the lines.
+    # The library's output must not mix with the replies.
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 

@@ -16,7 +16,7 @@ Kind = Literal["plain", "drafted", "batched"]
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """Models to load, and prompts for finding the quickest settings."""
+    """Models to load, and prompts for finding the fastest settings."""
 
     target: str
     drafter: str | None
@@ -26,16 +26,16 @@ class Setup(msgspec.Struct, frozen=True):
     trial_tokens: int
     threads: int
     context: int
-    """Tokens of one sequence at most."""
+    """Maximum tokens of a sequence."""
     at_once: int
-    """Sequences of a batch."""
+    """Sequences in a batch."""
 
 
 class PeerReady(msgspec.Struct, frozen=True):
     """Sent once. Every kind of answer is either in `settings` or in `refused` with a reason."""
 
     settings: dict[Kind, dict[str, Any]]
-    """The quickest settings, which orders use."""
+    """The fastest settings, with which orders are answered."""
     refused: dict[Kind, str]
     trials_s: dict[str, float]
     """Seconds of each setting for the trial prompts."""
@@ -53,8 +53,8 @@ class PeerOrder(msgspec.Struct, frozen=True):
 
 
 class PeerAnswer(msgspec.Struct, frozen=True):
-    """Tokens without the end token; times in seconds since the work on the order began, or, of
-    answers one after the other, since the work on this one."""
+    """Tokens without the end token; times in seconds since the start of the order or, for answers
+    one after the other, of this answer."""
 
     tokens: list[int]
     first_token_s: float
@@ -62,7 +62,7 @@ class PeerAnswer(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """Answers in the order of the prompts, and the seconds that all of them took."""
+    """Answers in the order of the prompts, and the time for all of them in seconds."""
 
     answers: list[PeerAnswer]
     elapsed_s: float

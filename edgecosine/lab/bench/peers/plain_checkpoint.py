@@ -1,7 +1,7 @@
-"""A drafter in the format of other runtimes: a plain Llama checkpoint with a row for every token.
+"""Writes a drafter for other runtimes: a plain Llama checkpoint with an output row for every token.
 
-A packaged drafter may have an output layer for a shortlist of frequent tokens only. In the plain
-checkpoint the rows of all other tokens are zero: their logit is 0, and the best token's is higher.
+The output layer of a packaged drafter may cover only a shortlist of frequent tokens. In the plain
+checkpoint the rows of all other tokens are zero: their logit is 0, below the best token's.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ _FLOAT32: Final = GGMLQuantizationType.F32
 class Checkpoint:
     """A Llama model: tensors by transformers' names, of any float type.
 
-    `shortlist`: the token of each row of `lm_head.weight`; None when it has all tokens, or is tied
-    to the embedding and left out.
+    `shortlist`: the token of each row of `lm_head.weight`; None when the layer covers all tokens,
+    or is tied to the embedding and omitted.
     """
 
     config: LlamaConfig
@@ -60,10 +60,10 @@ class PlainCheckpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a directory of transformers', in a plain GGUF file or in a drafter's, in
-    float32.
+    """The checkpoint in a directory in transformers' format, a plain GGUF file or a drafter's GGUF
+    file, in float32.
 
-    Raises ModelUnsupported when it is no Llama model, and ModelUnavailable when it is damaged.
+    Raises ModelUnsupported when it is not a Llama model, and ModelUnavailable when it is damaged.
     """
     if path.is_dir():
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -73,7 +73,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         assert source.gguf is not None, "a file is one"
         model = load_gguf_weights(source.gguf, read_gguf_config(source.gguf), torch.float32)
     if not isinstance(model, LlamaForCausalLM):
-        raise ModelUnsupported(f"{path} is no Llama model, which peers need as drafter")
+        raise ModelUnsupported(f"{path} is not a Llama model; peers need one as drafter")
     return Checkpoint(model.config, model.state_dict())
 
 
@@ -91,8 +91,8 @@ def write_plain_checkpoint(
 ) -> PlainCheckpoint:
     """Write the drafter below `directory`, with the tokenizer of the target's GGUF file.
 
-    In the GGUF file each tensor has the type that it has in the target's; float32 where
-    `is_quantized` is False.
+    In the GGUF file each tensor has the type of the target's tensor; float32 without
+    `is_quantized`.
     """
     config, tensors = _plain(drafter)
     model: Any = LlamaForCausalLM(config)
@@ -110,7 +110,7 @@ def _plain(drafter: Checkpoint) -> tuple[LlamaConfig, dict[str, torch.Tensor]]:
     """The configuration and float32 tensors without a shortlist."""
     tensors = {name: tensor.float() for name, tensor in drafter.tensors.items()}
     fields = drafter.config.to_dict()
-    # A model from a GGUF file carries its quantisation and would not be saved as float.
+    # The configuration of a GGUF file has its quantisation, which prevents saving floats.
     fields.pop("quantization_config", None)
     config = LlamaConfig.from_dict(fields)
     if drafter.shortlist is not None:
@@ -138,7 +138,7 @@ def _write_gguf(
     types.setdefault(_OUTPUT, types.get(_EMBEDDING, _FLOAT32))
     for name, tensor in tensors.items():
         gguf_name, values = _gguf_tensor(name, tensor, config)
-        # A layer is stored as the target's layer 0 is: they differ in number.
+        # Layers take the types of the target's layer 0, since the numbers of layers differ.
         kind = types.get(_of_layer_0(gguf_name), _FLOAT32)
         writer.add_tensor(gguf_name, quants.quantize(values, kind), raw_dtype=kind)
     finish(writer)

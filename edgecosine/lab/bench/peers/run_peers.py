@@ -1,6 +1,6 @@
-"""Runs the benchmark beside peers: all servers are loaded once, then alternate prompt by prompt.
+"""Runs the comparison with peers: all servers are loaded once, then alternate prompt by prompt.
 
-Peers have both cores; of EdgeCoSine's cluster the target has the first and the drafters the second.
+Peers use all cores; in EdgeCoSine the target uses the first core and the drafters the others.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ _ONE_BY_ONE: Final = 4
 async def run_peers_bench(
     settings: PeerSettings, found: PeersRecord, notify: Notify, keep: Keep
 ) -> None:
-    """Load, find settings, warm up and measure; results go into `found` and are saved after each
+    """Load, find settings, warm up and measure; results are added to `found` and saved after each
     turn.
 
-    Raises EdgecosineError of EdgeCoSine's own cluster. A peer that fails is left out.
+    Raises the EdgecosineErrors of EdgeCoSine's own cluster. A peer that fails is left out.
     """
     quiet_transformers()
     gguf = target_file(settings)
@@ -72,7 +72,7 @@ async def run_peers_bench(
             threads=len(os.sched_getaffinity(0)), context=CONTEXT, at_once=EIGHT,
         )  # fmt: skip
         peers = StartedPeers(stack, setup, plain, tokenizer.decode, found, notify)
-        servers = await peers.llamacpp() | await peers.stock()
+        servers = await peers.llamacpp() | await peers.transformers()
         servers |= await _our_servers(settings, plain, directory, stack, found, notify)
         notify("warming up")
         for name, server in servers.items():
@@ -82,7 +82,9 @@ async def run_peers_bench(
                     await server.answer(trials, EIGHT, settings.trial_tokens)
         found.notes["idle_cpu_share"] = await idle_shares(peers.pids)
         if names.LLAMACPP in servers:
-            await _try_again(servers[names.LLAMACPP], trials, settings.trial_tokens, found, notify)
+            await _repeat_trial(
+                servers[names.LLAMACPP], trials, settings.trial_tokens, found, notify
+            )
         await _measure(settings, servers, measured, found, notify, keep)
 
 
@@ -90,15 +92,15 @@ async def _measure(
     settings: PeerSettings, servers: dict[str, Server], measured: Sequence[PeerPrompt],
     found: PeersRecord, notify: Notify, keep: Keep,
 ) -> None:  # fmt: skip
-    endless = itertools.cycle(measured)
-    eights = [list(itertools.islice(endless, 2 * EIGHT)) for _ in range(settings.eight_turns)]
+    repeated = itertools.cycle(measured)
+    eights = [list(itertools.islice(repeated, 2 * EIGHT)) for _ in range(settings.eight_turns)]
     cells: tuple[tuple[str, int, list[list[PeerPrompt]], tuple[str, ...]], ...] = (
         (names.SINGLE, 1, [[prompt] for prompt in measured], tuple(servers)),
         (names.EIGHT, EIGHT, eights, tuple(name for name in servers if name in _AT_EIGHT)),
     )
-    for cell, at_once, turns, takers in cells:
+    for cell, at_once, turns, chosen in cells:
         for turn, prompts in enumerate(turns):
-            for name in in_turn(takers, turn):
+            for name in in_turn(chosen, turn):
                 if name in found.refused:
                     continue
                 try:
@@ -129,15 +131,15 @@ async def _our_servers(
     return servers | {names.HOSTILE: Ours(client, OURS), names.HOSTILE_ALONE: Ours(client, ALONE)}
 
 
-async def _try_again(
+async def _repeat_trial(
     llamacpp: Server,
     trials: Sequence[PeerPrompt],
     max_tokens: int,
     found: PeersRecord,
     notify: Notify,
 ) -> None:
-    """Note the time of llama.cpp's trial with everything else loaded, the better of two turns. The
-    difference to its first trial is the cost of idle clusters."""
+    """Record the time of llama.cpp's trial with everything else loaded, the better of two runs.
+    The difference to its first trial is the cost of idle clusters."""
     try:
         loads = [await llamacpp.answer(trials[:_ONE_BY_ONE], 1, max_tokens) for _ in range(2)]
     except LabError as error:

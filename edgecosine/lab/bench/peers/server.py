@@ -1,4 +1,4 @@
-"""The servers of the benchmark: a peer's process, or a policy on an EdgeCoSine cluster."""
+"""The compared servers: a peer's process, or a policy on an EdgeCoSine cluster."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Server(Protocol):
     """Answers prompts greedily."""
 
     async def answer(self, prompts: Sequence[PeerPrompt], at_once: int, max_tokens: int) -> Load:
-        """All answers, in the order of the prompts.
+        """Returns all answers, in the order of the prompts.
 
-        Raises LabError when there are none.
+        Raises LabError when the server fails.
         """
 
 
@@ -57,7 +57,7 @@ class Ours:
 
 
 class PeerServer:
-    """A kind of answer by a peer's process, which measures its times itself."""
+    """Kinds of answers of a peer's process, which measures times itself."""
 
     def __init__(
         self, process: LineProcess, kinds: Mapping[int, Kind],
@@ -88,7 +88,7 @@ class PeerServer:
 async def peer_process(
     name: str, command: Sequence[str], setup: Setup, cores: str
 ) -> AsyncIterator[tuple[LineProcess, PeerReady]]:
-    """Start a peer's process; entered when it has found its settings. It ends with the block.
+    """Start a peer's process; entered when it has chosen its settings. It ends with the block.
 
     Raises LabError when it does not start.
     """
@@ -110,7 +110,7 @@ class CoreLayout:
 async def our_cluster(
     layout: CoreLayout, drafters: Sequence[str], notify: Notify
 ) -> AsyncIterator[Client]:
-    """A cluster on this machine with these drafters; yields a client of it.
+    """A cluster on this machine with these drafters; yields a client.
 
     Raises EngineError when a node does not start.
     """

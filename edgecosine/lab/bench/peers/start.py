@@ -25,7 +25,7 @@ from edgecosine.lab.figures import Notify
 
 _IDLE_S: Final = 2.0
 _LLAMACPP: Final = Path(__file__).with_name("llamacpp_worker.py")
-_STOCK: Final = (
+_TRANSFORMERS: Final = (
     "env",
     "TQDM_DISABLE=1",
     sys.executable,
@@ -46,7 +46,7 @@ class StartedPeers:
         self.pids: dict[str, int] = {}
 
     async def llamacpp(self) -> dict[str, Server]:
-        """llama.cpp, plain and with the generalist, and in a batch of eight."""
+        """llama.cpp: plain, with the generalist as draft model, and in a batch of eight."""
         servers: dict[str, dict[int, Kind]] = {
             names.LLAMACPP: {1: "plain", EIGHT: "batched"},
             names.LLAMACPP_DRAFTED: {1: "drafted"},
@@ -60,19 +60,19 @@ class StartedPeers:
         drafter = None if self._plain is None else str(self._plain.gguf)
         return await self._start("llama.cpp", (str(python), str(_LLAMACPP)), drafter, servers)
 
-    async def stock(self) -> dict[str, Server]:
-        """transformers, plain and assisted by the generalist."""
+    async def transformers(self) -> dict[str, Server]:
+        """transformers: plain, and assisted by the generalist."""
         servers: dict[str, dict[int, Kind]] = {
             names.TRANSFORMERS: {1: "plain"}, ASSISTED: {1: "drafted"},
         }  # fmt: skip
         drafter = None if self._plain is None else str(self._plain.directory)
-        return await self._start("transformers", _STOCK, drafter, servers)
+        return await self._start("transformers", _TRANSFORMERS, drafter, servers)
 
     async def _start(
         self, name: str, command: Sequence[str], drafter: str | None,
         servers: dict[str, dict[int, Kind]],
     ) -> dict[str, Server]:  # fmt: skip
-        self._notify(f"finding the quickest settings of {name}")
+        self._notify(f"finding the fastest settings of {name}")
         setup = msgspec.structs.replace(self._setup, drafter=drafter)
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         try:
@@ -87,12 +87,12 @@ class StartedPeers:
         return {
             server: PeerServer(process, kinds, self._text)
             for server, kinds in servers.items()
-            if self._can(server, kinds, ready)
+            if self._is_supported(server, kinds, ready)
         }
 
-    def _can(self, server: str, kinds: dict[int, Kind], ready: PeerReady) -> bool:
+    def _is_supported(self, server: str, kinds: dict[int, Kind], ready: PeerReady) -> bool:
         reasons = [
-            f"{kind}: {why}" for kind, why in ready.refused.items() if kind in kinds.values()
+            f"{kind}: {reason}" for kind, reason in ready.refused.items() if kind in kinds.values()
         ]
         if reasons:
             self._found.refuse(server, "; ".join(reasons), self._notify)
@@ -103,7 +103,7 @@ class StartedPeers:
 
 
 async def idle_shares(pids: dict[str, int]) -> dict[str, float]:
-    """Share of a core that each peer uses without requests, which reveals spinning threads."""
+    """Share of a core that each idle peer uses; it reveals spinning threads."""
     before = {name: _cpu_s(pid) for name, pid in pids.items()}
     await asyncio.sleep(_IDLE_S)
     return {

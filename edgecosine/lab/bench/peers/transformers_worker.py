@@ -1,4 +1,4 @@
-"""transformers' process in the benchmark beside peers; `messages.py` has its messages."""
+"""transformers' process in the comparison with peers; `messages.py` defines its messages."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from edgecosine.lab.bench.transformers_models import (
 )
 
 DRAFT_LENGTHS = (None, 3, 5)
-"""Of assisted generation: transformers' own choice, and fixed ones."""
+"""Draft lengths of assisted generation: None is transformers' own choice."""
 NUM_TRIALS = 4
-"""Trial prompts that are used: this peer is slow."""
+"""Number of trial prompts used, since this peer is slow."""
 
 Setting = tuple[str, int | None]
 """Dtype and draft length."""
 
 
 class TransformersPeer:
-    """The models in each dtype that is tried."""
+    """The models in each dtype to try."""
 
     def __init__(self, setup: Setup) -> None:
         self._end_tokens = frozenset(setup.end_tokens)
         self._targets = {dtype: self._load(setup.target, (dtype, None)) for dtype in DTYPES}
-        # One for each setting: transformers changes a drafter's generation settings in use.
+        # One for each setting, since transformers changes a drafter's generation settings.
         self._drafters = {
             setting: self._load(setup.drafter, setting)
             for setting in itertools.product(DTYPES, DRAFT_LENGTHS)
@@ -66,7 +66,7 @@ class TransformersPeer:
         self.ready = PeerReady(settings, refused, trials_s, {}, versions)
 
     def answer(self, order: PeerOrder) -> Reply:
-        """Carry out an order by the quickest setting, one prompt after the other."""
+        """Answer an order with the fastest setting, one prompt after the other."""
         started = time.perf_counter()
         answers = self._answers(order, self._quickest[order.kind])
         return Reply(answers, time.perf_counter() - started)
@@ -88,7 +88,7 @@ class TransformersPeer:
         return PeerAnswer(list(answer), first_s, elapsed_s)
 
     def _load(self, name: str | None, setting: Setting) -> Any:
-        assert name is not None, "a drafter is loaded where there is one"
+        assert name is not None, "called without a drafter"
         dtype, length = setting
         return load_model(
             Path(name), dtype, end_tokens=sorted(self._end_tokens), draft_length=length

@@ -1,4 +1,4 @@
-"""How commands end: exit codes by kind, a line and no traceback, pipes and disks that fail."""
+"""How commands end: exit codes, one line for each error, closed pipes and full disks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgecosine.cli import main
-from edgecosine.cli.outcome import end_of
+from edgecosine.cli.exit_status import end_of
 from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
@@ -42,7 +42,7 @@ LONG_LABEL = "a" * 70
 async def shell(
     script: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
 ) -> tuple[int, str, str]:
-    """Exit code and output of a script in which `$EC` is our command line."""
+    """Exit code, standard output and standard error of a script; `$EC` is the command line."""
     process = await asyncio.create_subprocess_exec(
         "bash", "-o", "pipefail", "-c", script,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -50,25 +50,25 @@ async def shell(
     )  # fmt: skip
     out, err = await process.communicate(stdin)
     assert process.returncode is not None
-    said = err.decode(errors="replace")
-    assert "Traceback" not in said, said
-    assert "Exception ignored" not in said, said
-    return process.returncode, out.decode(errors="replace"), said
+    error = err.decode(errors="replace")
+    assert "Traceback" not in error, error
+    assert "Exception ignored" not in error, error
+    return process.returncode, out.decode(errors="replace"), error
 
 
 def ends(*words: str | bytes, env: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Exit code and last line of a command in a process of its own."""
+    """Exit code and last line of a command in a separate process."""
     done = subprocess.run(
         [*EDGECOSINE, *words], capture_output=True, check=False, timeout=30,
         env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
     )  # fmt: skip
-    said = done.stderr.decode(errors="replace")
-    assert "Traceback" not in said, said
-    return done.returncode, (said.strip().splitlines() or [""])[-1]
+    error = done.stderr.decode(errors="replace")
+    assert "Traceback" not in error, error
+    return done.returncode, (error.strip().splitlines() or [""])[-1]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "error"),
     [
         (("nosuch",), "No such command"),
         (("ask",), "Missing argument"),
@@ -101,15 +101,15 @@ def ends(*words: str | bytes, env: Mapping[str, str] | None = None) -> tuple[int
         (("ask", "x", "--cluster", b"\xff"), "not UTF-8"),
     ],
 )
-def test_what_was_told_wrong_ends_with_2_and_says_what_is_right(
-    words: tuple[str | bytes, ...], said: str
+def test_wrong_arguments_exit_with_2_and_name_the_allowed_values(
+    words: tuple[str | bytes, ...], error: str
 ) -> None:
     code, line = ends(*words)
-    assert (code, said in line) == (2, True), line
+    assert (code, error in line) == (2, True), line
     assert "ss/word" not in line
 
 
-def test_environment_counts_as_told() -> None:
+def test_wrong_environment_variables_exit_with_2() -> None:
     code, line = ends("ask", "x", env={"EDGECOSINE_BROKER": "mqtt://me:secret@[::1"})
     assert (code, "mqtt://me:…@[::1" in line, "secret" in line) == (2, True, False)
     code, line = ends("ask", "x", env={"EDGECOSINE_CLUSTER": os.fsdecode(b"\xff")})
@@ -117,7 +117,7 @@ def test_environment_counts_as_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "error"),
     [
         (("ask", "x", "--broker", "mqtt://127.0.0.1:{port}"), "no connection to 127.0.0.1"),
         (("ask", "x", "--broker", "mqtt://[fe80::1%25lo]:{port}"), "no connection to fe80::1%lo:"),
@@ -125,14 +125,14 @@ def test_environment_counts_as_told() -> None:
         (("up", "--broker", "mqtt://127.0.0.1:{port}", "--target", "nosuch"), "no connection"),
     ],
 )
-def test_what_fails_at_work_ends_with_1(words: tuple[str, ...], said: str) -> None:
+def test_failures_while_running_exit_with_1(words: tuple[str, ...], error: str) -> None:
     port = free_port()
     code, line = ends(*(word.format(port=port) for word in words))
-    assert (code, said in line) == (1, True), line
+    assert (code, error in line) == (1, True), line
 
 
-def test_port_that_another_program_has_is_no_mistake_of_the_settings() -> None:
-    async def story() -> None:
+def test_port_in_use_exits_with_1() -> None:
+    async def scenario() -> None:
         server = await asyncio.start_server(lambda _, __: None, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         async with server:
@@ -141,19 +141,19 @@ def test_port_that_another_program_has_is_no_mistake_of_the_settings() -> None:
                 f"$EC {shlex.join(DRAFTER)} --broker none --no-mdns --listen 127.0.0.1:{port}",
                 f"$EC up --target nosuch --broker-port {port}",
             ):
-                code, _, said = await shell(command)
-                assert (code, f"127.0.0.1:{port}" in said) == (1, True), said
+                code, _, error = await shell(command)
+                assert (code, f"127.0.0.1:{port}" in error) == (1, True), error
 
-    run(story())
+    run(scenario())
 
 
 @needs_mosquitto
-def test_output_that_nobody_reads_or_takes_is_told_by_the_exit_code() -> None:
-    async def story() -> None:
+def test_output_that_cannot_be_written_sets_the_exit_code() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             at = f"--broker {home.broker.url}"
             home.service.hold("hm")
-            # The text breaks off when nobody reads on.
+            # The reader of the output ends first.
             for script in (
                 f"$EC ask 'or not' {at} | true",
                 f"$EC status --json {at} | true",
@@ -161,20 +161,20 @@ def test_output_that_nobody_reads_or_takes_is_told_by_the_exit_code() -> None:
             ):
                 assert await shell(script) == (141, "", "")
             for script in (f"$EC ask 'or not' {at}", f"$EC status {at}", "$EC --help"):
-                code, _, said = await shell(f"{script} >/dev/full")
-                assert (code, said) == (1, "Error: cannot write: No space left on device\n")
-                code, _, said = await shell(f"{script} >&-")
-                assert (code, said) == (1, "Error: cannot write: Bad file descriptor\n")
-            code, out, said = await shell(f"$EC ask 'or not' {at} <&- 2>&-")
-            assert (code, out, said) == (0, "to be\n", "")
+                code, _, error = await shell(f"{script} >/dev/full")
+                assert (code, error) == (1, "Error: cannot write: No space left on device\n")
+                code, _, error = await shell(f"{script} >&-")
+                assert (code, error) == (1, "Error: cannot write: Bad file descriptor\n")
+            code, out, error = await shell(f"$EC ask 'or not' {at} <&- 2>&-")
+            assert (code, out, error) == (0, "to be\n", "")
             assert (await shell(f"$EC ask - {at} <&-"))[0] == 2
 
-    run(story())
+    run(scenario())
 
 
 @needs_mosquitto
-def test_watching_ends_when_nobody_reads_on() -> None:
-    async def story(home: GatewayHarness) -> None:
+def test_watching_ends_when_its_reader_has_gone() -> None:
+    async def scenario(home: GatewayHarness) -> None:
         at = f"--broker {home.broker.url}"
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(
@@ -192,15 +192,15 @@ def test_watching_ends_when_nobody_reads_on() -> None:
     async def inside() -> None:
         async with gateway_harness() as home:
             await home.listener.expect(HOME.status)
-            await story(home)
+            await scenario(home)
 
     run(inside())
 
 
 @needs_mosquitto
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
-def test_texts_come_through_terminals_of_all_encodings(encoding: str) -> None:
-    async def story() -> None:
+def test_texts_are_read_and_printed_in_all_encodings(encoding: str) -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             home.listener.mqtt_client.send(
                 node_state_notice(HOME, "t1", {"role": "target", "model": "é😀"})
@@ -218,20 +218,20 @@ def test_texts_come_through_terminals_of_all_encodings(encoding: str) -> None:
             assert code == 0
             assert home.service.requests[-1].prompt == "or é"
 
-    run(story())
+    run(scenario())
 
 
-def test_standard_input_that_is_no_text_is_refused() -> None:
-    async def story() -> None:
-        code, _, said = await shell("$EC ask -", b"or not \xff", {"PYTHONIOENCODING": "utf-8"})
-        assert (code, "standard input is not UTF-8 (byte 7)" in said) == (2, True)
+def test_standard_input_that_is_not_text_is_refused() -> None:
+    async def scenario() -> None:
+        code, _, error = await shell("$EC ask -", b"or not \xff", {"PYTHONIOENCODING": "utf-8"})
+        assert (code, "standard input is not UTF-8 (byte 7)" in error) == (2, True)
 
-    run(story())
+    run(scenario())
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_have_their_codes(number: int, code: int) -> None:
-    async def story() -> None:
+def test_signals_have_their_exit_codes(number: int, code: int) -> None:
+    async def scenario() -> None:
         process = await asyncio.create_subprocess_exec(
             *EDGECOSINE, *DRAFTER, "--broker", "none", "--no-mdns",
             stderr=subprocess.PIPE, start_new_session=True,
@@ -243,10 +243,10 @@ def test_signals_have_their_codes(number: int, code: int) -> None:
         rest = await process.stderr.read()
         assert (await process.wait(), b"Traceback" in rest) == (code, False)
 
-    run(story())
+    run(scenario())
 
 
-def test_every_cause_is_one_line_and_a_bug_says_where(
+def test_every_cause_is_one_line_and_a_bug_names_its_origin(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def lines_of(error: BaseException) -> tuple[str, int]:
@@ -266,7 +266,7 @@ def test_every_cause_is_one_line_and_a_bug_says_where(
         end_of(3)  # type: ignore[arg-type]
     except AttributeError as bug:
         text, code = lines_of(bug)
-        assert (text.startswith("AttributeError: "), "cli/outcome.py:" in text, code) == (
+        assert (text.startswith("AttributeError: "), "cli/exit_status.py:" in text, code) == (
             True, True, 1,
         )  # fmt: skip
         assert capsys.readouterr().err == ""
@@ -275,7 +275,7 @@ def test_every_cause_is_one_line_and_a_bug_says_where(
         assert "Traceback" in capsys.readouterr().err
 
 
-def test_commands_run_in_a_process_with_others(tmp_path: Path) -> None:
+def test_commands_can_share_a_process(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["--version"])
     assert (result.exit_code, "edgecosine" in result.output) == (0, True)
     result = CliRunner().invoke(main, ["cluster", "--credentials", str(tmp_path), "list"])
@@ -283,8 +283,8 @@ def test_commands_run_in_a_process_with_others(tmp_path: Path) -> None:
 
 
 @needs_mosquitto
-def test_second_drafter_of_a_name_says_why_it_cannot_start() -> None:
-    async def story() -> None:
+def test_second_drafter_of_the_same_name_reports_why_it_cannot_start() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
             node = NodeStatusPublisher(broker=address, cluster="home", node_id="d1")
@@ -292,9 +292,9 @@ def test_second_drafter_of_a_name_says_why_it_cannot_start() -> None:
                 await node.connected()
                 node.publish_presence("ready")
                 options = f"--node-id d1 --no-mdns --broker {broker.url} --log-level error"
-                code, _, said = await shell(f"$EC {shlex.join(DRAFTER)} {options}")
+                code, _, error = await shell(f"$EC {shlex.join(DRAFTER)} {options}")
                 assert code == 2
-                assert said.startswith("Error: node_id = 'd1' is not allowed: ")
-                assert said.count("\n") == 1
+                assert error.startswith("Error: node_id = 'd1' is not allowed: ")
+                assert error.count("\n") == 1
 
-    run(story())
+    run(scenario())

@@ -1,10 +1,10 @@
-"""How a command ends: a line for each thing that went wrong, and an exit code that tells its kind.
+"""How a command ends: one line for each error, and an exit code for the kind of error.
 
 0    done
-1    it failed at work
-2    it was told something wrong
+1    failed while running
+2    wrong argument, option, environment variable or file
 130  Ctrl-C
-141  nobody reads what it writes, as after SIGPIPE
+141  the reader of its output has gone, as after SIGPIPE
 143  SIGTERM
 """
 
@@ -44,7 +44,7 @@ _UNWRITTEN: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EBADF, errno
 
 
 class Failure(click.ClickException):
-    """What went wrong, a line for each cause."""
+    """A failure while running; one line for each cause."""
 
     exit_code = FAILED
 
@@ -59,15 +59,15 @@ class Failure(click.ClickException):
 
 
 class Misuse(Failure):
-    """What was told wrong."""
+    """A wrong argument, option or setting."""
 
     exit_code = MISUSED
 
 
 def end_of(error: BaseException) -> click.ClickException | Exit:
-    """What a command raises in the place of an error, so that it ends as it should.
+    """The click exception to raise in place of an error: it prints the causes and exits.
 
-    Tracebacks are for those who asked for `debug`.
+    A traceback is printed only at log level `debug`.
     """
     causes = list(map(_explained, _leaves(error)))
     if any(_is_unread(cause) for cause in causes):
@@ -89,24 +89,24 @@ def end_of(error: BaseException) -> click.ClickException | Exit:
 
 
 def run_to_end(command: Callable[[list[str]], Any], arguments: list[str] | None) -> NoReturn:
-    """Run the command line on its arguments, and exit as the top of this file tells.
+    """Run the command line on its arguments and exit with a code of this module.
 
-    `command` gives an exit code, or None.
+    `command` returns an exit code, or None for 0.
     """
     open_standard_streams()
-    # Warnings are for those commands that log; the others say the same by their end.
+    # Commands that do not log report errors at their end; warnings would repeat them.
     logging.getLogger("edgecosine").addHandler(logging.NullHandler())
     try:
         _check_environment()
-        given = sys.argv[1:] if arguments is None else arguments
-        code = command([as_typed(argument) for argument in given])
+        words = sys.argv[1:] if arguments is None else arguments
+        code = command([as_typed(word) for word in words])
         sys.stdout.flush()
     except click.Abort as abort:
         _write("Aborted!")
         code = INTERRUPTED if isinstance(abort.__cause__, KeyboardInterrupt) else FAILED
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except (Exception, CancelledError, SystemExit) as error:  # noqa: BLE001 -- it is told
+    except (Exception, CancelledError, SystemExit) as error:  # noqa: BLE001 -- it is reported
         end = end_of(error)
         if isinstance(end, click.ClickException):
             with contextlib.suppress(OSError):
@@ -116,10 +116,10 @@ def run_to_end(command: Callable[[list[str]], Any], arguments: list[str] | None)
 
 
 def open_standard_streams() -> None:
-    """Put something in the place of standard streams that are closed, and let texts through.
+    """Replace closed standard streams, and characters that a terminal cannot show by `?`.
 
-    The next socket would take the number of a closed one. Writing to a standard output that was
-    closed fails as it does elsewhere. What a terminal cannot show is a question mark.
+    Otherwise the next socket would get the descriptor of the closed stream. Writing to a standard
+    output that was closed still fails.
     """
     for number, mode in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
@@ -133,7 +133,7 @@ def open_standard_streams() -> None:
 
 
 def as_typed(argument: str) -> str:
-    """An argument as it was typed, also where the locale says that all is ASCII.
+    """An argument as it was typed, decoded as UTF-8 even if the locale is ASCII.
 
     Raises UsageError when it is not UTF-8.
     """
@@ -148,7 +148,7 @@ def as_typed(argument: str) -> str:
 
 
 def standard_input() -> BinaryIO:
-    """What is given to the command to read.
+    """Standard input, as bytes.
 
     Raises UsageError when it is closed.
     """
@@ -158,13 +158,13 @@ def standard_input() -> BinaryIO:
 
 
 def input_text(content: bytes) -> str:
-    """What was read from standard input, as text.
+    """The text of bytes that were read from standard input.
 
-    Raises UsageError when it is none.
+    Raises UsageError when they cannot be decoded.
     """
     encoding = codecs.lookup(sys.stdin.encoding).name
     try:
-        # ASCII is what Python takes where nobody told it; texts are UTF-8 then.
+        # Python falls back to ASCII in a locale without an encoding; texts are UTF-8 then.
         return content.decode("utf-8" if encoding == "ascii" else encoding)
     except UnicodeDecodeError as error:
         reason = f"standard input is not {error.encoding.upper()} (byte {error.start})"
@@ -178,7 +178,7 @@ def _check_environment() -> None:
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
-    """What went wrong, without the groups around it."""
+    """The errors in a group, at any depth."""
     if isinstance(error, BaseExceptionGroup):
         for part in error.exceptions:
             yield from _leaves(part)
@@ -187,7 +187,7 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
 
 
 def _explained(cause: BaseException) -> BaseException:
-    """The error, or the setting that it comes from where a package of an extra is missing."""
+    """The error; ModelsNotInstalled in place of a missing package of the extra `models`."""
     name = (isinstance(cause, ModuleNotFoundError) and cause.name) or ""
     package = name.partition(".")[0]
     return ModelsNotInstalled("this command", [package]) if package in EXTRA else cause
@@ -200,34 +200,34 @@ def _is_misuse(cause: BaseException) -> bool:
 def _line(cause: BaseException) -> str:
     match cause:
         case EdgecosineError():
-            said = str(cause)
+            text = str(cause)
         case OSError(strerror=str(reason)):
             where = cause.filename if cause.filename is not None else "cannot write"
-            said = f"{where}: {reason}" if cause.errno in _UNWRITTEN or cause.filename else reason
+            text = f"{where}: {reason}" if cause.errno in _UNWRITTEN or cause.filename else reason
         case CancelledError():
-            said = "it was cancelled, and nobody said why"
+            text = "cancelled for an unknown reason"
         case _:
-            said = f"{type(cause).__name__}: {cause}{_place(cause)}"
-    return " ".join(said.split())[:_MAX_CHARACTERS]
+            text = f"{type(cause).__name__}: {cause}{_origin(cause)}"
+    return " ".join(text.split())[:_MAX_CHARACTERS]
 
 
-def _place(cause: BaseException) -> str:
-    """Where in this package a bug came to light, and how to see more."""
+def _origin(cause: BaseException) -> str:
+    """File and line in this package where a bug appeared, and how to get its traceback."""
     for frame in reversed(traceback.extract_tb(cause.__traceback__)):
         path = Path(frame.filename)
         if path.is_relative_to(_PACKAGE):
             where = path.relative_to(_PACKAGE.parent)
-            return f" ({where}:{frame.lineno}; {LOG_LEVEL_VARIABLE}=debug tells more)"
+            return f" ({where}:{frame.lineno}; {LOG_LEVEL_VARIABLE}=debug prints the traceback)"
     return ""
 
 
 def _is_debugging() -> bool:
-    is_told = os.environ.get(LOG_LEVEL_VARIABLE, "").lower() == "debug"
-    return is_told or logging.getLogger("edgecosine").isEnabledFor(logging.DEBUG)
+    is_requested = os.environ.get(LOG_LEVEL_VARIABLE, "").lower() == "debug"
+    return is_requested or logging.getLogger("edgecosine").isEnabledFor(logging.DEBUG)
 
 
 def _is_unread(cause: BaseException) -> bool:
-    """Whether our output has no reader any more; rich exits with 1 then."""
+    """Whether the reader of our output has gone; rich exits with 1 then."""
     if isinstance(cause, SystemExit):
         return isinstance(cause.__context__, BrokenPipeError)
     return isinstance(cause, BrokenPipeError) and any(map(_has_no_reader, (1, 2)))
@@ -240,7 +240,7 @@ def _has_no_reader(number: int) -> bool:
 
 
 def _stop_writing() -> None:
-    """Let what is left in standard output's buffer go nowhere, or the interpreter complains."""
+    """Discard the rest of standard output's buffer; the interpreter would fail to flush it."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
