@@ -8,10 +8,10 @@ import subprocess
 import pytest
 
 from edgecosine.cli.up import split_cores
-from edgecosine.lab.chaos.broker import find_mosquitto
 from edgecosine.lab.chaos.faults import Kind
 from edgecosine.lab.chaos.run_chaos import ChaosSettings, run_chaos
 from edgecosine.lab.network.netns import namespaces
+from edgecosine.local.embedded_broker import find_mosquitto
 from tests.support.mqtt import run_patiently
 
 KINDS: tuple[Kind, ...] = (

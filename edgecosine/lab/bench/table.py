@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from edgecosine.errors import LabError
-from edgecosine.lab.bench.charts import BASELINE, Runs, compared
-from edgecosine.lab.bench.figures import bench_figures
+from edgecosine.lab.bench.cells import ALONE
+from edgecosine.lab.bench.charts import compared
+from edgecosine.lab.bench.figures import Runs, bench_figures
 
 _PLACE = re.compile(
     r"(?P<start><!-- table of (?P<record>[^ ]+) -->\n)(?P<table>.*?)(?P<end><!-- end of table -->)",
@@ -48,7 +49,7 @@ def policy_table(runs: Runs) -> str:
     calmest = min((run["weather"] for run in greedy), key=lambda conditions: conditions["delay_ms"])
     shown = [run for run in greedy if run["weather"] == calmest]
     numbers = sorted({run["load"]["concurrency"] for run in shown})
-    policies = dict.fromkeys([BASELINE, *(run["policy"] for run in shown)])
+    policies = dict.fromkeys([ALONE, *(run["policy"] for run in shown)])
     head = ["policy", *(f"{n} at a time, tokens/s (latency)" for n in numbers)]
     rows = [
         [policy, *(_cell(shown, policy, number) for number in numbers)]
