@@ -104,9 +104,22 @@ def ends(*words: str | bytes, env: Mapping[str, str] | None = None) -> tuple[int
 def test_what_was_told_wrong_ends_with_2_and_says_what_is_right(
     words: tuple[str | bytes, ...], said: str
 ) -> None:
+    done = CliRunner().invoke(main, [os.fsdecode(word) for word in words])
+    line = done.stderr.strip().splitlines()[-1]
+    assert (done.exit_code, said in line) == (2, True), line
+    assert "ss/word" not in line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((*DRAFTER, "--node-id", "a b"), "node_id = 'a b'"),
+        (("ask", b"x \xff"), "not UTF-8"),
+    ],
+)
+def test_process_ends_with_2_and_a_line(words: tuple[str | bytes, ...], said: str) -> None:
     code, line = ends(*words)
     assert (code, said in line) == (2, True), line
-    assert "ss/word" not in line
 
 
 def test_environment_counts_as_told() -> None:
