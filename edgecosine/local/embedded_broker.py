@@ -129,7 +129,7 @@ class EmbeddedBroker:
         path.write_text(_mosquitto_settings(self._host, self._port))
         # Mosquitto does not read it as root: it opens /dev/stdin, and with it the file, again.
         path.chmod(0o644)
-        return path, [_mosquitto() or "mosquitto", "-c", "/dev/stdin"]
+        return path, [find_mosquitto() or "mosquitto", "-c", "/dev/stdin"]
 
     async def _accepts(self) -> None:
         """Poll until the port accepts connections; the kernel has no event for that."""
@@ -158,15 +158,16 @@ def installed_kind() -> BrokerKind:
 
     Raises ConfigError when neither is installed.
     """
-    if _mosquitto() is not None:
+    if find_mosquitto() is not None:
         return "mosquitto"
     if importlib.util.find_spec("amqtt") is not None:
         return "amqtt"
     raise ConfigError("broker", "none installed", "apt install mosquitto, or pip install amqtt")
 
 
-def _mosquitto() -> str | None:
-    # Debian installs daemons outside of the PATH of ordinary users.
+def find_mosquitto() -> str | None:
+    """Path of Mosquitto; None when it is not installed."""
+    # Debian installs daemons outside the PATH of ordinary users.
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 

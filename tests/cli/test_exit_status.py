@@ -104,9 +104,22 @@ def ends(*words: str | bytes, env: Mapping[str, str] | None = None) -> tuple[int
 def test_wrong_arguments_exit_with_2_and_name_the_allowed_values(
     words: tuple[str | bytes, ...], error: str
 ) -> None:
+    done = CliRunner().invoke(main, [os.fsdecode(word) for word in words])
+    line = done.stderr.strip().splitlines()[-1]
+    assert (done.exit_code, error in line) == (2, True), line
+    assert "ss/word" not in line
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ((*DRAFTER, "--node-id", "a b"), "node_id = 'a b'"),
+        (("ask", b"x \xff"), "not UTF-8"),
+    ],
+)
+def test_process_ends_with_2_and_a_line(words: tuple[str | bytes, ...], error: str) -> None:
     code, line = ends(*words)
     assert (code, error in line) == (2, True), line
-    assert "ss/word" not in line
 
 
 def test_wrong_environment_variables_exit_with_2() -> None:

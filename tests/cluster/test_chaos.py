@@ -8,10 +8,10 @@ import subprocess
 import pytest
 
 from edgecosine.cli.up import split_cores
-from edgecosine.lab.chaos.broker import find_mosquitto
 from edgecosine.lab.chaos.faults import Kind
 from edgecosine.lab.chaos.run_chaos import ChaosSettings, run_chaos
 from edgecosine.lab.network.netns import namespaces
+from edgecosine.local.embedded_broker import find_mosquitto
 from tests.support.mqtt import run_patiently
 
 KINDS: tuple[Kind, ...] = (
@@ -31,7 +31,7 @@ def test_no_request_is_lost_repeated_changed_or_hung() -> None:
     lines: list[str] = []
     target_cores, drafter_cores = split_cores()
     settings = ChaosSettings(
-        requests=14, kinds=KINDS, at_work=4, max_tokens=16, ballast=2, drafters=("ngram", "ngram"),
+        requests=10, kinds=KINDS, at_work=4, max_tokens=16, ballast=2, drafters=("ngram", "ngram"),
         target_cores=target_cores, drafter_cores=drafter_cores,
     )  # fmt: skip
 

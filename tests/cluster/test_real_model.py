@@ -25,6 +25,8 @@ from tests.support.mqtt import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(120)
 
+ALWAYS = "specinfer"
+"""A policy that drafts in every round, on a busy machine too."""
 GENERALIST = f"{models.DEFAULT_TARGET}/generalist"
 
 
@@ -39,27 +41,27 @@ def test_text_of_the_real_model_is_exact_and_drafts_are_accepted() -> None:
         drafter_cores=drafter_cores, broker=None, broker_port=free_port(),
     )  # fmt: skip
 
-    async def scenario() -> list[tuple[MeasuredAnswer, MeasuredAnswer]]:
+    async def scenario() -> list[list[MeasuredAnswer]]:
         async with (
             forked_cluster(plan) as cluster,
             Client(cluster.broker_url, plan.cluster) as client,
         ):
             return [
-                (
-                    await _ask(client, prompt, ALONE, sampling),
-                    await _ask(client, prompt, WITH_DRAFTERS, sampling),
-                )
+                [
+                    await _ask(client, prompt, policy, sampling)
+                    for policy in (ALONE, WITH_DRAFTERS, ALWAYS)
+                ]
                 for sampling, prompt in (
                     (Sampling(), held_out()["code"][0]),
                     (Sampling(temperature=0.8, seed=3), held_out()["facts"][0]),
                 )
             ]
 
-    pairs = run_patiently(scenario())
-    for alone, together in pairs:
-        assert together.text == alone.text
+    answers = run_patiently(scenario())
+    for alone, *together in answers:
+        assert [answer.text for answer in together] == [alone.text] * 2
         assert alone.num_tokens > 8
-    assert sum(together.num_accepted for _, together in pairs) > 0
+    assert sum(always.num_accepted for *_, always in answers) > 0
 
 
 async def _ask(client: Client, prompt: str, policy: str, sampling: Sampling) -> MeasuredAnswer:

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from edgecosine.lab.bench.table import tables
+from edgecosine.errors import LabError
+from edgecosine.lab.bench.table import read_report, tables
 from edgecosine.lab.figures import LEAST_SAMPLES, counted, interval, keeping
+
+RECORDS = sorted((Path(__file__).parents[2] / "docs" / "measured").glob("*.json"))
 
 
 def test_few_samples_have_no_interval() -> None:
@@ -67,3 +70,19 @@ def test_table_of_a_record_without_sample_numbers_is_made_from_its_runs(
     made = tables({"figures": stale, "runs": runs})
     assert f"| `eight_over_target_alone` | 1.50 | {shown} | {repeats} | ratio |" in made
     assert f"| edgecosine | 150 (1.00 s, n = {repeats}) |" in made
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_each_record_of_the_documentation_has_a_table_of_its_figures(record: Path) -> None:
+    report = read_report(record)
+    made = tables(report)
+    for name, figure in report["figures"].items():
+        assert f"| `{name}` | {figure['value']:.2f} |" in made
+
+
+@pytest.mark.parametrize("content", ["", "[]", "7", '{"figures": {}}'])
+def test_other_files_are_refused_as_records(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(content)
+    with pytest.raises(LabError, match=r"record\.json is no record of a measurement"):
+        read_report(path)

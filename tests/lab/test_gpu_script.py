@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
@@ -107,13 +106,16 @@ time.sleep(100)
 
 
 def test_interrupt_ends_the_running_part(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    os.mkfifo(started)
     program = f"""
 import asyncio, os, sys
 from dataclasses import replace
 from pathlib import Path
 from edgecosine.lab.gpu.parts import PARTS, GpuPlan
 from edgecosine.lab.gpu.run_parts import run_parts
-work = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
+work = "import os, pathlib, time; pathlib.Path({str(started)!r}).write_text(str(os.getpid()));"
+work += "time.sleep(100)"
 part = replace(PARTS["bench"], modules=(), command=lambda *_: [sys.executable, "-c", work])
 folder = Path({str(tmp_path)!r})
 plan = GpuPlan("cpu", folder, folder, True, "none", False)
@@ -122,14 +124,12 @@ asyncio.run(run_parts([part], plan, 5, {{}}, lambda text: print(text, flush=True
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as us:
         assert us.stdout is not None
         us.stdout.readline()
-        log = tmp_path / "bench.log"
-        while not (log.is_file() and log.read_text().endswith("\n")):
-            assert us.poll() is None, "the script ended"
-            time.sleep(0.01)
+        with started.open() as pipe:
+            pid = int(pipe.read())
         us.send_signal(signal.SIGINT)
         assert us.wait() != 0
     with pytest.raises(ProcessLookupError):
-        os.kill(int(log.read_text()), 0)
+        os.kill(pid, 0)
 
 
 def test_pieces_are_joined_to_the_same_file(tmp_path: Path) -> None:

@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from edgecosine.lab.bench.cells import ALONE
+from edgecosine.lab.bench.figures import Runs, tokens_per_s
 from edgecosine.lab.network.conditions import NetworkConditions
 
-Runs = Sequence[Mapping[str, Any]]
-
-BASELINE = "target-alone"
 _ABLATION = "-without-"
 _ABLATIONS = "ablations"
 """Cells without other policies."""
@@ -86,7 +85,7 @@ def frontiers(runs: Runs) -> list[Chart]:
         concurrencies = sorted({_concurrency(run) for run in group})
         curves = {
             policy: [
-                (1e3 * _median(cell, _inter_token_s), _median(cell, _tokens_per_s))
+                (1e3 * _median(cell, _inter_token_s), _median(cell, tokens_per_s))
                 for _, cell in sorted(_grouped(of_policy, _concurrency).items())
             ]
             for policy, of_policy in _grouped(group, _policy).items()
@@ -111,7 +110,7 @@ def rtt_sweeps(runs: Runs) -> list[Chart]:
                 ratios = _over_baseline(cell, group)
                 if ratios:
                     points.append((2 * delay_ms, statistics.median(ratios)))
-            if points and policy != BASELINE:
+            if points and policy != ALONE:
                 curves[policy] = points
         if len(delays) > 1 and curves:
             title = f"{concurrency} at a time, temperature {temperature:g}{still}"
@@ -179,9 +178,9 @@ def _grouped(runs: Iterable[Mapping[str, Any]], *keys: Any) -> dict[Any, list[Ma
 
 def _over_baseline(cell: Runs, group: Runs) -> list[float]:
     """Throughput of each run over the target alone, in the same repetition and network."""
-    alone = {(_delay_ms(r), r["repeat"]): r for r in group if _policy(r) == BASELINE}
+    alone = {(_delay_ms(r), r["repeat"]): r for r in group if _policy(r) == ALONE}
     pairs = [(run, alone.get((_delay_ms(run), run["repeat"]))) for run in cell]
-    return [_tokens_per_s(run) / _tokens_per_s(base) for run, base in pairs if base is not None]
+    return [tokens_per_s(run) / tokens_per_s(base) for run, base in pairs if base is not None]
 
 
 def _closed(runs: Runs) -> list[Mapping[str, Any]]:
@@ -206,10 +205,6 @@ def _concurrency(run: Mapping[str, Any]) -> int:
 
 def _temperature(run: Mapping[str, Any]) -> float:
     return float(run["temperature"])
-
-
-def _tokens_per_s(run: Mapping[str, Any]) -> float:
-    return float(run["tokens_per_s"])
 
 
 def _inter_token_s(run: Mapping[str, Any]) -> float:

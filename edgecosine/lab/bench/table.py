@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from edgecosine.errors import LabError
-from edgecosine.lab.bench.charts import BASELINE, Runs, compared
-from edgecosine.lab.bench.figures import bench_figures
+from edgecosine.lab.bench.cells import ALONE
+from edgecosine.lab.bench.charts import compared
+from edgecosine.lab.bench.figures import Runs, bench_figures
 
 _PLACE = re.compile(
     r"(?P<start><!-- table of (?P<record>[^ ]+) -->\n)(?P<table>.*?)(?P<end><!-- end of table -->)",
@@ -25,12 +26,16 @@ _PLACE = re.compile(
 
 
 def tables(report: Mapping[str, Any]) -> str:
-    """All tables of a record as Markdown: policies on the fastest network, then the figures. The
-    figures are computed again from the runs where a record lacks the numbers of samples."""
-    figures = report["figures"]
-    if any("n" not in figure for figure in figures.values()):
-        figures = {name: asdict(figure) for name, figure in bench_figures(report["runs"]).items()}
-    parts = [policy_table(report["runs"]), figure_table(figures)]
+    """All tables of a record as Markdown: policies on the fastest network, then the figures.
+
+    Where a record of `edgecosine bench` lacks the numbers of samples, its figures are computed from
+    its runs. The figures of another record without these numbers are shown as they are.
+    """
+    figures, runs = report["figures"], report["runs"]
+    is_old = any("n" not in figure for figure in figures.values())
+    if is_old and all("load" in run for run in runs):
+        figures = {name: asdict(figure) for name, figure in bench_figures(runs).items()}
+    parts = [policy_table(runs), figure_table(figures)]
     return "\n".join(part for part in parts if part)
 
 
@@ -44,7 +49,7 @@ def policy_table(runs: Runs) -> str:
     calmest = min((run["weather"] for run in greedy), key=lambda conditions: conditions["delay_ms"])
     shown = [run for run in greedy if run["weather"] == calmest]
     numbers = sorted({run["load"]["concurrency"] for run in shown})
-    policies = dict.fromkeys([BASELINE, *(run["policy"] for run in shown)])
+    policies = dict.fromkeys([ALONE, *(run["policy"] for run in shown)])
     head = ["policy", *(f"{n} at a time, tokens/s (latency)" for n in numbers)]
     rows = [
         [policy, *(_cell(shown, policy, number) for number in numbers)]
@@ -57,14 +62,14 @@ def policy_table(runs: Runs) -> str:
 def figure_table(figures: Mapping[str, Mapping[str, Any]]) -> str:
     """Every figure with its 95% interval, if it has enough samples, and their number."""
     rows = [
-        [f"`{name}`", f"{f['value']:.2f}", _interval(f), str(f["n"] or "–"), f["unit"]]
+        [f"`{name}`", f"{f['value']:.2f}", _interval(f), str(f.get("n") or "–"), f["unit"]]
         for name, f in figures.items()
     ]
     return _markdown(["figure", "value", "95% interval", "n", "unit"], rows) if rows else ""
 
 
 def _interval(figure: Mapping[str, Any]) -> str:
-    if figure["n"] is None or figure["low"] is None:
+    if figure.get("n", 0) is None or figure["low"] is None:
         return "–"
     return f"{figure['low']:.2f} to {figure['high']:.2f}"
 
@@ -91,8 +96,12 @@ def fill(document: str, record: str, table: str) -> str:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Read the record of a benchmark."""
-    report: dict[str, Any] = json.loads(path.read_text())
+    """Read the record of a measurement. Raises LabError when the file is none."""
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+        report["figures"], report["runs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LabError(f"{path} is no record of a measurement: {error!r}") from error
     return report
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Final, NoReturn
 
 from edgecosine.errors import LabError
 from edgecosine.lab.network.hosts import Host
+from edgecosine.local.embedded_broker import find_mosquitto
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +33,6 @@ log_type warning
 """
 """As written by `edgecosine cluster broker-config`, without access control. `user` applies when
 root starts Mosquitto, which then keeps access to its files."""
-
-
-def find_mosquitto() -> str | None:
-    """Path of Mosquitto; None when it is not installed."""
-    # Debian installs daemons outside of the PATH of ordinary users.
-    return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 
 class RestartingBroker:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from edgecosine.errors import LabError
-from edgecosine.lab.chaos.broker import RestartingBroker, find_mosquitto
+from edgecosine.lab.chaos.broker import RestartingBroker
 from edgecosine.lab.chaos.disk import Disk, small_disk
 from edgecosine.lab.chaos.faults import BROKER, KINDS, Kind
 from edgecosine.lab.chaos.wall_clock import WallClocks, why_no_steps
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.figures import Notify
 from edgecosine.local.cluster import Environment
+from edgecosine.local.embedded_broker import find_mosquitto
 
 KEEPALIVE_S: Final = 4
 """MQTT keepalive of the nodes; the broker declares a node offline after 1.5 times this."""

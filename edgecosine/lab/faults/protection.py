@@ -21,13 +21,12 @@ from pathlib import Path
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import LabError
-from edgecosine.lab.chaos.broker import find_mosquitto
 from edgecosine.lab.figures import Notify
 from edgecosine.lab.harness import wait_for_drafters, wait_for_target
 from edgecosine.lab.load_generator import closed_loop, make_jobs
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local import child_processes as processes
-from edgecosine.local.embedded_broker import EmbeddedBroker
+from edgecosine.local.embedded_broker import EmbeddedBroker, find_mosquitto
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.api.request import DEFAULT_POLICY
 

@@ -9,17 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.errors import PeerMismatched, PeerRefused, RemoteProtocolError
+from edgecosine.lab.fuzz.seeds import MESSAGES
+from edgecosine.protocol.wire.codec import tag_of
 from edgecosine.protocol.wire.handshake import Handshake, HandshakeState, printable
 from edgecosine.protocol.wire.messages import (
     AnyMessage,
-    Draft,
-    DraftRequest,
-    Leave,
-    OutOfStep,
-    Ping,
     Pong,
     Refuse,
-    Release,
 )
 from edgecosine.protocol.wire.vocabulary import ANY_VOCABULARY, Vocabulary
 from tests.protocol.wire.values import hello, messages
@@ -29,17 +25,7 @@ DRAFTER: dict[str, Any] = {"node_id": "drafter-1", "role": "drafter"}
 WORDS = Vocabulary.of([f"word{number}" for number in range(600)])
 OTHER_WORDS = Vocabulary.of([f"word{number}" if number != 300 else "x" for number in range(600)])
 
-SAMPLES: dict[str, AnyMessage] = {
-    "hello": hello(**DRAFTER),
-    "refuse": Refuse("no"),
-    "ping": Ping(1),
-    "pong": Pong(1),
-    "draft?": DraftRequest("a", 0, 1, 0, b"", 1),
-    "release": Release("a"),
-    "draft": Draft("a", 0, b"", b""),
-    "outofstep": OutOfStep("a", 0, 0),
-    "leave": Leave(),
-}
+SAMPLES = {tag_of(message): message for message in MESSAGES} | {"hello": hello(**DRAFTER)}
 REACHED: dict[HandshakeState, list[str]] = {
     HandshakeState.GREETING: [],
     HandshakeState.AGREED: ["hello"],

@@ -5,10 +5,11 @@ from __future__ import annotations
 import string
 from typing import Any
 
+import msgspec
 from hypothesis import strategies as st
 
+from edgecosine.lab.fuzz.seeds import TARGET
 from edgecosine.protocol.wire.messages import (
-    PROTOCOL_VERSION,
     AnyMessage,
     Draft,
     DraftRequest,
@@ -31,17 +32,7 @@ token_lists = st.lists(st.integers(0, (1 << 32) - 1), max_size=64)
 
 def hello(**changes: Any) -> Hello:
     """A target's greeting, with some fields changed."""
-    fields: dict[str, Any] = {
-        "protocol": PROTOCOL_VERSION,
-        "cluster": "lab",
-        "node_id": "target-1",
-        "incarnation": 1000,
-        "role": "target",
-        "model": "toy",
-        "quantization": "none",
-        "vocabulary": b"",
-    }
-    return Hello(**(fields | changes))
+    return msgspec.structs.replace(TARGET, **({"cluster": "lab"} | changes))
 
 
 hellos = st.builds(
