@@ -245,7 +245,7 @@ class Gateway:
 
     def _on_undeliverable(self, message: Outgoing, _: str) -> None:
         if (final := read_final(message)) is not None:
-            self._manager.undeliverable(final)
+            self._manager.publisher.undeliverable(final)
 
     def _limits(self) -> RequestLimits:
         info = self._service.info
