@@ -106,6 +106,9 @@ class Gateway:
             model=model_of(service),
             counters=self._counters,
             client_ids=client_ids,
+            start=lambda claim: self._manager.start(claim),  # noqa: PLW0108 -- built below
+            abandon=lambda key: self._manager.abandon(key),  # noqa: PLW0108 -- the same
+            has_finished=lambda key: self._manager.table.has_finished(key),  # noqa: PLW0108
         )
         session_s = math.ceil(keep_answers_s) if self._journal.is_durable else 0
         self.client = self._new_client(broker, client_ids, session_s)

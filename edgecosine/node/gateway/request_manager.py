@@ -74,11 +74,11 @@ class RequestManager:
         """Requests that are not active here, and are cancelled if they become so."""
         self._objection: Refusal | None = None
         """Why new requests are refused."""
-        self._table = RequestTable(keep_s=keep_answers_s)
+        self.table = RequestTable(keep_s=keep_answers_s)
         self._slots = SessionSlots(admission)
         self.publisher = ReplyPublisher(
             sink,
-            table=self._table,
+            table=self.table,
             journal=journal,
             queue=queue,
             keep_answers_s=keep_answers_s,
@@ -87,19 +87,16 @@ class RequestManager:
         self.refusals = Refusals(self.publisher, counters)
         self.runner = RequestRunner(
             service,
-            table=self._table,
+            table=self.table,
             slots=self._slots,
             publisher=self.publisher,
             journal=journal,
             keep_answers_s=keep_answers_s,
             counters=counters,
         )
-        queue.attach(
-            start=self._start, abandon=self._abandon, has_finished=self._table.has_finished
-        )
 
     def __repr__(self) -> str:
-        return f"<RequestManager {self._table!r} {self._slots!r}>"
+        return f"<RequestManager {self.table!r} {self._slots!r}>"
 
     async def run(self) -> NoReturn:
         """Admit requests until cancelled."""
@@ -109,7 +106,7 @@ class RequestManager:
                 await asyncio.Event().wait()
         finally:
             is_handed_over = self._queue.has_ready_peer
-            for record in self._table.active:
+            for record in self.table.active:
                 self.runner.leave(record, is_handed_over=is_handed_over)
             await self._journal.settled()
         raise AssertionError("a request manager ends by an exception")
@@ -153,7 +150,7 @@ class RequestManager:
         """
         if self._queue.has_other(ticket):
             raise DUPLICATE.error()
-        return self._table.recall(ticket, loop_time())
+        return self.table.recall(ticket, loop_time())
 
     def _admit(self, record: RequestRecord) -> None:
         """Journal and start a new request of ours.
@@ -193,7 +190,7 @@ class RequestManager:
             self._queue.withdraw(ticket)
             self.refusals.send(ticket, error)
         except Exception as error:  # noqa: BLE001 -- only this request fails
-            if (record := self._table.get(ticket.key)) is not None:
+            if (record := self.table.get(ticket.key)) is not None:
                 self.runner.abort(record, error)
                 return
             self._journal.forget(ticket.key)
@@ -218,13 +215,14 @@ class RequestManager:
         self.publisher.send_state(known)
         self.publisher.resend_parts(known)
 
-    def _start(self, claim: Claim) -> None:
-        """Start a request that became ours after its claim."""
+    def start(self, claim: Claim) -> None:
+        """Start a request that became ours after `claim` or `resume`."""
         if not self.runner.is_open and self._queue.has_ready_peer:
             return  # that target takes the request over as soon as we have left
         with self._guarded(claim.ticket):
             if (record := self._recovered.pop(claim.key, None)) is not None:
-                self._continue(record)
+                self.runner.book(record)
+                self._go(record)
             elif claim.generation:
                 self._take_over(claim)
             else:
@@ -233,12 +231,12 @@ class RequestManager:
             del self._cancelled[claim.key]
             self.cancel(claim.ticket.request_id, claim.ticket.client_id)
 
-    def _abandon(self, key: str) -> None:
+    def abandon(self, key: str) -> None:
         """Drop a request that another target owns."""
         logger.info("request given up, another target has it: request=%s", key)
         self._recovered.pop(key, None)
         self.publisher.drop_final(key)
-        if (record := self._table.forget(key)) is not None:
+        if (record := self.table.forget(key)) is not None:
             self.runner.abandon(record)
         self._journal.forget(key)
 
@@ -266,7 +264,7 @@ class RequestManager:
         now, state, self._recovered_state = loop_time(), self._recovered_state, NOTHING_RECOVERED
         for kept in state.finals:
             until = now + min(kept.kept_until - self._journal.wall_s(), self._keep_answers_s)
-            self._table.keep(kept.key, FinishedRequest(kept.digest, kept.state, kept.final, until))
+            self.table.keep(kept.key, FinishedRequest(kept.digest, kept.state, kept.final, until))
             if not kept.is_delivered:
                 self._queue.expect_delivery(kept.key)
                 self.publisher.send_stream(kept.parts)
@@ -275,10 +273,6 @@ class RequestManager:
         for record in sorted(state.requests, key=_by_crashes):
             self._recovered[record.key] = record
             self._queue.resume(record)
-
-    def _continue(self, record: RequestRecord) -> None:
-        self.runner.book(record)
-        self._go(record)
 
     def _go(self, record: RequestRecord) -> None:
         if record.is_elsewhere or record.is_final_sent or not self.runner.is_open:
@@ -300,14 +294,14 @@ class RequestManager:
     def set_unavailable(self, reason: str | None) -> None:
         """Refuse new requests and report the reason in the states of active ones; None: accept."""
         self.publisher.stall = reason
-        for record in self._table.active:
+        for record in self.table.active:
             self.publisher.send_state(record)
         if self._objection is not DRAINING:
             self._objection = None if reason is None else unavailable(reason)
 
     def cancel(self, request_id: str, client_id: str | None) -> None:
         """Cancel a request, now or when it becomes active here."""
-        record = self._table.find(request_id, client_id)
+        record = self.table.find(request_id, client_id)
         if record is not None:
             self.runner.cancel(record)
         elif client_id is not None:
@@ -317,7 +311,7 @@ class RequestManager:
 
     def cancel_all(self, client_id: str) -> None:
         """Cancel all active requests of a client."""
-        for record in self._table.active:
+        for record in self.table.active:
             if record.ticket.client_id == client_id:
                 self.runner.cancel(record)
 
