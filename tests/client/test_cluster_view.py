@@ -40,7 +40,7 @@ def presence(watch: ClusterView) -> str | None:
     return None if view is None or view.status is None else view.status.state
 
 
-def test_node_that_falls_silent_is_lost_and_forgotten_in_the_end(clock: list[float]) -> None:
+def test_silent_node_is_lost_and_finally_forgotten(clock: list[float]) -> None:
     watch = ClusterView()
     watch.take(NodeStatusTopic("d1"), said("ready"))
     watch.take(NodeStateTopic("d1"), b"{}")
@@ -63,7 +63,7 @@ def test_node_that_falls_silent_is_lost_and_forgotten_in_the_end(clock: list[flo
     ("age_s", "state"),
     [(0.0, "ready"), (LEASE_S - 1, "ready"), (LEASE_S + 1, "lost"), (KEEP_S + 1, None)],
 )
-def test_what_was_held_is_as_old_as_the_broker_says(
+def test_age_of_a_retained_message_follows_its_expiry(
     clock: list[float], age_s: float, state: str | None
 ) -> None:
     watch = ClusterView()
@@ -72,7 +72,7 @@ def test_what_was_held_is_as_old_as_the_broker_says(
 
 
 @pytest.mark.parametrize("state", ["lost", "offline"])
-def test_who_is_gone_stays_what_it_is_until_it_is_forgotten(
+def test_gone_node_keeps_its_description_until_it_is_forgotten(
     clock: list[float], state: NodePresence
 ) -> None:
     watch = ClusterView()
@@ -83,7 +83,7 @@ def test_who_is_gone_stays_what_it_is_until_it_is_forgotten(
     assert presence(watch) is None
 
 
-def test_none_but_targets_are_believed_to_be_targets(clock: list[float]) -> None:
+def test_only_listed_targets_count_as_targets(clock: list[float]) -> None:
     watch = ClusterView()
     lie = msgspec.json.encode({"role": "target", "is_full": True, "model": "m"})
     for node in ("t1", "d1"):
@@ -98,7 +98,7 @@ def test_none_but_targets_are_believed_to_be_targets(clock: list[float]) -> None
     assert not any("d1: " in each for each in found if "unavailable" not in each)
 
 
-def test_renewal_is_no_change_and_silence_is_one(clock: list[float]) -> None:
+def test_silence_is_a_change_and_a_renewal_is_none(clock: list[float]) -> None:
     async def story() -> None:
         watch = ClusterView()
         watch.take(NodeStatusTopic("d1"), said("ready"))

@@ -68,7 +68,7 @@ def test_node_that_is_gone_is_forgotten(
     run(story())
 
 
-def test_ghost_is_watched_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_node_is_observed_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forgetting, "LEASE_S", 0.5)
 
     async def story() -> None:
@@ -80,7 +80,7 @@ def test_ghost_is_watched_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None
     run(story())
 
 
-def test_node_that_lives_and_one_that_is_not_known_are_refused() -> None:
+def test_live_and_unknown_nodes_are_not_forgotten() -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
@@ -97,7 +97,7 @@ def test_node_that_lives_and_one_that_is_not_known_are_refused() -> None:
     run(story())
 
 
-def test_broker_that_does_not_let_us_is_named(
+def test_broker_that_refuses_the_deletion_is_reported(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forgetting, "_ANSWER_S", 0.5)

@@ -82,7 +82,7 @@ def own(name: str, **changes: Any) -> Advert:
     return advert(node_id=name, **(plain | changes))
 
 
-def test_two_nodes_hear_of_each_other_and_of_a_goodbye() -> None:
+def test_two_nodes_receive_announcements_and_goodbyes() -> None:
     async def main() -> None:
         first = own("mdns-first", role="target", model="große Fabel", vocabulary="0" * 16)
         second = own("mdns.second_" + "x" * 50, addresses=("127.0.0.1", "::1"))
@@ -96,7 +96,7 @@ def test_two_nodes_hear_of_each_other_and_of_a_goodbye() -> None:
     uvloop.run(main())
 
 
-def test_a_hostile_announcement_is_ignored_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_hostile_announcement_is_ignored_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         good = own("mdns-good")
         async with asyncio.timeout(15), node(own("mdns-ear", role="target")) as heard:
@@ -127,7 +127,7 @@ def test_a_hostile_announcement_is_ignored_and_told(caplog: pytest.LogCaptureFix
     assert "reason=role 'king'" in caplog.text
 
 
-def test_thousands_of_names_without_records_keep_no_node_from_being_heard() -> None:
+def test_thousands_of_names_without_records_hide_no_node() -> None:
     async def main() -> None:
         late = own("mdns-late")
         async with asyncio.timeout(20), node(own("mdns-patient", role="target")) as heard:
@@ -163,12 +163,12 @@ def test_false_records_of_many_names_are_bounded() -> None:
     uvloop.run(main())
 
 
-def test_multicast_is_proved_by_hearing_oneself() -> None:
+def test_multicast_works_if_the_own_announcement_returns() -> None:
     assert uvloop.run(multicast_works(LOOPBACK))
     assert not uvloop.run(multicast_works(["203.0.113.77"]))
 
 
-def test_without_a_usable_interface_it_warns_and_returns(caplog: pytest.LogCaptureFixture) -> None:
+def test_run_warns_and_returns_without_a_usable_interface(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         mdns = Mdns(interfaces=["203.0.113.77"])
         async with asyncio.timeout(10):

@@ -15,7 +15,7 @@ def _records(cache: zeroconf.DNSCache) -> int:
     return sum(len(cache.async_entries_with_name(name)) for name in cache.names())
 
 
-def test_flood_of_announcements_fills_the_cache_no_further() -> None:
+def test_flood_of_announcements_is_bounded_in_the_cache() -> None:
     """Neither of one type under many names, nor of many names of their own."""
     cache = zeroconf.DNSCache()
     for number in range(_FLOOD):

@@ -57,7 +57,7 @@ class Played:
         return found[0]
 
 
-def test_a_drafter_that_is_seen_is_dialled_once() -> None:
+def test_announced_drafter_is_dialled_once() -> None:
     play = Played()
     assert play(PeerSeen(advert())) == [DIAL]
     assert play(PeerSeen(advert())) == []
@@ -79,7 +79,7 @@ def test_pauses_between_dials_double_up_to_the_longest() -> None:
     assert pauses == [1, 2, 4, 8, 8, 8]
 
 
-def test_a_reason_is_told_once() -> None:
+def test_reason_is_reported_once() -> None:
     play = Played()
     play(PeerSeen(advert()))
     told = Explained("drafter-1", "it is off", "waiting")
@@ -97,7 +97,7 @@ def test_a_reason_is_told_once() -> None:
         ({"role": "target"}, "left out", "is a target too"),
     ],
 )
-def test_a_mismatch_is_told_and_never_dialled(
+def test_mismatch_is_reported_and_never_dialled(
     changes: dict[str, Any], standing: Any, reason: str
 ) -> None:
     play = Played()
@@ -117,7 +117,7 @@ def test_a_mismatch_is_told_and_never_dialled(
         ({}, False),
     ],
 )
-def test_node_of_another_cluster_is_told_from_one_that_should_be_linked(
+def test_node_of_another_cluster_is_marked_as_foreign(
     changes: dict[str, Any], is_foreign: bool
 ) -> None:
     play = Played()
@@ -125,7 +125,7 @@ def test_node_of_another_cluster_is_told_from_one_that_should_be_linked(
     assert [each.is_foreign for each in play.roster.explain()] == [is_foreign]
 
 
-def test_a_final_refusal_waits_until_the_peer_changes() -> None:
+def test_refused_peer_is_dialled_after_a_change() -> None:
     play = Played()
     play(PeerSeen(advert(vocabulary="0" * 16)))
     told = Explained("drafter-1", "vocabularies differ", "refused")
@@ -134,21 +134,21 @@ def test_a_final_refusal_waits_until_the_peer_changes() -> None:
     assert play(PeerSeen(advert(vocabulary="1" * 16))) == [DIAL]
 
 
-def test_a_peer_that_changes_all_the_time_is_not_dialled_all_the_time() -> None:
+def test_dials_of_a_peer_that_changes_often_are_limited() -> None:
     play = Played()
     dials = [play(PeerSeen(advert(model=f"m{n}")), after_s=0.01).count(DIAL) for n in range(100)]
     assert sum(dials) == 1
     assert play(Ticked(), after_s=FIRST_S) == [DIAL]
 
 
-def test_drafters_wait_to_be_dialled_but_dial_their_static_peers() -> None:
+def test_drafter_dials_static_peers_only() -> None:
     play = Played(ours=hello(node_id="d", role="drafter"), static=[STATIC])
     assert play(Ticked()) == [Dial("10.0.0.9:7000", (STATIC,), None, is_known=True)]
     effects = play(PeerSeen(advert(node_id="t", role="target")))
     assert effects == [Explained("t", "a drafter waits to be dialled", "left out")]
 
 
-def test_static_peers_are_dialled_for_ever() -> None:
+def test_static_peers_are_dialled_without_end() -> None:
     play = Played(static=[STATIC])
     dial = Dial("10.0.0.9:7000", (STATIC,), None, is_known=True)
     assert play(Ticked()) == [dial]
@@ -157,7 +157,7 @@ def test_static_peers_are_dialled_for_ever() -> None:
         assert play(Ticked(), after_s=LONGEST_S) == [dial]
 
 
-def test_a_static_peer_that_is_linked_by_mdns_is_not_dialled_again() -> None:
+def test_static_peer_linked_by_mdns_is_not_dialled_again() -> None:
     play = Played(static=[STATIC])
     play(Ticked())
     play(PeerSeen(advert()))
@@ -172,7 +172,7 @@ def test_a_static_peer_that_is_linked_by_mdns_is_not_dialled_again() -> None:
     }
 
 
-def test_a_lost_peer_is_dialled_again_after_a_short_pause() -> None:
+def test_lost_peer_is_dialled_again_after_a_short_pause() -> None:
     play = Played()
     play(PeerSeen(advert()))
     play(UP)
@@ -182,7 +182,7 @@ def test_a_lost_peer_is_dialled_again_after_a_short_pause() -> None:
     assert play(Ticked(), after_s=FIRST_S) == [KNOWN]
 
 
-def test_a_link_that_never_lasts_is_dialled_ever_more_slowly() -> None:
+def test_short_links_increase_the_pause() -> None:
     play = Played()
     play(PeerSeen(advert()))
     pauses = []
@@ -195,7 +195,7 @@ def test_a_link_that_never_lasts_is_dialled_ever_more_slowly() -> None:
     assert pauses == [1, 2, 4]
 
 
-def test_a_goodbye_ends_the_dialling_but_never_a_link() -> None:
+def test_goodbye_ends_dials_but_no_link() -> None:
     play = Played()
     play(PeerSeen(advert()))
     assert play(PeerGone("drafter-1")) == []
@@ -209,7 +209,7 @@ def test_a_goodbye_ends_the_dialling_but_never_a_link() -> None:
     assert play.roster.explain() == []
 
 
-def test_a_newer_life_replaces_its_ghost_at_once() -> None:
+def test_restarted_node_is_dialled_at_once() -> None:
     play = Played()
     play(PeerSeen(advert()))
     play(UP)
@@ -234,7 +234,7 @@ FALSE = {"incarnation": 99, "addresses": ("10.6.6.6",)}
 
 
 @pytest.mark.parametrize("changes", [{}, {"cluster": "other"}, {"role": "target"}, {"protocol": 9}])
-def test_a_false_claim_ends_no_link_and_hides_nobody_who_was_linked(
+def test_false_announcement_ends_no_link_and_replaces_no_address(
     changes: dict[str, Any],
 ) -> None:
     play = Played()
@@ -251,7 +251,7 @@ def test_a_false_claim_ends_no_link_and_hides_nobody_who_was_linked(
     assert (dial.endpoints[0], dial.is_known) == (Address("10.0.0.5", 7000), True)
 
 
-def test_a_name_that_was_claimed_before_its_node_came_is_dialled_at_both_places() -> None:
+def test_node_whose_name_was_claimed_before_is_dialled_at_both_addresses() -> None:
     play = Played()
     play(PeerSeen(advert(**FALSE)))
     play(PeerSeen(advert()))
@@ -261,7 +261,7 @@ def test_a_name_that_was_claimed_before_its_node_came_is_dialled_at_both_places(
     assert dial.endpoints == (Address("10.6.6.6", 7000), Address("10.0.0.5", 7000))
 
 
-def test_places_that_are_claimed_are_bounded() -> None:
+def test_claimed_addresses_are_bounded() -> None:
     play = Played()
     for number in range(100):
         play(PeerSeen(advert(addresses=(f"10.6.6.{number}",), incarnation=number)))
@@ -270,7 +270,7 @@ def test_places_that_are_claimed_are_bounded() -> None:
     assert len(dial.endpoints) == MAX_ENDPOINTS
 
 
-def test_a_false_goodbye_does_not_end_the_search_for_a_node_that_is_lost() -> None:
+def test_lost_node_is_dialled_after_a_false_goodbye() -> None:
     play = Played()
     play(PeerSeen(advert()))
     play(UP)
@@ -283,7 +283,7 @@ def test_a_false_goodbye_does_not_end_the_search_for_a_node_that_is_lost() -> No
     assert play(Ticked(), after_s=1000) == []
 
 
-def test_an_echo_of_an_older_life_is_ignored() -> None:
+def test_announcement_of_an_earlier_process_is_ignored() -> None:
     play = Played()
     play(PeerSeen(advert(incarnation=6)))
     assert play(PeerSeen(advert(incarnation=5, port=1)), after_s=STALE_LIFE_S - 1) == []
@@ -291,7 +291,7 @@ def test_an_echo_of_an_older_life_is_ignored() -> None:
     assert play(PeerSeen(advert(incarnation=5, port=1)), after_s=1000) == []
 
 
-def test_a_node_whose_clock_went_back_is_found_again() -> None:
+def test_node_whose_clock_went_back_is_dialled() -> None:
     play = Played()
     play(PeerSeen(advert(incarnation=6)))
     play(DialFailed("drafter-1", "off"))
@@ -300,14 +300,14 @@ def test_a_node_whose_clock_went_back_is_found_again() -> None:
     assert dial.endpoints[0] == Address("10.0.0.5", 1)
 
 
-def test_a_peer_that_dialled_us_is_not_dialled() -> None:
+def test_peer_that_dialled_us_is_not_dialled() -> None:
     play = Played()
     play(LinkUp("drafter-1", 5))
     assert play(PeerSeen(advert())) == []
     assert play.standing() == ("linked", "")
 
 
-def test_our_own_announcement_is_ignored_and_a_copy_of_it_is_told() -> None:
+def test_own_announcement_is_ignored_and_a_copy_reported() -> None:
     play = Played()
     ours = {"node_id": "target-1", "role": "target"}
     assert play(PeerSeen(advert(**ours, incarnation=1000))) == []
@@ -317,7 +317,7 @@ def test_our_own_announcement_is_ignored_and_a_copy_of_it_is_told() -> None:
     assert play(copy) == []
 
 
-def test_the_number_of_announced_peers_is_bounded() -> None:
+def test_number_of_announced_peers_is_bounded() -> None:
     play = Played()
     for number in range(MAX_PEERS):
         play(PeerSeen(advert(node_id=f"d{number}")))
@@ -326,7 +326,7 @@ def test_the_number_of_announced_peers_is_bounded() -> None:
     assert len(play.roster.explain()) == MAX_PEERS
 
 
-def test_who_was_tried_in_vain_makes_room() -> None:
+def test_peer_whose_dials_failed_makes_room() -> None:
     play = Played()
     play(PeerSeen(advert()))
     play(UP)
@@ -342,7 +342,7 @@ def test_who_was_tried_in_vain_makes_room() -> None:
     assert "drafter-1" in names
 
 
-def test_a_late_failure_of_a_peer_that_left_changes_nothing() -> None:
+def test_late_failure_of_a_forgotten_peer_changes_nothing() -> None:
     play = Played()
     play(PeerSeen(advert()))
     play(PeerGone("drafter-1"))
@@ -371,7 +371,7 @@ events = st.one_of(
 
 
 @given(st.lists(st.tuples(events, st.sampled_from([0.0, 0.5, 10.0])), max_size=40))
-def test_whatever_happens_nobody_is_dialled_who_should_not_be(
+def test_any_events_cause_permitted_dials_only(
     story: list[tuple[Event, float]],
 ) -> None:
     play = Played(static=[STATIC])

@@ -97,7 +97,7 @@ def test_mqtt_5_carries_properties_and_3_1_1_the_rest() -> None:
 
 
 @needs_mosquitto
-def test_will_is_sent_when_we_are_torn_away_only() -> None:
+def test_will_is_sent_after_an_unclean_end_only() -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
@@ -170,7 +170,7 @@ def old_and_honest(packet: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("answer", [old_and_silent, old_and_honest])
-def test_old_broker_is_spoken_to_in_3_1_1(
+def test_old_broker_is_connected_by_3_1_1(
     answer: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mqtt, "_PROBE_TIMEOUT_S", 0.2)
@@ -208,7 +208,7 @@ def test_reset_is_noticed() -> None:
     run(story())
 
 
-def test_wrong_password_is_said_and_not_tried_again() -> None:
+def test_wrong_password_is_reported_and_not_retried() -> None:
     async def story() -> None:
         async with scripted_broker(lambda _: b"\x20\x03\x00\x86\x00") as (address, versions):
             with pytest.raises(BrokerLost, match=r"(?i)user name or password"):
@@ -221,7 +221,7 @@ def test_wrong_password_is_said_and_not_tried_again() -> None:
 
 @needs_mosquitto
 @pytest.mark.parametrize("version", ["5", "3.1.1"])
-def test_broker_keeps_what_was_not_acknowledged_and_what_came_meanwhile(version: Version) -> None:
+def test_broker_keeps_unacknowledged_and_new_messages_of_a_session(version: Version) -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)

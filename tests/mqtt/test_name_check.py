@@ -16,7 +16,7 @@ from tests.support.mqtt import HOME, free_port, listening, needs_mosquitto, run,
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
 
-def test_second_node_of_a_name_is_told_that_one_is_at_work() -> None:
+def test_second_node_of_a_name_is_refused() -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
@@ -47,7 +47,7 @@ def test_name_of_a_dead_node_is_free() -> None:
     run(story())
 
 
-def test_of_two_that_ask_at_once_one_goes_on() -> None:
+def test_one_of_two_concurrent_nodes_gets_the_name() -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)

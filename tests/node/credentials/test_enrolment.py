@@ -77,7 +77,7 @@ def token(home: Home, secret: bytes | None = None) -> JoinToken:
     return JoinToken("lab", home.authority.fingerprint, secret or home.secret(), [])
 
 
-def test_invited_node_joins_and_nobody_sees_its_key(home: Home) -> None:
+def test_invited_node_joins_without_sending_its_key(home: Home) -> None:
     async def main() -> None:
         async with served(home) as address:
             place = home.place("kitchen")
@@ -92,7 +92,7 @@ def test_invited_node_joins_and_nobody_sees_its_key(home: Home) -> None:
     run(main())
 
 
-def test_wrong_used_and_late_tokens_are_refused_with_the_reason(home: Home) -> None:
+def test_wrong_used_and_expired_tokens_are_refused_with_the_reason(home: Home) -> None:
     async def main() -> None:
         async with served(home) as address:
 
@@ -112,7 +112,7 @@ def test_wrong_used_and_late_tokens_are_refused_with_the_reason(home: Home) -> N
     run(main())
 
 
-def test_two_at_once_with_one_token_are_one(home: Home) -> None:
+def test_token_admits_one_of_two_concurrent_nodes(home: Home) -> None:
     async def main() -> list[object]:
         word = token(home)
 
@@ -130,7 +130,7 @@ def test_two_at_once_with_one_token_are_one(home: Home) -> None:
     assert sum(isinstance(result, str) for result in results) == 1
 
 
-def test_impostor_gets_neither_secret_nor_node(home: Home, tmp_path: Path) -> None:
+def test_false_authority_gets_neither_secret_nor_node(home: Home, tmp_path: Path) -> None:
     """It has its own authority, and, worse, shows the true one's certificate as its own."""
     impostor = Home(tmp_path, cluster="impostor")
     asked: list[str] = []
@@ -156,7 +156,7 @@ def test_impostor_gets_neither_secret_nor_node(home: Home, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["enrolment.edgecosine", "kitchen"])
-def test_node_cannot_pose_as_the_endpoint(home: Home, name: str) -> None:
+def test_node_cannot_act_as_the_ca_server(home: Home, name: str) -> None:
     """Not even one that was given the endpoint's name as its own."""
     rogue = home.admit(name).trust()
     word = token(home)
@@ -182,7 +182,7 @@ def test_node_cannot_pose_as_the_endpoint(home: Home, name: str) -> None:
     assert heard == [write_line(Introduce())]
 
 
-def test_renewal_takes_the_nodes_own_certificate(home: Home) -> None:
+def test_renewal_needs_the_nodes_own_certificate(home: Home) -> None:
     async def main() -> None:
         async with served(home) as address:
             credentials = await join(token(home), "kitchen", home.place("kitchen"), [address])
@@ -201,7 +201,7 @@ def test_renewal_takes_the_nodes_own_certificate(home: Home) -> None:
     run(main())
 
 
-def test_who_has_no_certificate_can_only_introduce_himself(home: Home) -> None:
+def test_peer_without_certificate_can_only_enrol(home: Home) -> None:
     async def main() -> None:
         async with served(home) as address:
             host, _, port = address.rpartition(":")
@@ -226,7 +226,9 @@ def test_who_has_no_certificate_can_only_introduce_himself(home: Home) -> None:
 
 
 @pytest.mark.parametrize("is_greeted", [True, False], ids=["half a line", "no TLS"])
-def test_crowd_at_the_endpoint_keeps_nobody_out(home: Home, is_greeted: bool) -> None:
+def test_many_connections_to_the_ca_server_do_not_block_an_enrolment(
+    home: Home, is_greeted: bool
+) -> None:
     async def main() -> None:
         async with served(home) as address:
             member = home.admit("kitchen", "drafter", [address])
@@ -251,7 +253,7 @@ def test_crowd_at_the_endpoint_keeps_nobody_out(home: Home, is_greeted: bool) ->
     run(main())
 
 
-def test_revoked_node_is_dropped_within_the_live_cluster_and_others_stay(home: Home) -> None:
+def test_only_the_revoked_node_is_dropped_from_a_running_cluster(home: Home) -> None:
     async def main() -> None:
         async with served(home) as address:
             target = home.admit("target-1", "target", [address])
@@ -285,7 +287,7 @@ def test_revoked_node_is_dropped_within_the_live_cluster_and_others_stay(home: H
     run(main())
 
 
-def test_renewal_and_a_new_key_of_the_authority_leave_links_alone(home: Home) -> None:
+def test_renewal_and_a_new_authority_key_end_no_link(home: Home) -> None:
     async def main() -> None:
         async with served(home) as address:
             target = home.admit("target-1", "target", [address])
@@ -368,7 +370,7 @@ def test_certificate_is_renewed_before_it_expires(tmp_path: Path) -> None:
     run(main())
 
 
-def test_authority_that_is_away_is_said_once_and_waited_for(home: Home) -> None:
+def test_unreachable_authority_is_logged_once_and_waited_for(home: Home) -> None:
     async def main() -> None:
         async with served(home) as address:
             pass

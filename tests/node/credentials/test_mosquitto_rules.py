@@ -151,7 +151,7 @@ async def heard(connection: Connection, until: str) -> list[str]:
     raise AssertionError("the broker hung up")
 
 
-def test_client_with_its_password_asks_and_sees_the_nodes(tmp_path: Path) -> None:
+def test_client_with_its_password_sends_requests_and_sees_the_nodes(tmp_path: Path) -> None:
     async def story(stronghold: Fort, service: ScriptedService) -> None:
         async with Client(stronghold.client("alice"), "lab") as client:
             assert client.client_id == "alice"
@@ -164,7 +164,7 @@ def test_client_with_its_password_asks_and_sees_the_nodes(tmp_path: Path) -> Non
     guarded(tmp_path, story)
 
 
-def test_client_hears_nothing_of_anothers_answers(tmp_path: Path) -> None:
+def test_client_receives_no_answer_of_another(tmp_path: Path) -> None:
     async def story(stronghold: Fort, service: ScriptedService) -> None:
         mark = TOPICS.response("bob", "mark")
         async with connect(stronghold.client("bob"), client_id="eve") as eve:
@@ -202,7 +202,7 @@ def test_client_hears_nothing_of_anothers_answers(tmp_path: Path) -> None:
         "zigbee2mqtt/lock/set",
     ],
 )
-def test_client_cannot_speak_as_the_cluster_as_a_node_or_to_another(
+def test_client_cannot_publish_as_the_cluster_a_node_or_another_client(
     tmp_path: Path, topic: str
 ) -> None:
     assert run(reaches(tmp_path, "bob", topic)) is False
@@ -221,12 +221,14 @@ def test_client_cannot_speak_as_the_cluster_as_a_node_or_to_another(
         (TOPICS.inbox("target-1"), False),
     ],
 )
-def test_drafter_speaks_for_itself_only(tmp_path: Path, topic: str, is_allowed: bool) -> None:
+def test_drafter_publishes_its_own_status_only(
+    tmp_path: Path, topic: str, is_allowed: bool
+) -> None:
     assert run(reaches(tmp_path, "drafter-1", topic)) is is_allowed
 
 
 @pytest.mark.parametrize("is_revoked", [False, True])
-def test_lie_of_a_drafter_keeps_no_target_out(tmp_path: Path, is_revoked: bool) -> None:
+def test_false_message_of_a_drafter_blocks_no_target(tmp_path: Path, is_revoked: bool) -> None:
     home = Home(tmp_path)
 
     async def main() -> None:
@@ -255,7 +257,7 @@ def test_lie_of_a_drafter_keeps_no_target_out(tmp_path: Path, is_revoked: bool) 
     run(main())
 
 
-def test_target_forgets_a_node_and_a_drafter_forgets_none(
+def test_only_a_target_can_clear_another_nodes_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forgetting, "_ANSWER_S", 1.0)
@@ -302,7 +304,7 @@ async def reaches(tmp_path: Path, who: str, topic: str) -> bool:
             return topic in await heard(ear, allowed)
 
 
-def test_nobody_comes_in_unknown(tmp_path: Path) -> None:
+def test_anonymous_connections_are_refused(tmp_path: Path) -> None:
     home, away = Home(tmp_path), Home(tmp_path, cluster="away")
     revoked = home.admit("kitchen")
     home.authority.revoke("kitchen", home.now)
@@ -343,7 +345,7 @@ async def greeting(address: BrokerAddress) -> bytes:
 # paho leaves the socket of a failed handshake to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_broker_with_another_certificate_is_not_talked_to(tmp_path: Path) -> None:
+def test_broker_with_another_certificate_is_not_used(tmp_path: Path) -> None:
     home = Home(tmp_path)
 
     async def main() -> None:

@@ -106,7 +106,7 @@ def chunks_of_noise() -> Iterator[bytes]:
         yield source.randbytes(source.randrange(1, 2000))
 
 
-def test_random_bytes() -> None:
+def test_random_bytes_end_a_connection() -> None:
     async def main() -> None:
         async with door() as drafter:
             for noise in chunks_of_noise():
@@ -134,7 +134,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("data", "reason"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_shown_out_at_the_door(data: bytes, reason: str) -> None:
+def test_invalid_greetings_are_refused(data: bytes, reason: str) -> None:
     async def main() -> None:
         async with haunted() as (_, guest):
             guest.writer.write(data)
@@ -153,7 +153,7 @@ OUT_OF_ORDER: dict[str, tuple[AnyMessage, str]] = {
 
 
 @pytest.mark.parametrize(("message", "reason"), OUT_OF_ORDER.values(), ids=OUT_OF_ORDER.keys())
-def test_what_ends_a_link_at_work(message: AnyMessage, reason: str) -> None:
+def test_protocol_errors_end_a_ready_link(message: AnyMessage, reason: str) -> None:
     async def main() -> None:
         async with haunted() as (drafter, guest):
             await guest.get_ready()
@@ -165,7 +165,7 @@ def test_what_ends_a_link_at_work(message: AnyMessage, reason: str) -> None:
     run(main())
 
 
-def test_a_wrong_version_is_told_what_to_do() -> None:
+def test_other_protocol_version_gets_advice() -> None:
     async def main() -> None:
         async with haunted() as (_, guest):
             guest.say(target_hello(protocol=2))
@@ -174,7 +174,7 @@ def test_a_wrong_version_is_told_what_to_do() -> None:
     run(main())
 
 
-def test_a_greeting_of_a_later_release_is_read_as_far_as_it_is_known() -> None:
+def test_unknown_fields_of_a_later_greeting_are_ignored() -> None:
     async def main() -> None:
         async with haunted() as (_, guest):
             fields = msgspec.to_builtins(target_hello(protocol=2))
@@ -184,7 +184,7 @@ def test_a_greeting_of_a_later_release_is_read_as_far_as_it_is_known() -> None:
     run(main())
 
 
-def test_a_wrong_vocabulary_gets_the_block_that_differs() -> None:
+def test_different_vocabulary_gets_the_differing_block() -> None:
     other = Vocabulary.of([f"word{n}" if n != 300 else "x" for n in range(600)])
 
     async def main() -> None:
@@ -198,7 +198,7 @@ def test_a_wrong_vocabulary_gets_the_block_that_differs() -> None:
     run(main())
 
 
-def test_a_refused_stranger_that_keeps_talking_is_let_go() -> None:
+def test_refused_peer_that_keeps_sending_is_dropped() -> None:
     async def main() -> None:
         async with haunted() as (drafter, guest):
             guest.say(target_hello(cluster="other"))
@@ -210,7 +210,7 @@ def test_a_refused_stranger_that_keeps_talking_is_let_go() -> None:
     run(main())
 
 
-def test_a_slow_greeting_runs_out_of_time() -> None:
+def test_slow_greeting_times_out() -> None:
     async def main() -> None:
         patience = Timing(heartbeat_s=30.0, handshake_s=0.1, linger_s=0.1)
         async with haunted(drafter_settings(timing=patience)) as (drafter, guest):
@@ -221,7 +221,7 @@ def test_a_slow_greeting_runs_out_of_time() -> None:
     run(main())
 
 
-def test_a_greeting_byte_by_byte_is_taken_if_it_comes_in_time() -> None:
+def test_greeting_byte_by_byte_is_accepted_in_time() -> None:
     async def main() -> None:
         async with haunted() as (drafter, guest):
             for byte in frame(encode(target_hello())) + frame(encode(Ping(0))):
@@ -244,7 +244,7 @@ async def drip(guest: Stranger, data: bytes) -> None:
         await asyncio.sleep(0.01)
 
 
-def test_a_greeting_byte_by_byte_runs_out_of_time() -> None:
+def test_greeting_byte_by_byte_times_out() -> None:
     async def main() -> None:
         patience = Timing(heartbeat_s=30.0, handshake_s=0.2, linger_s=0.1)
         async with haunted(drafter_settings(timing=patience)) as (drafter, guest):
@@ -258,7 +258,7 @@ def test_a_greeting_byte_by_byte_runs_out_of_time() -> None:
     run(main())
 
 
-def test_half_a_frame_and_silence_ends_a_link_at_work() -> None:
+def test_incomplete_frame_and_silence_end_a_ready_link() -> None:
     async def main() -> None:
         async with haunted(drafter_settings(timing=QUICK)) as (drafter, guest):
             await guest.get_ready()
@@ -269,7 +269,7 @@ def test_half_a_frame_and_silence_ends_a_link_at_work() -> None:
     run(main())
 
 
-def test_a_frame_byte_by_byte_without_an_answer_ends_a_link_at_work() -> None:
+def test_frame_byte_by_byte_without_a_pong_ends_a_ready_link() -> None:
     async def main() -> None:
         strict = replace(QUICK, unanswered_heartbeats=5)
         async with haunted(drafter_settings(timing=strict)) as (drafter, guest):
@@ -284,7 +284,7 @@ def test_a_frame_byte_by_byte_without_an_answer_ends_a_link_at_work() -> None:
     run(main())
 
 
-def test_a_flood_of_connections_is_complained_about_once() -> None:
+def test_flood_of_connections_is_logged_once() -> None:
     async def main() -> None:
         with logbook() as book:
             async with door(max_unfinished=2) as drafter:
@@ -297,7 +297,7 @@ def test_a_flood_of_connections_is_complained_about_once() -> None:
     run(main())
 
 
-def test_a_greeting_without_a_ping_runs_out_of_time() -> None:
+def test_greeting_without_a_ping_times_out() -> None:
     async def main() -> None:
         patience = Timing(heartbeat_s=30.0, handshake_s=0.1, linger_s=0.1)
         async with haunted(drafter_settings(timing=patience)) as (drafter, guest):
@@ -308,7 +308,7 @@ def test_a_greeting_without_a_ping_runs_out_of_time() -> None:
     run(main())
 
 
-def test_a_crowd_at_the_door_does_not_keep_a_good_peer_out() -> None:
+def test_many_unfinished_connections_do_not_block_a_peer() -> None:
     async def main() -> None:
         async with door(max_unfinished=4) as drafter:
             crowd = [await asyncio.open_connection(*drafter.address) for _ in range(12)]
@@ -322,7 +322,7 @@ def test_a_crowd_at_the_door_does_not_keep_a_good_peer_out() -> None:
     run(main())
 
 
-def test_a_stranger_that_never_reads_is_dropped() -> None:
+def test_unauthenticated_peer_that_never_reads_is_dropped() -> None:
     async def main() -> None:
         impatient = replace(drafter_settings(), max_unsent_bytes=1 << 16)
         async with door(impatient) as drafter:

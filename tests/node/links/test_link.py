@@ -45,7 +45,7 @@ async def asked_of(inbox: Inbox) -> tuple[Link, DraftRequest]:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_two_nodes_greet_and_an_ask_is_answered(host: str) -> None:
+def test_nodes_greet_and_a_request_is_answered(host: str) -> None:
     async def main() -> None:
         async with door(address=Address(host, 0)) as drafter:
             link = await connect(drafter.address, target_settings())
@@ -62,7 +62,7 @@ def test_two_nodes_greet_and_an_ask_is_answered(host: str) -> None:
     run(main())
 
 
-def test_one_door_takes_ipv4_and_ipv6() -> None:
+def test_listener_accepts_ipv4_and_ipv6() -> None:
     async def main() -> None:
         settings = drafter_settings(guard=LinkPolicy(is_insecure=True))
         async with door(settings, Address("", 0)) as drafter:
@@ -72,7 +72,7 @@ def test_one_door_takes_ipv4_and_ipv6() -> None:
     run(main())
 
 
-def test_answers_find_their_asks_in_any_order() -> None:
+def test_answers_are_matched_to_requests_in_any_order() -> None:
     async def main() -> None:
         inbox = Inbox()
         async with door(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
@@ -104,7 +104,7 @@ def test_out_of_step_is_an_answer_and_release_needs_none() -> None:
     run(main())
 
 
-def test_drafter_that_leaves_says_so_and_still_answers_what_it_was_asked() -> None:
+def test_leaving_drafter_announces_it_and_answers_pending_requests() -> None:
     async def main() -> None:
         inbox = Inbox()
         async with door(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
@@ -123,7 +123,7 @@ def test_drafter_that_leaves_says_so_and_still_answers_what_it_was_asked() -> No
     run(main())
 
 
-def test_a_cancelled_ask_leaves_nothing_and_its_answer_is_dropped() -> None:
+def test_answer_to_a_cancelled_request_is_dropped() -> None:
     async def main() -> None:
         inbox = Inbox()
         async with door(drafter_settings(inbox)) as drafter:
@@ -146,7 +146,7 @@ def test_a_cancelled_ask_leaves_nothing_and_its_answer_is_dropped() -> None:
     run(main())
 
 
-def test_the_same_ask_twice_is_our_own_error() -> None:
+def test_repeated_pending_request_raises_local_error() -> None:
     async def main() -> None:
         inbox = Inbox()
         async with door(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
@@ -162,7 +162,7 @@ def test_the_same_ask_twice_is_our_own_error() -> None:
     run(main())
 
 
-def test_a_target_cannot_send_drafts() -> None:
+def test_target_cannot_send_drafts() -> None:
     async def main() -> None:
         async with door() as drafter:
             link = await connect(drafter.address, target_settings())
@@ -174,7 +174,7 @@ def test_a_target_cannot_send_drafts() -> None:
 
 
 @pytest.mark.parametrize("end", ["close", "abort", "cut"])
-def test_an_ask_ends_when_the_link_does(end: str) -> None:
+def test_pending_request_ends_with_the_link(end: str) -> None:
     async def main() -> None:
         inbox = Inbox()
         async with (
@@ -209,7 +209,7 @@ async def _outcome(link: Link, asked: DraftRequest) -> object:
         return error
 
 
-def test_a_half_open_link_is_lost_after_three_silent_heartbeats() -> None:
+def test_half_open_link_is_lost_after_three_silent_heartbeats() -> None:
     async def main() -> None:
         async with door(drafter_settings(timing=QUICK)) as drafter:
             async with relayed(drafter.address) as conditions:
@@ -235,7 +235,7 @@ def test_heartbeats_measure_the_round_trip() -> None:
     run(main())
 
 
-def test_a_peer_that_does_not_read_is_dropped() -> None:
+def test_peer_that_does_not_read_is_dropped() -> None:
     async def main() -> None:
         inbox = Inbox()
         async with door(drafter_settings(inbox)) as drafter:
@@ -261,7 +261,7 @@ async def assert_serves_a_good_peer_behind(inbox: Inbox, address: Address) -> No
     link.abort("done")
 
 
-def test_the_largest_prefix_travels() -> None:
+def test_longest_prefix_is_transferred() -> None:
     async def main() -> None:
         async with door() as drafter:
             link = await connect(drafter.address, target_settings())
@@ -281,7 +281,7 @@ def test_the_largest_prefix_travels() -> None:
         ({"node_id": "drafter-1", "incarnation": 7}, "two nodes are called drafter-1"),
     ],
 )
-def test_a_misfit_learns_why(changes: dict[str, Any], reason: str) -> None:
+def test_incompatible_peer_gets_the_reason(changes: dict[str, Any], reason: str) -> None:
     async def main() -> None:
         async with door() as drafter:
             with pytest.raises(PeerMismatched, match=reason):
@@ -304,7 +304,7 @@ def test_another_vocabulary_is_refused_with_its_first_difference() -> None:
     run(main())
 
 
-def test_nobody_at_the_address_is_a_lost_link() -> None:
+def test_refused_connection_is_a_lost_link() -> None:
     async def main() -> None:
         async with door() as drafter:
             nowhere = drafter.address
@@ -314,7 +314,7 @@ def test_nobody_at_the_address_is_a_lost_link() -> None:
     run(main())
 
 
-def test_a_cancelled_dial_leaves_no_connection() -> None:
+def test_cancelled_dial_leaves_no_connection() -> None:
     async def main() -> None:
         async with door() as drafter, relayed(drafter.address) as conditions:
             conditions.hold()
@@ -327,7 +327,7 @@ def test_a_cancelled_dial_leaves_no_connection() -> None:
     run(main())
 
 
-def test_a_dial_without_a_greeting_times_out() -> None:
+def test_dial_without_a_greeting_times_out() -> None:
     async def main() -> None:
         async with door() as drafter, relayed(drafter.address) as conditions:
             conditions.swallow()
@@ -337,7 +337,7 @@ def test_a_dial_without_a_greeting_times_out() -> None:
     run(main())
 
 
-def test_an_occupied_port_is_the_operators_error() -> None:
+def test_occupied_port_is_a_configuration_error() -> None:
     async def main() -> None:
         async with door() as drafter:
             with pytest.raises(ConfigError, match=r"listen = .*Address already in use"):
@@ -347,7 +347,7 @@ def test_an_occupied_port_is_the_operators_error() -> None:
     run(main())
 
 
-def test_a_closed_listener_aborts_unfinished_handshakes() -> None:
+def test_closed_listener_aborts_unfinished_handshakes() -> None:
     async def main() -> None:
         async with door(drafter_settings(timing=SLOW_HEART)) as drafter:
             reader, writer = await asyncio.open_connection(*drafter.address)

@@ -113,7 +113,7 @@ FAULT = _fault()
 @pytest.mark.network
 @pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
 @pytest.mark.parametrize("family", ADDRESSES)
-def test_nodes_of_two_machines_find_each_other_and_notice_a_death(family: str) -> None:
+def test_nodes_of_two_machines_link_and_detect_a_death(family: str) -> None:
     async def main() -> None:
         async with living(NEAR, "target", "target-1") as target:
             await target.says("listening")
@@ -141,7 +141,7 @@ def plug(name: str, address: str) -> None:
 @pytest.mark.network
 @pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
 @pytest.mark.parametrize("late", ["target", "drafter"])
-def test_a_node_that_starts_before_its_network_is_found_when_that_comes(late: str) -> None:
+def test_node_started_before_its_network_is_found_later(late: str) -> None:
     async def main() -> None:
         unplug(NEAR if late == "target" else FAR)
         async with (
@@ -160,7 +160,7 @@ def test_a_node_that_starts_before_its_network_is_found_when_that_comes(late: st
 
 @pytest.mark.network
 @pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
-def test_a_cable_that_is_plugged_in_later_is_noticed() -> None:
+def test_later_network_is_detected() -> None:
     async def main() -> None:
         ip("-n", FAR, "link", "set", "cable", "down")
         async with (
@@ -179,7 +179,7 @@ def test_a_cable_that_is_plugged_in_later_is_noticed() -> None:
 
 @pytest.mark.network
 @pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
-def test_a_node_is_announced_at_the_address_that_it_has_now() -> None:
+def test_changed_address_is_announced() -> None:
     async def main() -> None:
         async with living(FAR, "drafter", "drafter-1") as drafter:
             await drafter.says("listening")
@@ -196,7 +196,7 @@ def test_a_node_is_announced_at_the_address_that_it_has_now() -> None:
 
 @pytest.mark.network
 @pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
-def test_nodes_of_a_machine_without_a_network_find_each_other() -> None:
+def test_nodes_of_a_machine_without_a_network_link() -> None:
     async def main() -> None:
         async with living(NEAR, "target", "target-1") as target:
             await target.says("listening")
@@ -228,7 +228,7 @@ uvloop.run(main())
 @pytest.mark.network
 @pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
 @pytest.mark.skipif(shutil.which("nft") is None, reason="there is no nft command")
-def test_multicast_that_is_swallowed_is_noticed() -> None:
+def test_dropped_multicast_is_detected() -> None:
     rules = "add table inet t; add chain inet t o { type filter hook output priority 0; }; "
     rules += "add rule inet t o udp dport 5353 drop"
     with two_machines("IPv4"):

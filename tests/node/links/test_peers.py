@@ -124,7 +124,7 @@ async def address_of(node: Node) -> Address:
     return (await node.peers.listening())[0]
 
 
-def test_a_target_dials_every_drafter_that_it_hears_of() -> None:
+def test_target_dials_every_announced_drafter() -> None:
     async def main() -> None:
         air = Air()
         async with AsyncExitStack() as nodes:
@@ -160,7 +160,7 @@ def test_static_peers_need_no_discovery() -> None:
     run(main())
 
 
-def test_of_two_dials_at_once_exactly_one_link_survives() -> None:
+def test_one_of_two_simultaneous_links_survives() -> None:
     async def main() -> None:
         air = Air()
         async with living(target_settings(), discover=air.run) as target:
@@ -178,7 +178,7 @@ def test_of_two_dials_at_once_exactly_one_link_survives() -> None:
     run(main())
 
 
-def test_a_node_dialled_at_two_addresses_is_linked_once() -> None:
+def test_node_dialled_at_two_addresses_is_linked_once() -> None:
     async def main() -> None:
         air = Air()
         async with living(drafter_settings(), discover=air.run) as drafter:
@@ -198,7 +198,7 @@ def test_a_node_dialled_at_two_addresses_is_linked_once() -> None:
     run(main())
 
 
-def test_a_node_that_started_anew_replaces_its_ghost_at_once() -> None:
+def test_restarted_node_replaces_its_dead_link_at_once() -> None:
     async def main() -> None:
         air = Air()
         async with (
@@ -219,7 +219,7 @@ def test_a_node_that_started_anew_replaces_its_ghost_at_once() -> None:
     run(main())
 
 
-def test_who_claims_anothers_name_neither_ends_its_link_nor_hides_it() -> None:
+def test_false_announcement_neither_ends_a_link_nor_hides_its_node() -> None:
     async def main() -> None:
         air = Air()
         asked: asyncio.Queue[None] = asyncio.Queue()
@@ -251,7 +251,7 @@ def test_who_claims_anothers_name_neither_ends_its_link_nor_hides_it() -> None:
     run(main())
 
 
-def test_a_crowd_of_false_names_does_not_keep_a_known_peer_waiting() -> None:
+def test_many_false_names_do_not_delay_a_known_peer() -> None:
     async def main() -> None:
         air = Air()
         async with (
@@ -286,7 +286,7 @@ def _advert(node_id: str, incarnation: int, host: str, port: int) -> Advert:
     return Advert(node_id, incarnation, "lab", 1, "drafter", "toy", "", (host,), port)
 
 
-def test_a_killed_node_is_gone_though_its_announcement_stays() -> None:
+def test_killed_node_is_lost_despite_its_announcement() -> None:
     async def main() -> None:
         air = Air()
         async with living(target_settings(), discover=air.run) as target:
@@ -303,7 +303,7 @@ def test_a_killed_node_is_gone_though_its_announcement_stays() -> None:
     run(main())
 
 
-def test_a_silent_node_is_lost_and_found_again() -> None:
+def test_silent_node_is_lost_and_linked_again() -> None:
     async def main() -> None:
         async with (
             living(drafter_settings(timing=QUICK)) as drafter,
@@ -319,7 +319,7 @@ def test_a_silent_node_is_lost_and_found_again() -> None:
     run(main())
 
 
-def test_a_misfit_is_explained() -> None:
+def test_reason_for_an_incompatible_peer_is_reported() -> None:
     async def main() -> None:
         air = Air()
         async with (
@@ -339,7 +339,7 @@ def test_a_misfit_is_explained() -> None:
     run(main())
 
 
-def test_another_node_at_an_announced_address_is_not_taken_for_it() -> None:
+def test_other_node_at_an_announced_address_is_not_confused_with_it() -> None:
     async def main() -> None:
         air = Air()
         async with living(drafter_settings(node_id="drafter-2")) as drafter:
@@ -356,7 +356,7 @@ def test_another_node_at_an_announced_address_is_not_taken_for_it() -> None:
     run(main())
 
 
-def test_a_stopping_node_says_so() -> None:
+def test_stopping_node_announces_it() -> None:
     async def main() -> None:
         async with living(target_settings(SLOW_HEART)) as target:
             static = [await address_of(target)]
