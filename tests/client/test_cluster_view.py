@@ -72,7 +72,7 @@ def test_age_of_a_retained_message_follows_its_expiry(
 
 
 @pytest.mark.parametrize("state", ["lost", "offline"])
-def test_gone_node_keeps_its_description_until_it_is_forgotten(
+def test_gone_node_keeps_its_status_until_it_is_forgotten(
     clock: list[float], state: NodePresence
 ) -> None:
     watch = ClusterView()

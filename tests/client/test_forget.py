@@ -56,7 +56,7 @@ def test_node_that_is_gone_is_forgotten(
     state: NodePresence, expiry_s: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It need not be watched.
-    monkeypatch.setattr(forgetting, "_lives", None)
+    monkeypatch.setattr(forgetting, "_is_alive", None)
 
     async def story() -> None:
         async with held(state, None if expiry_s is None else int(expiry_s)) as (address, listener):

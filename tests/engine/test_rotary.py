@@ -15,7 +15,7 @@ from edgecosine.engine.cuda.padded_model import PaddedModel
 from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
-from edgecosine.engine.rotary import LONG, mark_of, turning_length
+from edgecosine.engine.rotary import LONG, mark_of, switching_length
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnsupported
@@ -158,8 +158,8 @@ def test_stock_longrope_depends_on_the_batch() -> None:
 
 
 def test_switching_length_comes_from_the_configuration() -> None:
-    assert turning_length(build("phi3", **LONGROPE).config) == TURN
-    assert turning_length(build("llama").config) == turning_length(build("gpt2").config) == 0
+    assert switching_length(build("phi3", **LONGROPE).config) == TURN
+    assert switching_length(build("llama").config) == switching_length(build("gpt2").config) == 0
     assert [mark_of(n, TURN) for n in (TURN, TURN + 1)] == [0, LONG]
     assert mark_of(1000, 0) == 0
 
@@ -171,7 +171,7 @@ def test_layers_with_different_switching_lengths_are_refused() -> None:
         for kind, n in (("full", 64), ("sliding", 32))
     }
     with pytest.raises(ModelUnsupported, match="32, 64"):
-        turning_length(config)
+        switching_length(config)
 
 
 def test_shift_changes_positions_but_not_kv_positions() -> None:

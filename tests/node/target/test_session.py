@@ -262,7 +262,7 @@ def test_no_drafter_is_asked_beyond_the_longest_request(max_context: int) -> Non
             home.links["drafter-0"].max_context = max_context
             sequence = Prefix(range(LONGEST_PREFIX))
             draft_client = DraftClient(
-                key="a/1", sequence=sequence, coupling=SharedNoise(), num_vocabulary=1 << 20,
+                key="a/1", sequence=sequence, noise=SharedNoise(), num_vocabulary=1 << 20,
                 links=lambda: home.links, statistics=home.planner.statistics,
                 metrics=RequestMetrics(),
             )  # fmt: skip

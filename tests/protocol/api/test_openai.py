@@ -282,9 +282,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
     ],
     ids=str,
 )
-def test_assistant_messages_may_keep_fields_of_the_answer(
-    turn: dict[str, Any], content: str
-) -> None:
+def test_former_messages_may_keep_fields_of_the_answer(turn: dict[str, Any], content: str) -> None:
     body = {"messages": [{"role": "user", "content": "a"}, turn]}
     [_, former] = read(body, "chat").prompt
     assert former == ChatMessage(turn["role"], content)
