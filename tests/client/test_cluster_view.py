@@ -30,7 +30,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def said(presence: NodePresence, reason: str = "") -> bytes:
+def status(presence: NodePresence, reason: str = "") -> bytes:
     notice = node_status_notice(HOME, "d1", presence, session="s", now_s=0.0, reason=reason)
     return notice.payload
 
@@ -42,10 +42,10 @@ def presence(watch: ClusterView) -> str | None:
 
 def test_silent_node_is_lost_and_finally_forgotten(clock: list[float]) -> None:
     watch = ClusterView()
-    watch.take(NodeStatusTopic("d1"), said("ready"))
+    watch.take(NodeStatusTopic("d1"), status("ready"))
     watch.take(NodeStateTopic("d1"), b"{}")
     clock[0] += LEASE_S / 2
-    watch.take(NodeStatusTopic("d1"), said("ready"))
+    watch.take(NodeStatusTopic("d1"), status("ready"))
     clock[0] += LEASE_S
     assert presence(watch) == "ready"
     clock[0] += 0.1
@@ -53,7 +53,7 @@ def test_silent_node_is_lost_and_finally_forgotten(clock: list[float]) -> None:
     assert not watch.nodes()["d1"].is_here
     found = concerns(is_online=True, is_draining=False, nodes=watch.nodes())
     assert found == ["d1 is lost: it stopped renewing its status"]
-    watch.take(NodeStatusTopic("d1"), said("ready"))
+    watch.take(NodeStatusTopic("d1"), status("ready"))
     assert presence(watch) == "ready"
     clock[0] += KEEP_S + 1
     assert watch.nodes() == {}
@@ -67,7 +67,7 @@ def test_age_of_a_retained_message_follows_its_expiry(
     clock: list[float], age_s: float, state: str | None
 ) -> None:
     watch = ClusterView()
-    watch.take(NodeStatusTopic("d1"), said("ready"), age_s)
+    watch.take(NodeStatusTopic("d1"), status("ready"), age_s)
     assert presence(watch) == state
 
 
@@ -76,7 +76,7 @@ def test_gone_node_keeps_its_status_until_it_is_forgotten(
     clock: list[float], state: NodePresence
 ) -> None:
     watch = ClusterView()
-    watch.take(NodeStatusTopic("d1"), said(state))
+    watch.take(NodeStatusTopic("d1"), status(state))
     clock[0] += KEEP_S - 1
     assert presence(watch) == state
     clock[0] += 2
@@ -87,7 +87,7 @@ def test_only_listed_targets_count_as_targets(clock: list[float]) -> None:
     watch = ClusterView()
     lie = msgspec.json.encode({"role": "target", "is_full": True, "model": "m"})
     for node in ("t1", "d1"):
-        watch.take(NodeStatusTopic(node), said("unavailable", "no pass"))
+        watch.take(NodeStatusTopic(node), status("unavailable", "no pass"))
         watch.take(NodeStateTopic(node), lie)
     assert [view.state["role"] for view in watch.nodes().values()] == ["target", "target"]
     watch.take(InfoTopic(), msgspec.json.encode({"targets": ["t1"]}))
@@ -101,12 +101,12 @@ def test_only_listed_targets_count_as_targets(clock: list[float]) -> None:
 def test_silence_is_a_change_and_a_renewal_is_none(clock: list[float]) -> None:
     async def story() -> None:
         watch = ClusterView()
-        watch.take(NodeStatusTopic("d1"), said("ready"))
+        watch.take(NodeStatusTopic("d1"), status("ready"))
         await watch.changed()
         async with asyncio.TaskGroup() as group:
             change = group.create_task(watch.changed())
             await asyncio.sleep(0)
-            watch.take(NodeStatusTopic("d1"), said("ready"))
+            watch.take(NodeStatusTopic("d1"), status("ready"))
             for _ in range(3):
                 await asyncio.sleep(0)
             assert not change.done()

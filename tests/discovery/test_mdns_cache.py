@@ -20,9 +20,9 @@ def test_flood_of_announcements_is_bounded_in_the_cache() -> None:
     cache = zeroconf.DNSCache()
     for number in range(_FLOOD):
         alias = f"n{number}.{SERVICE_TYPE}"
-        told = zeroconf.DNSPointer(SERVICE_TYPE, _PTR, _IN, _TTL_S, alias)
+        pointer = zeroconf.DNSPointer(SERVICE_TYPE, _PTR, _IN, _TTL_S, alias)
         placed = zeroconf.DNSText(alias, 16, _IN, _TTL_S, b"x")
-        cache.async_add_records([told, placed])
+        cache.async_add_records([pointer, placed])
     assert _BOUND // 2 <= _records(cache) <= _BOUND
 
 

@@ -26,8 +26,8 @@ def txt_bytes(txt: dict[str, str]) -> dict[bytes, bytes | None]:
 
 
 def test_advert_round_trips_in_its_txt_record() -> None:
-    told = advert(model="Qwen/Qwen3-0.6B ä", vocabulary="0123456789abcdef")
-    assert from_txt(txt_bytes(to_txt(told)), told.addresses, told.port) == told
+    original = advert(model="Qwen/Qwen3-0.6B ä", vocabulary="0123456789abcdef")
+    assert from_txt(txt_bytes(to_txt(original)), original.addresses, original.port) == original
 
 
 def test_advert_of_a_greeting_fits_a_packet() -> None:
@@ -36,13 +36,13 @@ def test_advert_of_a_greeting_fits_a_packet() -> None:
         cluster="c" * 64, node_id="n" * 64, model="ä" * 256, vocabulary=words.digests,
         incarnation=(1 << 53) - 1,
     )  # fmt: skip
-    told = advert_of(greeting, ["10.0.0.1"] * 50, 7000)
-    assert told.vocabulary == words.short_digest
-    assert len(told.endpoints) == MAX_ADDRESSES
-    txt = txt_bytes(to_txt(told))
+    original = advert_of(greeting, ["10.0.0.1"] * 50, 7000)
+    assert original.vocabulary == words.short_digest
+    assert len(original.endpoints) == MAX_ADDRESSES
+    txt = txt_bytes(to_txt(original))
     assert sum(len(key) + len(value or b"") + 2 for key, value in txt.items()) < MAX_TXT_BYTES
     assert all(len(key) + len(value or b"") < 255 for key, value in txt.items())
-    assert from_txt(txt, told.addresses, 7000).model == "ä" * 100
+    assert from_txt(txt, original.addresses, 7000).model == "ä" * 100
 
 
 @pytest.mark.parametrize(

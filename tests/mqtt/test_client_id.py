@@ -44,8 +44,8 @@ def test_name_of_a_node_is_not_enough_to_take_over_its_connection() -> None:
             Client(home.broker.url, "home", client_id="me") as client,
         ):
             address = BrokerAddress.parse(home.broker.url)
-            for guess in GUESSES:
-                async with connect(address, client_id=guess):
+            for probe in GUESSES:
+                async with connect(address, client_id=probe):
                     pass
             ask(home, "1")
             assert (await answer(home, "1"))["choices"]

@@ -227,28 +227,28 @@ def test_broker_keeps_unacknowledged_and_new_messages_of_a_session(version: Vers
             address = BrokerAddress.parse(broker.url)
             ours = partial(connect, address, client_id="me", version=version, session_s=60)
 
-            async def say(*payloads: bytes) -> None:
+            async def publish_to(*payloads: bytes) -> None:
                 async with connect(address, client_id="you", version=version) as connection:
                     for payload in payloads:
                         await connection.publish(Outgoing("a/b", payload))
 
-            async def hear(count: int, *acknowledged: bytes) -> list[bytes]:
-                heard = []
+            async def receive(count: int, *acknowledged: bytes) -> list[bytes]:
+                received = []
                 async with ours() as connection:
                     await connection.subscribe(["a/b"])
                     if count == 2:
-                        await say(b"1", b"2")
+                        await publish_to(b"1", b"2")
                     async with contextlib.aclosing(connection.messages()) as messages:
-                        while len(heard) < count:
+                        while len(received) < count:
                             message = await anext(messages)
-                            heard.append(message.payload)
+                            received.append(message.payload)
                             if message.payload in acknowledged:
                                 message.acknowledge()
-                return heard
+                return received
 
-            assert await hear(2, b"1") == [b"1", b"2"]
-            await say(b"3", b"4")
-            assert await hear(3, b"2", b"3") == [b"2", b"3", b"4"]
-            assert await hear(1, b"4") == [b"4"]
+            assert await receive(2, b"1") == [b"1", b"2"]
+            await publish_to(b"3", b"4")
+            assert await receive(3, b"2", b"3") == [b"2", b"3", b"4"]
+            assert await receive(1, b"4") == [b"4"]
 
     run(story())

@@ -39,8 +39,8 @@ def test_name_of_a_dead_node_is_free() -> None:
         async with EmbeddedBroker(port=free_port()) as broker, listening(broker) as listener:
             address = BrokerAddress.parse(broker.url)
             await check_name(address, "home", "d1")
-            ghost = {"state": "ready", "session": "s0", "ts": 1.0}
-            listener.send(HOME.node_status("d1"), ghost, retain=True)
+            retained = {"state": "ready", "session": "s0", "ts": 1.0}
+            listener.send(HOME.node_status("d1"), retained, retain=True)
             await listener.expect(HOME.node_status("d1"), 2)
             await check_name(address, "home", "d1")
 
@@ -51,18 +51,18 @@ def test_one_of_two_concurrent_nodes_gets_the_name() -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
-            is_told = asyncio.Event()
+            is_asked_for = asyncio.Event()
 
             async def start() -> bool:
                 try:
                     await check_name(address, "home", "d1")
                 except ConfigError:
-                    is_told.set()
+                    is_asked_for.set()
                     return False
                 node = NodeStatusPublisher(broker=address, cluster="home", node_id="d1")
                 async with running(node.run()):
                     await node.connected()
-                    await is_told.wait()
+                    await is_asked_for.wait()
                 return True
 
             async with asyncio.TaskGroup() as group:

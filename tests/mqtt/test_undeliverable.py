@@ -51,12 +51,12 @@ class Service(ScriptedService):
 async def gateway(url: str, directory: Path) -> AsyncIterator[Counters]:
     """A target's gateway with a journal, as it is when it starts again."""
     counters, journal = Counters(), DiskJournal(directory)
-    door = Gateway(
+    gateway = Gateway(
         Service(), broker=BrokerAddress.parse(url), cluster="home", node_id="t1",
         counters=counters, journal=journal, recovered=recover(journal, "tiny", BootTime.now()),
     )  # fmt: skip
-    async with running(door.run()):
-        await door.client.connected()
+    async with running(gateway.run()):
+        await gateway.client.connected()
         yield counters
 
 

@@ -217,10 +217,10 @@ def test_token_round_trips_and_its_repr_hides_the_secret(
     fingerprint: bytes, secret: bytes, addresses: list[str]
 ) -> None:
     token = JoinToken("home", fingerprint, secret, addresses)
-    word = write_token(token)
-    assert read_token(f" {word}\n") == token
+    text = write_token(token)
+    assert read_token(f" {text}\n") == token
     assert repr(secret) not in f"{token!r} {token}"
-    assert " " not in word
+    assert " " not in text
 
 
 @given(st.text(max_size=300))
@@ -231,12 +231,12 @@ def test_invalid_token_is_refused_and_not_repeated(text: str) -> None:
 
 @given(at=st.integers(0, 80), by=st.integers(1, 25))
 def test_mistyped_token_is_detected(at: int, by: int) -> None:
-    word = write_token(JoinToken("home", bytes(32), bytes(16), ["a:1"]))
+    text = write_token(JoinToken("home", bytes(32), bytes(16), ["a:1"]))
     at += len("ecs1-")
-    other = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[(ord(word[at]) + by) % 26]
-    if other != word[at]:
+    other = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[(ord(text[at]) + by) % 26]
+    if other != text[at]:
         with pytest.raises(ConfigError):
-            read_token(word[:at] + other + word[at + 1 :])
+            read_token(text[:at] + other + text[at + 1 :])
 
 
 @given(st.text(max_size=80))

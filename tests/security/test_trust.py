@@ -39,6 +39,6 @@ def test_greeting_must_agree_with_the_certificate(change: dict[str, Any], tmp_pa
         "subjectAltName": (("URI", "urn:edgecosine:node:lab:drafter:kitchen"),),
     }
     assert trust.objection(peercert, hello(**KITCHEN)) is None
-    said = trust.objection(peercert, hello(**(KITCHEN | change)))
-    assert said is not None
-    assert "its certificate is that of drafter kitchen of cluster lab" in said
+    reason = trust.objection(peercert, hello(**(KITCHEN | change)))
+    assert reason is not None
+    assert "its certificate is that of drafter kitchen of cluster lab" in reason

@@ -57,7 +57,7 @@ def recovered(journal: DiskJournal, now: BootTime = NOW) -> RecoveredState:
 
 
 @dataclass
-class Told:
+class JournalModel:
     """What a journal holds, written a second time and simply."""
 
     requests: dict[str, tuple[ReplyAddress, dict[int, list[int]]]] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class JournalMachine(RuleBasedStateMachine):
         super().__init__()
         self._directory = tempfile.TemporaryDirectory()
         self._journal = DiskJournal(Path(self._directory.name), now=lambda: NOW)
-        self._written = Told()
+        self._written = JournalModel()
         self._pending: list[tuple[str, tuple[object, ...], bool]] = []
         self._unwritten: list[tuple[str, tuple[object, ...], bool]] = []
         self._num_tokens: dict[tuple[str, int], int] = {}

@@ -15,7 +15,7 @@ from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.protocol.api.request import Request
-from tests.support.cluster import harness as engine_house
+from tests.support.cluster import harness as engine_harness
 from tests.support.engines import ScriptedTarget, alone, babble
 from tests.support.mqtt import HOME, Listener, free_port, listening, needs_mosquitto, run, running
 
@@ -48,7 +48,7 @@ async def overloaded() -> AsyncIterator[tuple[Gateway, Listener, Brake]]:
     brake = Brake()
     async with (
         EmbeddedBroker(port=free_port()) as broker,
-        engine_house(
+        engine_harness(
             ScriptedTarget(LANGUAGE, before_pass=brake), max_sessions=MAX_SESSIONS
         ) as engine,
     ):

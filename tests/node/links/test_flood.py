@@ -39,11 +39,11 @@ from tests.node.links.test_peers import Node, living
 from tests.node.links.wire_fixtures import (
     QUICK,
     Inbox,
-    door,
     draft_for,
     drafter_hello,
     drafter_settings,
     echo,
+    listening_node,
     logbook,
     request,
     run,
@@ -119,9 +119,9 @@ async def assert_drafter_floods_in_vain(flood: Sequence[AnyMessage]) -> None:
                 with flooding(address, drafter_hello(node_id="hostile"), flood):
                     for number in range(NUM_ASKS):
                         assert await honest.ask(request(number)) == draft_for(request(number))
-                    await until_told(target, "lost")
-                assert REASON in await book.says("lost: peer=hostile")
-                assert "banned_s=60" in await book.says("flooded: peer=hostile")
+                    await until_recorded(target, "lost")
+                assert REASON in await book.wait_for_line("lost: peer=hostile")
+                assert "banned_s=60" in await book.wait_for_line("flooded: peer=hostile")
                 with flooding(address, drafter_hello(node_id="hostile"), flood) as again:
                     await asyncio.to_thread(again.join)
                 assert set(target.peers.links) == {"drafter-1"}
@@ -129,7 +129,7 @@ async def assert_drafter_floods_in_vain(flood: Sequence[AnyMessage]) -> None:
                 assert target.told.count(("joined", "hostile")) == 1
 
 
-async def until_told(node: Node, what: str, times: int = 1) -> None:
+async def until_recorded(node: Node, what: str, times: int = 1) -> None:
     await node.until(lambda: node.told.count((what, "hostile")) >= times)
 
 
@@ -147,9 +147,9 @@ def test_drafter_that_reconnects_constantly_is_banned() -> None:
             [address] = await target.peers.listening()
             for number in range(1, MAX_JOINS + 1):
                 hostile = await connect(address, drafter_settings(node_id="hostile"))
-                await until_told(target, "joined", number)
+                await until_recorded(target, "joined", number)
                 hostile.abort("it goes")
-                await until_told(target, "lost", number)
+                await until_recorded(target, "lost", number)
             again = await connect(address, drafter_settings(node_id="hostile"))
             assert "linked 32 times in a minute: banned for 60 s" in str(await again.wait_closed())
             assert target.told.count(("joined", "hostile")) == MAX_JOINS
@@ -163,15 +163,15 @@ def test_target_that_floods_releases_is_disconnected() -> None:
             async with living(drafter_settings(timing=QUICK)) as drafter:
                 [address] = await drafter.peers.listening()
                 with flooding(address, target_hello(node_id="hostile"), [Release("a/b")] * 1000):
-                    await until_told(drafter, "lost")
-            assert REASON in await book.says("lost: peer=hostile")
+                    await until_recorded(drafter, "lost")
+            assert REASON in await book.wait_for_line("lost: peer=hostile")
 
     run(main())
 
 
 def test_flood_of_requests_does_not_starve_other_targets() -> None:
     async def main() -> None:
-        async with door(drafter_settings(timing=QUICK)) as drafter:
+        async with listening_node(drafter_settings(timing=QUICK)) as drafter:
             honest = await connect(drafter.address, target_settings(QUICK))
             flood = [request(number) for number in range(100)]
             with flooding(drafter.address, target_hello(node_id="hostile"), flood) as flooder:
@@ -189,10 +189,10 @@ def test_flood_of_requests_does_not_starve_other_targets() -> None:
 def test_flood_during_the_handshake_ends_the_link() -> None:
     async def main() -> None:
         with logbook() as book:
-            async with door(drafter_settings(timing=QUICK)) as drafter:
+            async with listening_node(drafter_settings(timing=QUICK)) as drafter:
                 hostile = socket.create_connection(drafter.address)
                 hostile.sendall(frame(encode(target_hello())) + 1000 * frame(encode(Ping(1))))
-                assert REASON in await book.says("connection rejected")
+                assert REASON in await book.wait_for_line("connection rejected")
                 hostile.close()
 
     run(main())
@@ -201,7 +201,7 @@ def test_flood_during_the_handshake_ends_the_link() -> None:
 def test_late_answers_to_many_requests_are_no_flood() -> None:
     async def main() -> None:
         inbox = Inbox()
-        async with door(drafter_settings(inbox)) as drafter:
+        async with listening_node(drafter_settings(inbox)) as drafter:
             link = await connect(drafter.address, target_settings())
             asked: list[DraftRequest] = []
             async with asyncio.TaskGroup() as group:

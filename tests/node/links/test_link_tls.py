@@ -96,7 +96,7 @@ def test_plain_dialler_of_a_tls_listener_is_reported_on_both_sides(home: Home) -
             async with secured(drafter) as (listener, ready):
                 with pytest.raises(LinkLost, match="it may accept TLS only; give this node cred"):
                     await connect(listener.addresses[0], target_settings())
-                await log.says(
+                await log.wait_for_line(
                     "connection rejected: from=127.0.0.1 reason=it is unencrypted, this node"
                 )
                 assert ready.empty()
@@ -111,7 +111,7 @@ def test_tls_dialler_of_a_plain_listener_is_reported_on_both_sides(home: Home) -
                 target = target_settings(guard=home.guard("target-1", "target"))
                 with pytest.raises(PeerRefused, match="is unencrypted, this node requires TLS"):
                     await connect(listener.addresses[0], target)
-                await log.says("reason=the peer speaks TLS, this node plain text")
+                await log.wait_for_line("reason=the peer speaks TLS, this node plain text")
 
     run(main())
 
@@ -125,7 +125,7 @@ def test_dialler_without_certificate_gets_the_reason_after_its_handshake(home: H
             async with secured(drafter) as (listener, ready):
                 with pytest.raises(LinkError, match="reject this node's certificate"):
                     await connect(listener.addresses[0], target_settings(guard=LinkPolicy(naked)))
-                await log.says("it has no certificate")
+                await log.wait_for_line("it has no certificate")
                 assert ready.empty()
 
     run(main())
@@ -141,7 +141,7 @@ def test_peer_with_a_name_not_in_its_certificate_is_refused(home: Home) -> None:
                     await connect(
                         listener.addresses[0], target_settings(guard=guard, node_id="target-2")
                     )
-                await log.says("is this a copied identity?")
+                await log.wait_for_line("is this a copied identity?")
                 assert ready.empty()
 
     run(main())

@@ -78,12 +78,12 @@ class Node:
             listen=[LOCALHOST],
             static=static,
             discover=discover,
-            on_joined=lambda link: self._tell("joined", link),
-            on_lost=lambda link: self._tell("lost", link),
+            on_joined=lambda link: self._record("joined", link),
+            on_lost=lambda link: self._record("lost", link),
             backoff=EAGER,
         )
 
-    def _tell(self, what: str, link: Link) -> None:
+    def _record(self, what: str, link: Link) -> None:
         self.told.append((what, link.peer.node_id))
         self.changed.set()
 
@@ -165,8 +165,8 @@ def test_one_of_two_simultaneous_links_survives() -> None:
         air = Air()
         async with living(target_settings(), discover=air.run) as target:
             static = [await address_of(target)]
-            drafter_life = living(drafter_settings(), static=static, discover=air.run)
-            async with drafter_life as drafter:
+            drafter_process = living(drafter_settings(), static=static, discover=air.run)
+            async with drafter_process as drafter:
                 await target.until(lambda: "drafter-1" in target.peers.links)
                 await drafter.until(lambda: "target-1" in drafter.peers.links)
                 await target.until(lambda: not target.peers.links["drafter-1"].is_dialled)
@@ -203,14 +203,14 @@ def test_restarted_node_replaces_its_dead_link_at_once() -> None:
         air = Air()
         async with (
             living(target_settings(), discover=air.run) as target,
-            living(drafter_settings(incarnation=1)) as ghost,
-            relayed(await address_of(ghost)) as conditions,
+            living(drafter_settings(incarnation=1)) as stalled,
+            relayed(await address_of(stalled)) as conditions,
         ):
             air.tell(_advert("drafter-1", 1, *conditions.address))
             await target.until_linked("drafter-1")
             conditions.swallow()
             async with living(drafter_settings(incarnation=2), discover=air.run) as anew:
-                await target.until(lambda: _life(target) == 2)
+                await target.until(lambda: _incarnation_of(target) == 2)
                 await anew.until_linked("target-1")
                 link = target.peers.links["drafter-1"]
                 assert await link.ask(request(4)) == draft_for(request(4))
@@ -244,7 +244,7 @@ def test_false_announcement_neither_ends_a_link_nor_hides_its_node() -> None:
                 their_end.abort("cable")
             await target.until(lambda: ("lost", "drafter-1") in target.told)
             await target.until_linked("drafter-1")
-            assert _life(target) == 1
+            assert _incarnation_of(target) == 1
         adversary.close()
         await adversary.wait_closed()
 
@@ -277,7 +277,7 @@ async def silence() -> AsyncIterator[Address]:
         yield Address(*deaf.getsockname()[:2])
 
 
-def _life(node: Node) -> int | None:
+def _incarnation_of(node: Node) -> int | None:
     link = node.peers.links.get("drafter-1")
     return link.peer.incarnation if link is not None else None
 

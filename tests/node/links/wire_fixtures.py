@@ -84,7 +84,7 @@ class Logbook(logging.Handler):
         self.lines.append(record.getMessage())
         self._news.set()
 
-    async def says(self, text: str) -> str:
+    async def wait_for_line(self, text: str) -> str:
         """Wait for a line with this text."""
         while True:
             for line in self.lines:
@@ -122,7 +122,7 @@ class Inbox:
         self.asked.put_nowait((link, message))
 
 
-def unasked(_link: Link, message: DraftRequest | Release) -> None:
+def reject_request(_link: Link, message: DraftRequest | Release) -> None:
     """For targets: nobody asks them."""
     raise AssertionError(f"a target was asked {message}")
 
@@ -132,7 +132,7 @@ def target_settings(
 ) -> LinkSettings:
     """Settings of the target of most tests."""
     hello = target_hello(**changes)
-    return LinkSettings(hello, WORDS, unasked, timing, guard=guard or LinkPolicy())
+    return LinkSettings(hello, WORDS, reject_request, timing, guard=guard or LinkPolicy())
 
 
 def drafter_settings(
@@ -161,7 +161,7 @@ class ListenerFixture:
 
 
 @asynccontextmanager
-async def door(
+async def listening_node(
     settings: LinkSettings | None = None, address: Address = LOCALHOST, max_unfinished: int = 32
 ) -> AsyncIterator[ListenerFixture]:
     """A drafter that listens."""

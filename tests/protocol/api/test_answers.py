@@ -57,8 +57,8 @@ def test_trace_has_the_recorded_rounds() -> None:
     )  # fmt: skip
     answer = replace(ANSWER, metrics=replace(ANSWER.metrics, rounds=(times,)))
     request = Request("cli", "1", "completion", "x")
-    (told,) = json.loads(render_final(request, answer, created_s=99))["edgecosine"]["rounds"]
-    assert told == {
+    (round_json,) = json.loads(render_final(request, answer, created_s=99))["edgecosine"]["rounds"]
+    assert round_json == {
         "started_s": 0.01,
         "submitted_s": 0.031,
         "verified_s": 0.06,

@@ -152,11 +152,11 @@ def test_equal_or_empty_vocabulary_is_accepted(theirs: bytes) -> None:
 
 @given(st.lists(messages), st.sampled_from(HandshakeState))
 def test_any_messages_lead_to_a_state_or_raise_remote_error(
-    said: list[AnyMessage], start: HandshakeState
+    messages: list[AnyMessage], start: HandshakeState
 ) -> None:
     handshake = Handshake(OURS, WORDS)
     handshake.state = start if start is not HandshakeState.REFUSING else HandshakeState.GREETING
-    for message in said:
+    for message in messages:
         was = handshake.state
         try:
             assert handshake.receive(message) is handshake.state

@@ -70,7 +70,7 @@ class TwoEnds(RuleBasedStateMachine):
         self.receiver = Prefix()
 
     @rule(is_lost=st.booleans())
-    def tell(self, is_lost: bool) -> None:
+    def send(self, is_lost: bool) -> None:
         kept, self.believed = min(self.believed, len(self.sender)), len(self.sender)
         if is_lost:
             return
