@@ -123,7 +123,7 @@ def led_by_similarity(made: Planner, request: RequestState) -> object:
 
 
 def plan_of_two(made: Planner, request: RequestState) -> Plan:
-    """Two drafters that are right in turns."""
+    """Two drafters that are right alternately."""
     for first, second in ((4, 1), (1, 4)) * 8:
         drafts = [draft("a", first), draft("b", second)]
         made.statistics.acceptance.observe_truth(request, drafts, PROMPT + TRUTH[:5])

@@ -161,7 +161,7 @@ def test_gateway_that_leaves_fails_the_request() -> None:
 
 
 def test_client_waits_for_a_restarting_gateway_and_reports_it() -> None:
-    """By the request at work and by one that comes meanwhile."""
+    """By the active request and by a later one."""
 
     async def story() -> None:
         told: asyncio.Queue[str | None] = asyncio.Queue()

@@ -1,4 +1,4 @@
-"""What is held about nodes holds as long as they say it again."""
+"""The view of a node is valid as long as its status is renewed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node that is gone is forgotten, and one that lives is not."""
+"""A dead node can be forgotten, and a live one cannot."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = needs_mosquitto
 async def held(
     state: NodePresence, expiry_s: int | None = None
 ) -> AsyncIterator[tuple[BrokerAddress, Listener]]:
-    """A broker that holds a node's status, state and standing."""
+    """A broker that holds a node's status, state and membership status."""
     async with EmbeddedBroker(port=free_port()) as broker, listening(broker) as listener:
         status = msgspec.json.encode(NodeStatus(state, "s", 1.0))
         for message in (

@@ -1,4 +1,4 @@
-"""Healthy is told from degraded, and each degraded cluster is told why."""
+"""Healthy and degraded clusters, with the reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which addresses are told to others, and in which order they are tried."""
+"""Which addresses are announced, and in which order they are tried."""
 
 from __future__ import annotations
 

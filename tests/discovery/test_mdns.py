@@ -1,4 +1,4 @@
-"""Announcing and hearing over real multicast on loopback."""
+"""Announcing and listening over real multicast on loopback."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ pytestmark = [
 
 @asynccontextmanager
 async def node(advert: Advert) -> AsyncIterator[Events]:
-    """A node that announces and listens inside the block; gives what it hears of others."""
+    """A node that announces and listens inside the block; yields the events of others."""
     events: Events = asyncio.Queue()
 
     def record(event: PeerSeen | PeerGone) -> None:

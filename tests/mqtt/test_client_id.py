@@ -1,4 +1,4 @@
-"""Whoever knows a node's name takes neither its connection nor the session that waits for it."""
+"""The name of a node gives no access to its connection or to its session."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ async def scripted_broker(
 
 
 def old_and_silent(packet: bytes) -> bytes:
-    """Accept 3.1.1, say nothing to 5."""
+    """Accept 3.1.1 and do not answer 5."""
     return b"\x20\x02\x00\x00" if packet[8] == 4 else b""
 
 

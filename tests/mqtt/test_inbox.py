@@ -1,4 +1,4 @@
-"""The inbox: bounded, as things came for ordinary senders, and in turns beside one that floods."""
+"""The inbox: bounded, in order of arrival, and round robin beside a flooding sender."""
 
 from __future__ import annotations
 

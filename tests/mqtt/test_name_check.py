@@ -1,4 +1,4 @@
-"""Two nodes of one name: the second one is told, and the first one notices nothing."""
+"""Two nodes of one name: the second one gets an error, and the first one is not disturbed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A node's word on MQTT: there, ready, gone, or lost and the broker says so."""
+"""A node's status on MQTT: starting, ready, offline, or lost by its will."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real Mosquitto that refuses a message for good keeps nobody from the other messages."""
+"""A message that a real Mosquitto refuses for good does not block other messages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LONG, SHORT = "x" * 30_000, "to be"
 
 
 class Service(ScriptedService):
-    """Says much to who asks much."""
+    """Gives long answers to long requests."""
 
     async def answer(self, request: Any) -> AsyncIterator[Any]:  # type: ignore[override]
         self.words = (LONG if request.prompt == "much" else SHORT,)
@@ -62,7 +62,7 @@ async def gateway(url: str, directory: Path) -> AsyncIterator[Counters]:
 
 @contextlib.asynccontextmanager
 async def reader(url: str) -> AsyncIterator[Listener]:
-    """Somebody who hears everything and is not in the way of what is refused."""
+    """A subscriber to all topics that does not cause the refusals."""
     listener = Listener(BrokerAddress.parse(url), (f"{HOME.root}/#",), "reader")
     async with running(listener.mqtt_client.run()):
         await listener.mqtt_client.connected()

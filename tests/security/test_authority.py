@@ -1,4 +1,4 @@
-"""Who is let in, who is not, and what the one at the door is told."""
+"""Which nodes are admitted, and the reasons for refusals."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_authority_key_can_be_replaced_in_a_running_cluster(home: Home) -> None:
     )
     assert renewed.issuer != old_name
 
-    # The target has not heard of the change, and both ends still know each other.
+    # The target does not know the change, and both ends still trust each other.
     agree(target.trust().listening, renewed.trust().dialling)
     agree(renewed.trust().listening, target.trust().dialling)
 

@@ -1,4 +1,4 @@
-"""Client ids last, differ, and cannot be guessed or read."""
+"""Client ids persist, differ, and are secret."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What is asked beyond TLS: who signed a revocation list, and whether greeting and certificate
-tell of the same node."""
+"""Checks beyond TLS: the signature of a revocation list, and whether greeting and certificate
+name the same node."""
 
 from __future__ import annotations
 

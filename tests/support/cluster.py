@@ -194,7 +194,7 @@ class TargetHarness:
 
 @dataclass
 class Drafter:
-    """A drafter of a harness, and the faults of its link in turn."""
+    """A drafter of a harness, and the successive faults of its link."""
 
     engine: DraftEngine
     faults: Sequence[LinkFault] = field(default=(LinkFault.FINE,))

@@ -1,7 +1,7 @@
 """Engines without torch and a byte-level codec.
 
-A language is a function from (tokens so far, sampling) to the next token, so what the target says
-alone is known without running anything.
+A language is a function from (tokens so far, sampling) to the next token, so the target's own text
+is known without running anything.
 """
 
 from __future__ import annotations
@@ -252,7 +252,7 @@ class ScriptedDrafter:
 
 
 class AlternatingDrafter(ScriptedDrafter):
-    """Right at positions whose parity is `turn`, with a low confidence at the others."""
+    """Right at positions whose parity is `parity`, with a low confidence at the others."""
 
     def __init__(self, language: Language, parity: int) -> None:
         super().__init__(language)

@@ -168,7 +168,7 @@ class QueueCoordinator:
         self._apply(self.state.own.claim(self._claim_of(record), time.monotonic()))
 
     def repeat(self, ticket: ReplyAddress) -> None:
-        """Tell the other targets that a repeated request was finished here."""
+        """Announce to the other targets that a repeated request was finished here."""
         self._apply(self.state.repeat(ticket))
 
     def withdraw(self, ticket: ReplyAddress) -> None:

@@ -31,7 +31,7 @@ class RequestQueue(Protocol):
         """Claim a request of a former process; it is started when it is ours."""
 
     def repeat(self, ticket: ReplyAddress) -> None:
-        """Tell the other targets that a repeated request was finished here."""
+        """Announce to the other targets that a repeated request was finished here."""
 
     def withdraw(self, ticket: ReplyAddress) -> None:
         """Give up a request that was refused here."""

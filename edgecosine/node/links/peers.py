@@ -1,4 +1,4 @@
-"""The actor that keeps this node linked: the roster decides whom to dial, this class does it.
+"""The actor that keeps this node linked: the roster decides which peers to dial, this class dials.
 
 It owns the node's links. A link that ends is removed at once, even if mDNS still announces the
 peer. When two nodes dial each other at the same moment, the link dialled by the smaller node id

@@ -140,7 +140,7 @@ class DraftClient:
         ]
 
     def release(self) -> None:
-        """The session has ended: tell the drafters to drop its prefix."""
+        """End the session: request the drafters to drop its prefix."""
         links = self._links()
         for node_id in self._num_sent:
             if node_id in links:

@@ -52,7 +52,7 @@ class Node:
 
 @dataclass
 class World:
-    """A broker with total order that keeps what is retained, and targets that hear it in time."""
+    """A broker with total order and retained messages, and targets that receive them in time."""
 
     now: float = 0.0
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -154,7 +154,7 @@ class World:
                     node.active.discard(key)
 
     def receive(self, name: str) -> None:
-        """One target hears its next message."""
+        """One target receives its next message."""
         node = self.nodes[name]
         if not node.is_alive or not node.inbox:
             return
@@ -192,7 +192,7 @@ class World:
                 return
 
     def settle(self) -> None:
-        """Everything is heard."""
+        """All messages are received."""
         while any(node.inbox for node in self.nodes.values()):
             for name in self.nodes:
                 self.receive(name)
@@ -368,8 +368,8 @@ def test_late_repeated_request_is_not_run_again() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_each_request_is_answered_once_under_any_crashes(data: st.DataObject) -> None:
-    """Messages are heard late, each target at its own pace; targets die and come back with their
-    journals. Nothing is lost while one lives, and nothing is answered twice that can be known."""
+    """Messages arrive late, at each target at its own pace; targets crash and restart with their
+    journals. No request is lost while a target runs, and no known request is answered twice."""
     here = world(*NAMES)
     asked: list[str] = []
     for _ in range(data.draw(st.integers(4, 40))):

@@ -1,4 +1,4 @@
-"""A real Mosquitto under the configuration that `cluster broker-config` writes: who may do what."""
+"""A real Mosquitto under the configuration that `cluster broker-config` writes: permissions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TOPICS = Topics("lab")
 
 @dataclass
 class SecuredBroker:
-    """A broker that lets in whom it knows."""
+    """A broker that accepts known clients and nodes only."""
 
     home: Home
     passwords: dict[str, str]
@@ -48,7 +48,7 @@ class SecuredBroker:
     node_port: int
 
     def client(self, name: str, password: str | None = None) -> BrokerAddress:
-        """How a person comes in."""
+        """The address for a client."""
         return BrokerAddress.parse(
             f"mqtts://127.0.0.1:{self.port}",
             username=name,
@@ -57,7 +57,7 @@ class SecuredBroker:
         )
 
     def node(self, credentials: Credentials | None) -> BrokerAddress:
-        """How a node comes in."""
+        """The address for a node."""
         return BrokerAddress.parse(
             f"mqtts://127.0.0.1:{self.node_port}",
             ca_file=self.home.folder / "ca.pem",
@@ -114,7 +114,7 @@ async def running_cluster(broker: SecuredBroker) -> AsyncIterator[ScriptedServic
 
 
 def guarded(tmp_path: Path, story: Any) -> None:
-    """Run a story in a fort with a cluster in it."""
+    """Run a coroutine with a secured broker and a cluster."""
 
     async def main() -> None:
         async with secured_broker(Home(tmp_path)) as broker, running_cluster(broker) as service:
@@ -281,7 +281,7 @@ def test_only_a_target_can_clear_another_nodes_status(
 
 
 async def reaches(tmp_path: Path, name: str, topic: str) -> bool:
-    """Whether a publication by somebody reaches the target, which hears everything."""
+    """Whether a publication by this client or node reaches the target, which subscribes to all."""
     home = Home(tmp_path)
     async with secured_broker(home) as broker:
         target = broker.node(home.admit("target-1", "target"))

@@ -141,7 +141,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """What was not written is gone; work goes on from what is there."""
+        """Unwritten records are lost; work continues from the others."""
         self._journal.store.close()
         self._journal = DiskJournal(Path(self._directory.name), now=lambda: NOW)
         self._pending, self._unwritten = [], []

@@ -51,7 +51,7 @@ REQUESTS = (
 
 @dataclass
 class World:
-    """What the outside has seen, over all lives of the gateway."""
+    """The messages seen outside, over all processes of the gateway."""
 
     texts: dict[int, str] = field(default_factory=dict)
     finals: list[bytes] = field(default_factory=list)
@@ -120,7 +120,7 @@ def admission(service: Service) -> AdmissionControl:
 async def live(
     service: Service, journal: MortalJournal, world: World, request: Request, *, asks: bool
 ) -> None:
-    """One life of a gateway, until it is killed or has nothing left to do."""
+    """One process of a gateway, until it is killed or has nothing left to do."""
 
     def send(message: Outgoing) -> None:
         if not journal.is_dead:
@@ -158,7 +158,7 @@ async def run_processes(request: Request, directory: Path, *deaths: tuple[int, b
     for number, (dies_at, is_late) in enumerate([*deaths, (NEVER, False)]):
         async with target_harness(ScriptedTarget(LANGUAGE), setups) as home:
             journal = MortalJournal(directory, dies_at, is_late=is_late)
-            # A client that was not told of acceptance repeats its request.
+            # A client without an `accepted` state repeats its request.
             asks = number == 0 or not world.states
             await live(home.service, journal, world, request, asks=asks)
     return world
@@ -498,7 +498,7 @@ def test_request_that_always_breaks_the_engine_is_given_up(tmp_path: Path) -> No
 
 
 class DeadlyService(ScriptedService):
-    """Ends its process at a deadly prompt; knows how many sessions were at work together."""
+    """Ends its process at a deadly prompt; records how many sessions ran together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -522,7 +522,7 @@ class DeadlyService(ScriptedService):
 
 
 def killed(at: Harness) -> None:
-    """This life ends without an order."""
+    """This process ends without shutdown."""
     at.journal.leave = lambda _: None  # type: ignore[method-assign]
 
 

@@ -1,4 +1,4 @@
-"""Bad requests get a clear answer on a real Mosquitto, and the gateway goes on answering."""
+"""Bad requests get a clear answer on a real Mosquitto, and the gateway continues."""
 
 from __future__ import annotations
 

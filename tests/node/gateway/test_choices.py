@@ -63,7 +63,7 @@ class Harness:
         return final
 
     def texts(self, n: int) -> list[str]:
-        """The streamed text of each choice; parts say where they stand, the last one is bare."""
+        """The streamed text of each choice; parts have offsets, the last one is empty."""
         *pieces, last = self.bodies(HOME.stream("a", "1"))
         texts = [""] * n
         for piece in pieces:

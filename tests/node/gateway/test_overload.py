@@ -91,8 +91,8 @@ TEXT = alone(
 
 
 def test_excess_requests_are_refused_and_the_others_answered() -> None:
-    """Six times what fits: each request has one end, those refused know when to come again, the
-    polite client has its answers beside the hog's, and then the house is as before."""
+    """Six times the requests that fit: each ends once, refusals have `retry_after_s`, the moderate
+    client gets its answers beside the flooding one's, and all slots are free afterwards."""
 
     async def story() -> None:
         async with overloaded() as (gateway, listener, brake):
@@ -115,7 +115,7 @@ def test_excess_requests_are_refused_and_the_others_answered() -> None:
                     assert body["error"]["status"] == 429
                 else:
                     assert body["choices"][0]["text"] == TEXT
-            # Its share of the queue, beside the places at work.
+            # Its share of the queue, beside the running sessions.
             assert codes == {"overloaded": len(hog) - MAX_SESSIONS - MAX_QUEUED // 2}
             assert all(ends[topic][0]["choices"][0]["text"] == TEXT for topic in polite)
             assert gateway.admission.num_queued == gateway.admission.num_running == 0

@@ -195,7 +195,7 @@ def correct_text(name: str, prompt: str) -> str:
 
 
 async def assert_only_the_bad_one_fails(at: Harness, caplog: pytest.LogCaptureFixture) -> None:
-    """A request beside the bad one, and two after it, which need all places and slots."""
+    """A request beside the bad one, and two after it, which need all slots."""
     at.take("good", "one of the good")
     at.take("bad", "a bad one")
     failed = await at.final("bad")
@@ -244,7 +244,7 @@ def test_exception_at_any_stage_ends_only_its_request(
 
 
 class FailingTarget(ScriptedTarget):
-    """Fails at whole passes with the bad request in them, or at its verdicts alone."""
+    """Fails at whole passes with the bad request in them, or at its verification results alone."""
 
     def __init__(self, is_bad: Callable[[VerifyWork], bool], *, fails_alone: bool) -> None:
         super().__init__(LANGUAGE, chunk=4)

@@ -1,4 +1,4 @@
-"""What strangers do to a door: each is shown out with a reason, and a good peer is served."""
+"""Hostile peers are refused with a reason, and a good peer is served."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tests.node.links.wire_fixtures import (
 
 
 class RawPeer:
-    """A raw connection that says what it likes, and hears messages."""
+    """A raw connection that sends any messages, and receives messages."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -93,7 +93,7 @@ async def raw_peer(address: Address) -> AsyncIterator[RawPeer]:
 async def raw_link(
     settings: LinkSettings | None = None,
 ) -> AsyncIterator[tuple[ListenerFixture, RawPeer]]:
-    """A door and a stranger in it; when both have parted, a good peer is served."""
+    """A listening node and a raw peer; after its end a good peer is served."""
     async with listening_node(settings) as drafter:
         async with raw_peer(drafter.address) as peer:
             yield drafter, peer
@@ -236,7 +236,7 @@ def test_greeting_byte_by_byte_is_accepted_in_time() -> None:
 
 
 async def send_slowly(peer: RawPeer, data: bytes) -> None:
-    """Say something byte by byte, slowly, until nobody listens any more."""
+    """Send data byte by byte, slowly, until the connection ends."""
     for byte in data:
         if peer.writer.is_closing():
             return

@@ -1,4 +1,4 @@
-"""Links under TLS with certificates on both sides: the same talk, and strangers stay outside."""
+"""Links under TLS with certificates on both sides, and the peers that are refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def home(tmp_path: Path) -> Home:
 async def secured(
     settings: LinkSettings, max_unfinished: int = 32
 ) -> AsyncIterator[tuple[Listener, asyncio.Queue[Link]]]:
-    """A door whose TLS handshakes are done in a group."""
+    """A listener whose TLS handshakes run in a task group."""
     ready: asyncio.Queue[Link] = asyncio.Queue()
     async with asyncio.TaskGroup() as group:
         listener = await listen(

@@ -70,7 +70,7 @@ def two_machines(family: str) -> Iterator[None]:
 
 
 class Process:
-    """A node in a namespace, and what it says."""
+    """A node in a namespace, and its reports."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -150,7 +150,7 @@ def test_node_started_before_its_network_is_found_later(late: str) -> None:
         ):
             await target.report("listening")
             await drafter.report("listening")
-            await asyncio.sleep(1)  # time to hear nothing
+            await asyncio.sleep(1)  # time in which no report comes
             plug(*(NEAR, "10.77.1.1/24") if late == "target" else (FAR, "10.77.1.2/24"))
             assert await target.report("joined") == {"joined": "drafter-1", "answered": True}
 

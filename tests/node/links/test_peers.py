@@ -1,4 +1,4 @@
-"""Several nodes in one loop: who is linked with whom, exactly once, and who is gone."""
+"""Several nodes in one loop: each pair is linked exactly once, and lost nodes are reported."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ EAGER = Backoff(0.01, 0.05)
 
 @dataclass
 class Air:
-    """mDNS without a network: everybody hears everybody, and the dead are never taken back."""
+    """mDNS without a network: all nodes see all adverts, which are never withdrawn."""
 
     told: dict[str, Advert] = field(default_factory=dict)
     ears: list[Callable[[PeerSeen | PeerGone], None]] = field(default_factory=list)
 
     def tell(self, advert: Advert) -> None:
-        """Everybody hears this, now or on arrival."""
+        """Announce an advert to all nodes, present and future."""
         self.told[advert.node_id] = advert
         for ear in self.ears:
             ear(PeerSeen(advert))
@@ -66,7 +66,7 @@ class Diary(logging.Handler):
 
 
 class Node:
-    """Peers of one node, and what they told."""
+    """Peers of one node, and the events that they reported."""
 
     def __init__(
         self, settings: LinkSettings, static: list[Address], discover: Discover | None
@@ -272,7 +272,7 @@ def test_many_false_names_do_not_delay_a_known_peer() -> None:
 
 @asynccontextmanager
 async def silence() -> AsyncIterator[Address]:
-    """Where connections are taken, and nothing is ever said."""
+    """An address that accepts connections and never sends."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as deaf:
         yield Address(*deaf.getsockname()[:2])
 

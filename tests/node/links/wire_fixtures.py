@@ -1,4 +1,4 @@
-"""What link and peers tests share: a loop to run in, greetings, doors and rude strangers."""
+"""Shared by tests of links and peers: an event loop, greetings, settings and listening nodes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def request(number: int = 0, **changes: Any) -> DraftRequest:
 
 
 def draft_for(asked: DraftRequest) -> Draft:
-    """What the echoing drafter answers."""
+    """The answer of the echoing drafter."""
     tokens = pack_tokens([asked.round] * asked.num_tokens)
     return Draft(
         asked.request_id, asked.round, tokens, bytes(asked.num_tokens), b"", 5, asked.is_ahead
@@ -73,7 +73,7 @@ def echo(link: Link, message: DraftRequest | Release) -> None:
 
 
 class Logbook(logging.Handler):
-    """What was logged, for tests that wait for a line."""
+    """Logged lines, for tests that wait for one."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -100,7 +100,7 @@ class Logbook(logging.Handler):
 
 @contextmanager
 def logbook(name: str = "edgecosine") -> Iterator[Logbook]:
-    """Everything that is logged inside the block."""
+    """Yields the lines that are logged within the block."""
     log, book = logging.getLogger(name), Logbook()
     level = log.level
     log.setLevel(logging.DEBUG)
@@ -114,7 +114,7 @@ def logbook(name: str = "edgecosine") -> Iterator[Logbook]:
 
 @dataclass
 class Inbox:
-    """Keeps what was asked, for tests that answer later or never."""
+    """Keeps requests, for tests that answer later or never."""
 
     asked: asyncio.Queue[tuple[Link, DraftRequest | Release]] = field(default_factory=asyncio.Queue)
 
@@ -123,7 +123,7 @@ class Inbox:
 
 
 def reject_request(_link: Link, message: DraftRequest | Release) -> None:
-    """For targets: nobody asks them."""
+    """For targets, which get no requests."""
     raise AssertionError(f"a target was asked {message}")
 
 
@@ -177,7 +177,7 @@ async def listening_node(
 
 
 async def assert_serves_a_good_peer(address: Address) -> None:
-    """The node behind this address greets, answers and says good-bye."""
+    """The node at this address greets, answers and ends the link."""
     link = await connect(address, target_settings(node_id="good-peer"))
     asked = request(7)
     assert await link.ask(asked) == draft_for(asked)

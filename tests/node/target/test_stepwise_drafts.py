@@ -1,4 +1,4 @@
-"""Rounds step by step: used if drafters are right in turns and exchanges are cheap, dropped when
+"""Rounds step by step: used if drafters are right alternately and exchanges are cheap, dropped when
 they become expensive. Time is simulated."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who asks, under which name, and where the answer goes, also when the request is no good."""
+"""Client, request id and reply topic of a request, also of an invalid one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests and answers: what their fields say together."""
+"""Requests and answers: values that follow from several fields."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_wrong_prefix_is_detected(ours: list[int], theirs: list[int], new: list[
 
 
 class TwoEnds(RuleBasedStateMachine):
-    """A sender that grows and cuts its sequence, a receiver that hears only some of it."""
+    """A sender that grows and cuts its sequence, a receiver that gets only some of it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Token trees: the invariants of the value, and what its views say of any tree."""
+"""Token trees: the invariants of the value, and its views for any tree."""
 
 from __future__ import annotations
 
