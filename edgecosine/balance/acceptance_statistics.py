@@ -20,7 +20,7 @@ from edgecosine.fusion.text_similarity import TextMemory, features
 from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS
 
 TEXT_INTERVAL = 48
-"""Tokens after which a text's features are computed anew, since its subject may have changed."""
+"""Tokens after which a text's features are computed again, since its subject may have changed."""
 
 
 class AcceptanceStatistics:

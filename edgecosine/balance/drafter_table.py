@@ -43,7 +43,7 @@ class DrafterState:
         return self.greedy_calibration if is_greedy else self.sampled_calibration
 
     def restart(self) -> None:
-        """Drop the speed and the rest of a drafter that was linked anew."""
+        """Drop the speed and the rest period of a drafter with a new link."""
         self.speed, self.slowest_s = DrafterSpeed(), 0.0
         self.rest = self.back_at = 0
 

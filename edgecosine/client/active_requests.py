@@ -47,7 +47,7 @@ class ActiveRequest:
         """Received text of each choice."""
         self._lengths_taken = [0] * request.n
         self._result: FinalMessage | RequestError | None = None
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     @property
     def is_over(self) -> bool:
@@ -112,13 +112,13 @@ class ActiveRequest:
         return self._result
 
     def wake(self) -> None:
-        """Wake the task in `news`."""
-        self._news.set()
+        """Wake the task in `changed`."""
+        self._changed.set()
 
-    async def news(self) -> None:
+    async def changed(self) -> None:
         """Wait for a change."""
-        await self._news.wait()
-        self._news.clear()
+        await self._changed.wait()
+        self._changed.clear()
 
 
 class ActiveRequests:
@@ -154,7 +154,7 @@ class ActiveRequests:
                 if (delta := active.take()) is not None:
                     yield delta
                     continue
-                await self._news(active)
+                await self._wait_for_change(active)
             yield active.result()
         finally:
             del self._by_id[request.request_id]
@@ -242,12 +242,12 @@ class ActiveRequests:
             else MAX_PAYLOAD_BYTES
         )
 
-    async def _news(self, active: ActiveRequest) -> None:
+    async def _wait_for_change(self, active: ActiveRequest) -> None:
         """Wait for a change of a request, or fail it when its time is over."""
         until = self._until(active)
         try:
             async with asyncio.timeout_at(None if math.isinf(until) else until):
-                await active.news()
+                await active.changed()
         except TimeoutError:
             if asyncio.get_running_loop().time() < active.since + active.request.deadline_s:
                 active.fail(no_gateway(self._topics.cluster))

@@ -166,9 +166,9 @@ class ClusterView:
         else:
             was_silent = False
         messages = self._node_messages.setdefault(node_id, {})
-        is_news = messages.get(which) != payload or was_silent
+        is_change = messages.get(which) != payload or was_silent
         messages[which] = payload
-        return is_news
+        return is_change
 
     def _targets(self) -> Collection[str]:
         """The targets' ids, from the cluster's info, which drafters cannot write; else empty."""

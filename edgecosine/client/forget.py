@@ -39,7 +39,7 @@ async def forget(broker: BrokerAddress, cluster: str, node_id: str) -> None:
         if not any(message.payload for message in held):
             allowed = f"a node with retained messages at the broker of cluster {cluster}"
             raise ConfigError("NODE", node_id, allowed)
-        if not _is_gone(held, topics.node_status(node_id)) and await _lives(connection):
+        if not _is_gone(held, topics.node_status(node_id)) and await _is_alive(connection):
             raise ConfigError(
                 "NODE", node_id, "a node that is gone; this one is alive: stop it first"
             )
@@ -90,7 +90,7 @@ def _is_gone(held: Iterable[Incoming], status_topic: str) -> bool:
     return bool(statuses)
 
 
-async def _lives(connection: Connection) -> bool:
+async def _is_alive(connection: Connection) -> bool:
     """Whether the node sends a message within one lease."""
     with contextlib.suppress(TimeoutError):
         async with (

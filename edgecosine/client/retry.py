@@ -1,4 +1,4 @@
-"""Whether and when a refused request is sent again: as its refusal says, for a bounded time."""
+"""Whether and when a refused request is sent again: as its refusal permits, for a bounded time."""
 
 from __future__ import annotations
 

@@ -227,12 +227,12 @@ async def multicast_works(
     probe = Advert(node_id, 0, "doctor", 0, "drafter", "", "", ("127.0.0.1",), 1)
     mdns = Mdns(interfaces=interfaces, service_type=_PROBE_TYPE)
     async with asyncio.TaskGroup() as group:
-        life = group.create_task(mdns.run(probe, lambda _: None), name="doctor.mdns")
+        running = group.create_task(mdns.run(probe, lambda _: None), name="doctor.mdns")
         received = group.create_task(mdns.received_own.wait(), name="doctor.self-test")
         await asyncio.wait(
-            {life, received}, timeout=self_test_s, return_when=asyncio.FIRST_COMPLETED
+            {running, received}, timeout=self_test_s, return_when=asyncio.FIRST_COMPLETED
         )
-        life.cancel()
+        running.cancel()
         received.cancel()
     return mdns.received_own.is_set()
 

@@ -210,7 +210,7 @@ class Roster:
             self._judge(contact)
 
     def _has_own_link(self, contact: Contact) -> bool:
-        """Whether the node that the contact's advert names is linked, in this life or a later."""
+        """Whether the process that the contact's advert names, or a later one, is linked."""
         linked = self._linked.get(contact.key)
         return (
             linked is not None

@@ -51,9 +51,9 @@ class KvSlot:
 class KvSlots:
     """Finds a slot for a session; evicts the least recently used one."""
 
-    def __init__(self, count: int, turns_at: int = 0) -> None:
-        """Sequences of more than `turns_at` tokens have other keys and values; 0: none."""
-        self._turns_at = turns_at
+    def __init__(self, count: int, switches_at: int = 0) -> None:
+        """Sequences of more than `switches_at` tokens have other keys and values; 0: none."""
+        self._switches_at = switches_at
         self._slots = [KvSlot(index) for index in range(count)]
         self._by_key: dict[str, KvSlot] = {}
         self._clock = 0
@@ -78,7 +78,7 @@ class KvSlots:
             slot.key = key
             self._by_key[key] = slot
         slot.last_used = self._clock
-        if slot.mark != (mark := mark_of(len(tokens), self._turns_at)):
+        if slot.mark != (mark := mark_of(len(tokens), self._switches_at)):
             slot.mark = mark
             slot.keep(0)
         slot.keep(common_prefix(slot.tokens, tokens))

@@ -64,6 +64,6 @@ class Loaded:
     """Identity of the model's files."""
     num_rows: int = 0
     """Rows of the embedding: token ids below are valid."""
-    turns_at: int = 0
+    switches_at: int = 0
     """Sequences of more tokens have other keys and values throughout (`rotary.py`); 0: no such
     length."""

@@ -24,7 +24,7 @@ LONG: Final = 1 << 30
 _LONGROPE: Final = "longrope"
 
 
-def turning_length(config: Any) -> int:
+def switching_length(config: Any) -> int:
     """Most tokens of a sequence that takes the short factors of a longrope; 0 where all sequences
     take the same. `config` is the configuration of the model or of its text model.
 
@@ -43,9 +43,9 @@ def turning_length(config: Any) -> int:
     return lengths.pop() if lengths else 0
 
 
-def mark_of(length: int, turns_at: int) -> int:
+def mark_of(length: int, switches_at: int) -> int:
     """The offset of the positions of a sequence of `length` tokens: `LONG` or 0."""
-    return LONG if 0 < turns_at < length else 0
+    return LONG if 0 < switches_at < length else 0
 
 
 def rotate_by_sequence(model: nn.Module) -> None:
@@ -68,7 +68,7 @@ class _MarkedRotary(nn.Module):
         self.short, self.long = rotary, copy.deepcopy(rotary)
         self.attention_scaling = rotary.attention_scaling
         device = next(rotary.buffers()).device
-        for part, position in ((self.short, 0), (self.long, turning_length(rotary.config))):
+        for part, position in ((self.short, 0), (self.long, switching_length(rotary.config))):
             for where in _layers(part):
                 part(
                     torch.zeros(1, device=device), torch.tensor([[position]], device=device), *where

@@ -50,12 +50,12 @@ class DraftUnion:
         """Probability that the accepted path ends at a leaf, below which nothing is drafted."""
 
     def _merge(self, bit: int, draft: DrafterTree, chances: Sequence[float]) -> None:
-        trunk, places = draft.trunk, list[int]()
+        trunk, nodes = draft.trunk, list[int]()
         index, proposers, rejected = self._index, self._proposers, self._rejected
         for number, (token, probability, above) in enumerate(
             zip(draft.tree.tokens, chances, draft.tree.parents, strict=True)
         ):
-            parent = ROOT if above == ROOT else places[above]
+            parent = ROOT if above == ROOT else nodes[above]
             node = index.get((parent, token))
             if node is None:
                 node = index[parent, token] = len(rejected)
@@ -66,7 +66,7 @@ class DraftUnion:
             if number >= trunk:
                 rejected[node] *= 1.0 - min(probability, _MAX_PROBABILITY)
                 proposers[node] |= bit
-            places.append(node)
+            nodes.append(node)
 
     def tree(self, budget: int) -> TokenTree:
         """The tree of the `budget` most probable nodes; bit i of `proposers` is drafts[i]."""

@@ -33,8 +33,8 @@ _SHIFT = np.uint64(7)
 def features(tokens: Sequence[int]) -> Features:
     """Damped counts [DIMENSIONS] of the hashed last tokens."""
     ids = np.asarray(tokens[-WINDOW:], dtype=np.uint64)
-    places = (ids * _ODD >> _SHIFT) % np.uint64(DIMENSIONS)
-    counts = np.bincount(places.astype(np.int64), minlength=DIMENSIONS)
+    bins = (ids * _ODD >> _SHIFT) % np.uint64(DIMENSIONS)
+    counts = np.bincount(bins.astype(np.int64), minlength=DIMENSIONS)
     return np.log1p(counts).astype(np.float32)
 
 

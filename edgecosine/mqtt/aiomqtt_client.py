@@ -127,7 +127,7 @@ class AiomqttClient(aiomqtt.Client):
         self, client: PahoClient, userdata: Any, mid: int, reason_code: Any, properties: Properties
     ) -> None:
         if _number(reason_code) >= _FIRST_FAILURE:
-            self._refusals[mid] = f"the broker says: {reason_code}"
+            self._refusals[mid] = f"the broker answered: {reason_code}"
         super()._on_publish(client, userdata, mid, reason_code, properties)
 
     def _on_connect(

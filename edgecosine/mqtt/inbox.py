@@ -54,7 +54,7 @@ class Inbox:
         self._lanes: dict[str, _Lane] = {}
         self._now = 0.0
         self._number = self._num_bytes = self._num_qos_0 = 0
-        self._news = asyncio.Event()
+        self._arrived = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -75,7 +75,7 @@ class Inbox:
         insort(self._waiting, (-virtual_time, -self._number, qos, name, message))
         while len(self._waiting) > self._max_messages or self._num_bytes > self._max_bytes:
             self._evict()
-        self._news.set()
+        self._arrived.set()
 
     def has_room(self, num_bytes: int) -> bool:
         """Whether one more message fits without dropping another one."""
@@ -104,12 +104,12 @@ class Inbox:
     async def arrival(self) -> None:
         """Wait for a message or a call of `wake`."""
         if not self._waiting:
-            self._news.clear()
-            await self._news.wait()
+            self._arrived.clear()
+            await self._arrived.wait()
 
     def wake(self) -> None:
         """Wake the consumer."""
-        self._news.set()
+        self._arrived.set()
 
     def clear(self) -> None:
         """Drop all messages; the broker sends unacknowledged ones again."""

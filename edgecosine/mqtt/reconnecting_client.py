@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from edgecosine.backoff import Backoff
 from edgecosine.counters import Counters
@@ -22,6 +22,7 @@ from edgecosine.log_throttle import LogThrottle
 from edgecosine.mqtt.aiomqtt_client import Version
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.connection import Connection, connect
+from edgecosine.mqtt.connection_tasks import ConnectionTasks
 from edgecosine.mqtt.inbox import Inbox
 from edgecosine.mqtt.outbox import Outbox
 from edgecosine.mqtt.refused_messages import RefusedMessages
@@ -37,68 +38,6 @@ _BACKOFF = Backoff(first_s=0.075, longest_s=7.5, jitter=2 / 3)
 _SHOWN_CHARACTERS = 256
 _QUIET_S = 10.0
 """A connection that lasted this long resets the back-off; with two nodes of one name none does."""
-
-
-class _Work:
-    """The tasks of one connection, and the first loss of the broker that one of them reports."""
-
-    def __init__(self, name: str) -> None:
-        self.is_over = False
-        self.has_arrived = asyncio.Event()
-        """The announcement is prepared, so received messages may be read."""
-        self._name = name
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._deliveries: set[asyncio.Task[None]] = set()
-        self._loss: asyncio.Future[BrokerLost] = asyncio.get_running_loop().create_future()
-
-    def start(
-        self, group: asyncio.TaskGroup, work: Callable[[], Coroutine[Any, Any, None]]
-    ) -> asyncio.Task[None]:
-        """Start a task of the group."""
-        task = group.create_task(self._do(work), name=f"{self._name}.mqtt")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    def deliver(
-        self, group: asyncio.TaskGroup, work: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
-        """Start a task of the group that sends a message and waits for its acknowledgement."""
-        task = self.start(group, work)
-        self._deliveries.add(task)
-        task.add_done_callback(self._deliveries.discard)
-
-    async def finish(self, until: float) -> None:
-        """Stop reading and sending, and wait for acknowledgements until `until`.
-
-        A message without acknowledgement would be sent again.
-        """
-        self.is_over = True
-        for task in self._tasks - self._deliveries:
-            task.cancel()
-        if self._deliveries:
-            await asyncio.wait(self._deliveries, timeout=max(0.0, until - _now()))
-
-    async def lost(self) -> BrokerLost:
-        """Wait until a task reports the loss of the broker."""
-        return await self._loss
-
-    def end(self) -> None:
-        """End all tasks.
-
-        `is_over` stops a task that misses its cancellation: aiomqtt waits by `asyncio.wait_for`,
-        which drops one that arrives together with its result (fixed in Python 3.12).
-        """
-        self.is_over = True
-        for task in self._tasks:
-            task.cancel()
-
-    async def _do(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        try:
-            await work()
-        except BrokerLost as error:
-            if not self._loss.done():
-                self._loss.set_result(error)
 
 
 class ReconnectingClient:
@@ -241,20 +180,20 @@ class ReconnectingClient:
 
         Raises BrokerLost.
         """
-        work, leave_until = _Work(self._name), 0.0
+        tasks, leave_until = ConnectionTasks(self._name), 0.0
         try:
             async with asyncio.TaskGroup() as group:
                 try:
-                    work.start(group, partial(self._read, connection, work))
-                    work.start(group, connection.watch)
-                    work.start(group, partial(self._arrive_and_write, connection, group, work))
-                    loss = await work.lost()
+                    tasks.start(group, partial(self._read, connection, tasks))
+                    tasks.start(group, connection.watch)
+                    tasks.start(group, partial(self._arrive_and_write, connection, group, tasks))
+                    loss = await tasks.lost()
                 except asyncio.CancelledError:
                     leave_until = _now() + _DISCONNECT_TIMEOUT_S
-                    await work.finish(leave_until)
+                    await tasks.finish(leave_until)
                     raise
                 finally:
-                    work.end()
+                    tasks.end()
         except asyncio.CancelledError:
             self._outbox.rewind()
             await self._leave(connection, leave_until)
@@ -296,33 +235,33 @@ class ReconnectingClient:
         self._is_connected.set()
         self._has_tried.set()
 
-    async def _read(self, connection: Connection, work: _Work) -> None:
-        await work.has_arrived.wait()
+    async def _read(self, connection: Connection, tasks: ConnectionTasks) -> None:
+        await tasks.is_announced.wait()
         async for message in connection.messages():
             # A received message may need an answer, which needs room in the outbox.
             await self._outbox.room()
             self._receive(message)
 
     async def _arrive_and_write(
-        self, connection: Connection, group: asyncio.TaskGroup, work: _Work
+        self, connection: Connection, group: asyncio.TaskGroup, tasks: ConnectionTasks
     ) -> None:
         await connection.subscribe(self._filters)
         announcement = self._announce()
-        work.has_arrived.set()
+        tasks.is_announced.set()
         for message in announcement:
             if not self._is_refused(connection, message):
                 self._announced = message
                 refusal = await connection.publish(message)
                 self._announced = None
                 self._note(message, refusal)
-        if not work.is_over:
+        if not tasks.is_ending:
             self._note_success(connection)
         room = asyncio.Semaphore(min(_MAX_UNACKNOWLEDGED, connection.limits.max_in_flight))
-        while not work.is_over:
+        while not tasks.is_ending:
             await room.acquire()
             number, message = await self._outbox.take()
             # Tasks start in the order in which they were made, so messages keep theirs.
-            work.deliver(group, partial(self._deliver, connection, number, message, room))
+            tasks.deliver(group, partial(self._deliver, connection, number, message, room))
 
     async def _deliver(
         self, connection: Connection, number: int, message: Outgoing, room: asyncio.Semaphore

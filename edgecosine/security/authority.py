@@ -14,6 +14,11 @@ from typing import Final, Self
 
 from edgecosine.errors import ConfigError, EnrolmentRefused
 from edgecosine.protocol.wire.messages import Role
+from edgecosine.security.authority_database import (
+    make_database,
+    reading,
+    writing,
+)
 from edgecosine.security.certificates import (
     Signer,
     key_pem,
@@ -24,11 +29,6 @@ from edgecosine.security.enrolment import Certificate, TrustList
 from edgecosine.security.files import check_private, make_private_directory
 from edgecosine.security.identity import NodeIdentity
 from edgecosine.security.join_token import new_secret
-from edgecosine.security.ledger import (
-    make_database,
-    reading,
-    writing,
-)
 from edgecosine.security.rolls import (
     ClusterMember,
     certified,
@@ -62,9 +62,9 @@ class Authority:
                 "credentials", str(directory), "where the cluster's authority is; this machine does"
                 " not have it: go to the one where `edgecosine cluster init` was run",
             ) from error  # fmt: skip
-        with reading(self._path) as ledger:
-            self.cluster = ledger.fact("cluster")
-            self.listen = ledger.fact("listen")
+        with reading(self._path) as database:
+            self.cluster = database.fact("cluster")
+            self.listen = database.fact("listen")
         self.folder = directory / FOLDER
 
     def __repr__(self) -> str:
@@ -88,23 +88,23 @@ class Authority:
         make_private_directory(directory / FOLDER)
         path = directory / FOLDER / _FILE
         make_database(path)
-        with writing(path) as ledger:
-            ledger.set_fact("cluster", cluster)
-            ledger.set_fact("listen", listen)
-            ledger.add_authority(row_of(Signer.new(cluster, now)), seconds(now))
+        with writing(path) as database:
+            database.set_fact("cluster", cluster)
+            database.set_fact("listen", listen)
+            database.add_authority(row_of(Signer.new(cluster, now)), seconds(now))
         return cls(directory)
 
     @property
     def revision(self) -> int:
         """Number of the trust list; grows with every change."""
-        with reading(self._path) as ledger:
-            return ledger.revision
+        with reading(self._path) as database:
+            return database.revision
 
     @property
     def fingerprint(self) -> bytes:
         """SHA-256 of the current signer's certificate."""
-        with reading(self._path) as ledger:
-            return fingerprint(ledger.authorities()[-1].certificate)
+        with reading(self._path) as database:
+            return fingerprint(database.authorities()[-1].certificate)
 
     def invite(self, role: Role, ttl: timedelta, now: datetime, node_id: str = "") -> bytes:
         """Create an invitation, with a `node_id` for that node only; returns its secret.
@@ -115,9 +115,9 @@ class Authority:
         if not timedelta(0) < ttl <= MAX_TTL:
             raise ConfigError("ttl", str(ttl), f"longer than nothing, at most {MAX_TTL.days} days")
         secret = new_secret()
-        with writing(self._path) as ledger:
-            ledger.forget_invitations(seconds(now - _REMEMBERED))
-            ledger.add_invitation(digest_of(secret), role, node_id, seconds(now + ttl))
+        with writing(self._path) as database:
+            database.forget_invitations(seconds(now - _REMEMBERED))
+            database.add_invitation(digest_of(secret), role, node_id, seconds(now + ttl))
         return secret
 
     def admit(self, secret: bytes, node_id: str, request_pem: str, now: datetime) -> Certificate:
@@ -126,8 +126,8 @@ class Authority:
         Raises EnrolmentRefused.
         """
         key = requested_key(request_pem)
-        with writing(self._path) as ledger:
-            invitation = ledger.invitation(digest_of(secret))
+        with writing(self._path) as database:
+            invitation = database.invitation(digest_of(secret))
             if invitation is None:
                 raise EnrolmentRefused("this authority made no such token")
             if invitation.used_by:
@@ -139,14 +139,14 @@ class Authority:
                 raise EnrolmentRefused("the token has expired: ask for another one")
             if invitation.node_id not in ("", node_id):
                 raise EnrolmentRefused(f"the token is for {invitation.node_id}, not {node_id}")
-            check_free(ledger, node_id, now)
+            check_free(database, node_id, now)
             try:
                 identity = NodeIdentity(self.cluster, invitation.role, node_id)
             except ConfigError as error:
                 raise EnrolmentRefused(str(error)) from error
-            ledger.use_invitation(digest_of(secret), node_id)
-            signer = current_signer(ledger)
-            leaf = certified(ledger, signer, identity, signer.issue_node(identity, key, now))
+            database.use_invitation(digest_of(secret), node_id)
+            signer = current_signer(database)
+            leaf = certified(database, signer, identity, signer.issue_node(identity, key, now))
         return Certificate(leaf.chain_pem, identity.role, self.trust_list(now))
 
     def admit_here(self, identity: NodeIdentity, request_pem: str, now: datetime) -> Certificate:
@@ -163,42 +163,42 @@ class Authority:
         Raises EnrolmentRefused.
         """
         key = requested_key(request_pem)
-        with writing(self._path) as ledger:
-            row = known_certificate(ledger, serial)
+        with writing(self._path) as database:
+            row = known_certificate(database, serial)
             identity = NodeIdentity(self.cluster, row.role, row.node_id)
-            ledger.forget_certificates(seconds(now - _REMEMBERED))
-            signer = current_signer(ledger)
-            leaf = certified(ledger, signer, identity, signer.issue_node(identity, key, now))
+            database.forget_certificates(seconds(now - _REMEMBERED))
+            signer = current_signer(database)
+            leaf = certified(database, signer, identity, signer.issue_node(identity, key, now))
         return Certificate(leaf.chain_pem, identity.role, self.trust_list(now))
 
     def check_member(self, serial: int) -> None:
         """Raises EnrolmentRefused when the certificate with this serial number is not valid."""
-        with reading(self._path) as ledger:
-            known_certificate(ledger, serial)
+        with reading(self._path) as database:
+            known_certificate(database, serial)
 
     def revoke(self, node_id: str, now: datetime) -> None:
         """Revoke a node's certificates; a node of the same name may be invited again.
 
         Raises ConfigError when there is no such node.
         """
-        with writing(self._path) as ledger:
-            if not ledger.revoke(node_id, seconds(now)):
-                names = sorted({r.node_id for r in ledger.certificates() if r.revoked_at is None})
+        with writing(self._path) as database:
+            if not database.revoke(node_id, seconds(now)):
+                names = sorted({r.node_id for r in database.certificates() if r.revoked_at is None})
                 raise ConfigError(
                     "NODE", node_id, f"one of {', '.join(names) or 'no nodes at all'}"
                 )
-            ledger.revise()
+            database.revise()
 
     def members(self, now: datetime) -> list[ClusterMember]:
         """Every node with a stored certificate."""
-        with reading(self._path) as ledger:
-            return members_of(ledger, now)
+        with reading(self._path) as database:
+            return members_of(database, now)
 
     def trust_list(self, now: datetime) -> TrustList:
         """The current trust list."""
-        with reading(self._path) as ledger:
-            revision, rows = ledger.revision, ledger.authorities()
-            revoked = [row for row in ledger.certificates() if row.revoked_at is not None]
+        with reading(self._path) as database:
+            revision, rows = database.revision, database.authorities()
+            revoked = [row for row in database.certificates() if row.revoked_at is not None]
         lists = [
             signer_of(row).revocation_list(
                 [r.serial for r in revoked if r.issuer == row.name], revision, now
@@ -213,16 +213,16 @@ class Authority:
 
         Raises ConfigError when the last rotation is not finished.
         """
-        with writing(self._path) as ledger:
-            rows = ledger.authorities()
+        with writing(self._path) as database:
+            rows = database.authorities()
             if len(rows) > 1:
                 raise ConfigError(
                     "rotate", rows[-1].name, "one change at a time: finish this one by "
                     "`edgecosine cluster rotate --finish`",
                 )  # fmt: skip
             signer = Signer.new(self.cluster, now, signer_of(rows[-1]))
-            ledger.add_authority(row_of(signer), seconds(now))
-            ledger.revise()
+            database.add_authority(row_of(signer), seconds(now))
+            database.revise()
         return signer.name
 
     def finish_rotation(self, now: datetime, *, is_forced: bool = False) -> None:
@@ -231,8 +231,8 @@ class Authority:
         Raises ConfigError when no rotation is in progress and, unless forced, when nodes still have
         certificates by the old key only.
         """
-        with writing(self._path) as ledger:
-            old = ledger.authorities()[:-1]
+        with writing(self._path) as database:
+            old = database.authorities()[:-1]
             if not old:
                 raise ConfigError("finish", "now", "only after `edgecosine cluster rotate`")
             left = [
@@ -247,19 +247,19 @@ class Authority:
                     "did not renew yet: start or revoke them, or give --force to put them out",
                 )  # fmt: skip
             for row in old:
-                ledger.drop_authority(row.name)
-            ledger.revise()
+                database.drop_authority(row.name)
+            database.revise()
 
     def issue_endpoint(self, now: datetime) -> str:
         """A fresh key and certificate for the endpoint, as PEM."""
         key = new_key()
-        with reading(self._path) as ledger:
-            leaf = current_signer(ledger).issue_endpoint(key.public_key(), now)
+        with reading(self._path) as database:
+            leaf = current_signer(database).issue_endpoint(key.public_key(), now)
         return key_pem(key) + leaf.chain_pem
 
     def issue_broker(self, hosts: Sequence[str], now: datetime) -> tuple[str, str]:
         """A fresh key, and a certificate chain for an MQTT broker at these hosts, as PEM."""
         key = new_key()
-        with reading(self._path) as ledger:
-            leaf = current_signer(ledger).issue_broker(hosts, key.public_key(), now)
+        with reading(self._path) as database:
+            leaf = current_signer(database).issue_broker(hosts, key.public_key(), now)
         return key_pem(key), leaf.chain_pem

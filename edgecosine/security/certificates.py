@@ -128,7 +128,7 @@ class Signer:
         names: Sequence[x509.GeneralName],
         key: ec.EllipticCurvePublicKey,
         now: datetime,
-        life: timedelta,
+        lifetime: timedelta,
         usages: Sequence[x509.ObjectIdentifier],
     ) -> Leaf:
         signed = (
@@ -138,7 +138,7 @@ class Signer:
             .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - _BACKDATED)
-            .not_valid_after(now + life)
+            .not_valid_after(now + lifetime)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(is_authority=False), critical=True)

@@ -33,7 +33,7 @@ def check_unshared(path: Path, key: str) -> None:
     """Raises ConfigError when any user could replace files in the directory."""
     mode = path.stat().st_mode if path.exists() else 0
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        raise ConfigError(key, str(path), f"a directory that not everybody may write: chmod o-w "
+        raise ConfigError(key, str(path), f"a directory that others cannot write: chmod o-w "
                           f"{path}, or choose one that is not there yet")  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def check_private(path: Path) -> None:
     if path.stat().st_mode & _OTHERS:
         raise ConfigError(
             "credentials", str(path), f"a file for its owner only: chmod 600 {path}; if anybody "
-            "else may have read it, revoke the node and let it join anew",
+            "else may have read it, revoke the node and let it join again",
         )  # fmt: skip
 
 

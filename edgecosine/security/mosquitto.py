@@ -40,7 +40,7 @@ _ACCOUNTS: Final = ("mosquitto", "nobody")
 _CONFIGURATION: Final = (
     _MARK
     + """, which may be run again to add clients or targets, to
-# renew the broker's certificate and to tell it who was revoked.
+# renew the broker's certificate and its list of revoked certificates.
 # Start: mosquitto -c {directory}/mosquitto.conf
 # The user that Mosquitto runs as must be able to read this directory and to write into it, and
 # nobody else should be.

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 
 from edgecosine.errors import EnrolmentRefused
 from edgecosine.protocol.wire.messages import Role
+from edgecosine.security.authority_database import AuthorityDatabase, AuthorityRow, CertificateRow
 from edgecosine.security.certificates import Leaf, Signer, certificate_pem, key_pem
 from edgecosine.security.identity import NodeIdentity
-from edgecosine.security.ledger import AuthorityDatabase, AuthorityRow, CertificateRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class ClusterMember:
         return not (self.is_revoked or self.is_expired)
 
 
-def members_of(ledger: AuthorityDatabase, now: datetime) -> list[ClusterMember]:
+def members_of(database: AuthorityDatabase, now: datetime) -> list[ClusterMember]:
     """Every node by its newest certificate."""
-    newest = {row.node_id: row for row in ledger.certificates()}
+    newest = {row.node_id: row for row in database.certificates()}
     return [
         ClusterMember(
             row.node_id,
@@ -46,9 +46,9 @@ def members_of(ledger: AuthorityDatabase, now: datetime) -> list[ClusterMember]:
     ]
 
 
-def check_free(ledger: AuthorityDatabase, node_id: str, now: datetime) -> None:
+def check_free(database: AuthorityDatabase, node_id: str, now: datetime) -> None:
     """Raises EnrolmentRefused when a node of this name has a valid certificate."""
-    for row in ledger.certificates():
+    for row in database.certificates():
         is_alive = row.revoked_at is None and row.not_after > seconds(now)
         if row.node_id == node_id and is_alive:
             raise EnrolmentRefused(
@@ -57,12 +57,12 @@ def check_free(ledger: AuthorityDatabase, node_id: str, now: datetime) -> None:
             )
 
 
-def known_certificate(ledger: AuthorityDatabase, serial: int) -> CertificateRow:
+def known_certificate(database: AuthorityDatabase, serial: int) -> CertificateRow:
     """The certificate with this serial number.
 
     Raises EnrolmentRefused when it is unknown or revoked.
     """
-    row = next((row for row in ledger.certificates() if row.serial == serial), None)
+    row = next((row for row in database.certificates() if row.serial == serial), None)
     if row is None:
         raise EnrolmentRefused("this authority knows no such certificate")
     if row.revoked_at is not None:
@@ -71,10 +71,10 @@ def known_certificate(ledger: AuthorityDatabase, serial: int) -> CertificateRow:
 
 
 def certified(
-    ledger: AuthorityDatabase, signer: Signer, identity: NodeIdentity, leaf: Leaf
+    database: AuthorityDatabase, signer: Signer, identity: NodeIdentity, leaf: Leaf
 ) -> Leaf:
     """Store an issued certificate; returns it."""
-    ledger.add_certificate(
+    database.add_certificate(
         CertificateRow(
             leaf.serial,
             identity.node_id,
@@ -87,9 +87,9 @@ def certified(
     return leaf
 
 
-def current_signer(ledger: AuthorityDatabase) -> Signer:
+def current_signer(database: AuthorityDatabase) -> Signer:
     """The current signer."""
-    return signer_of(ledger.authorities()[-1])
+    return signer_of(database.authorities()[-1])
 
 
 def signer_of(row: AuthorityRow) -> Signer:

@@ -30,14 +30,14 @@ TEAM = ("a", "b", "c")
 EXPERT = "a"
 """The best drafter by all evidence; drawn routing chooses another one."""
 FOLLOWS_SPEEDS = {"length", "deadline", "tree", "fused every", "drafts ahead suffice"}
-WHOM = {"led by verdicts", "led by surprise", "led by reports", "led by similarity"}
+WHOM = {"led by results", "led by nll", "led by reports", "led by similarity"}
 
 CHANGED: Mapping[str, set[str]] = {
     "cooperation": {"drafters asked", "fused every"},
     "fusion": {"drafters in the tree"},
     "siblings": {"width", "width ahead", "siblings in the tree"},
     "routing": WHOM,
-    "surprise": {"led by surprise"},
+    "surprise": {"led by nll"},
     "reports": {"led by reports"},
     "similarity": {"led by similarity"},
     "calibration": {"confidences"},
@@ -90,18 +90,18 @@ def opened(made: Planner, policy: str) -> RequestState:
     return made.statistics.open(policy, num_prompt=len(PROMPT))
 
 
-def led_by_verdicts(made: Planner, request: RequestState) -> object:
+def led_by_results(made: Planner, request: RequestState) -> object:
     for node_id in TEAM:
         for _ in range(4):
             judge(made, request, node_id, 4 if node_id == EXPERT else 1)
     return made.plan(request, TEAM, 100).drafters[0]
 
 
-def led_by_surprise(made: Planner, request: RequestState) -> object:
+def led_by_nll(made: Planner, request: RequestState) -> object:
     request.first_length = len(PROMPT)
     drafts = [
-        draft(node_id, 1, score=PromptScore((False,) * (len(PROMPT) - 1), surprise))
-        for node_id, surprise in zip(TEAM, (1.0, 4.0, 4.0), strict=True)
+        draft(node_id, 1, score=PromptScore((False,) * (len(PROMPT) - 1), nll))
+        for node_id, nll in zip(TEAM, (1.0, 4.0, 4.0), strict=True)
     ]
     made.statistics.acceptance.observe_truth(request, drafts, PROMPT + TRUTH[:1])
     return made.plan(request, TEAM, 100).drafters[0]
@@ -123,7 +123,7 @@ def led_by_similarity(made: Planner, request: RequestState) -> object:
 
 
 def plan_of_two(made: Planner, request: RequestState) -> Plan:
-    """Two drafters that are right in turns."""
+    """Two drafters that are right alternately."""
     for first, second in ((4, 1), (1, 4)) * 8:
         drafts = [draft("a", first), draft("b", second)]
         made.statistics.acceptance.observe_truth(request, drafts, PROMPT + TRUTH[:5])
@@ -169,8 +169,8 @@ def is_ready(made: Planner, request: RequestState) -> object:
 
 DECISIONS: Mapping[str, Callable[[Planner, RequestState], object]] = {
     "asked first": lambda made, request: made.first_plan(request, TEAM, 100),
-    "led by verdicts": led_by_verdicts,
-    "led by surprise": led_by_surprise,
+    "led by results": led_by_results,
+    "led by nll": led_by_nll,
     "led by reports": led_by_reports,
     "led by similarity": led_by_similarity,
     "drafters asked": lambda *known: len(plan_of_two(*known).drafters),

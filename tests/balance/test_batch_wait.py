@@ -30,7 +30,7 @@ def test_pass_waits_for_early_arrivals_only() -> None:
     assert batch_wait_s(4, late, lambda rows: 0.009 + 0.0001 * rows) == 0.002
 
 
-def test_pass_does_not_wait_if_its_time_is_proportional_to_rows() -> None:
+def test_pass_does_not_wait_if_its_time_is_proportional_to_tokens() -> None:
     assert batch_wait_s(8, [ExpectedArrival(0.001, 8)], lambda rows: 0.001 * rows) is None
 
 

@@ -40,8 +40,8 @@ def play(history: list[FairJob | str]) -> tuple[FairQueue, list[FairJob], list[F
 @given(histories())
 def test_every_job_starts_once(history: list[FairJob | str]) -> None:
     queue, waiting, _ = play(history)
-    turns = [queue.pop() for _ in waiting]
-    assert Counter(turns) == Counter(waiting)
+    popped = [queue.pop() for _ in waiting]
+    assert Counter(popped) == Counter(waiting)
     assert len(queue) == 0
 
 
@@ -61,8 +61,8 @@ def test_removed_job_never_starts(history: list[FairJob | str]) -> None:
         queue.discard(leaver)
         queue.discard(leaver)
     left = {*waiting[::3]}
-    turns = [queue.pop() for _ in range(len(queue))]
-    assert Counter(turns) == Counter(job for job in waiting if job not in left)
+    popped = [queue.pop() for _ in range(len(queue))]
+    assert Counter(popped) == Counter(job for job in waiting if job not in left)
 
 
 @given(
@@ -123,18 +123,18 @@ def test_no_job_starves(
     # Each start moves the virtual time by its cost over the clients with jobs.
     bound = 2 * MAX_PRIORITY * STEP_TOKENS * num_active / cheapest + num_active
     step = max(1.0, bound / 400)
-    turns = 0
+    popped = 0
     while True:
         while len(queue) < num_active:
-            cost, urgency = newcomers[turns % len(newcomers)]
-            name = f"n{turns}-{len(queue)}" if is_under_new_names else "same"
+            cost, urgency = newcomers[popped % len(newcomers)]
+            name = f"n{popped}-{len(queue)}" if is_under_new_names else "same"
             queue.add(FairJob(name, cost * step, urgency))
         job = queue.pop()
         if job is mine:
             break
         queue.settle(job, job.cost)
-        turns += 1
-        assert turns <= bound / step + 2 * num_active
+        popped += 1
+        assert popped <= bound / step + 2 * num_active
 
 
 def test_memory_is_bounded_under_new_client_ids() -> None:

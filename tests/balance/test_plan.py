@@ -120,14 +120,14 @@ def test_reason_of_a_plain_plan_names_the_best_drafter_and_both_speeds() -> None
     for drafters in ([near, hopeless], [hopeless, near]):
         plan = choose_plan(drafters, MEMORY_BOUND, 100)
         figures = "rtt+wait 12.0 ms, t_d 4.0 ms, t_v 30.6 ms, acceptance 0.30"
-        told = re.match(r"K=0: no drafter pays; near gives (\d+) tokens/s at K=1: (.*); "
+        reason_match = re.match(r"K=0: no drafter pays; near gives (\d+) tokens/s at K=1: (.*); "
                         r"plain (\d+) at t_v 30.3 ms$", plan.reason)  # fmt: skip
-        assert told is not None
-        assert told[2].startswith(figures)
-        assert int(told[1]) < int(told[3]) == round(1 / MEMORY_BOUND[1])
+        assert reason_match is not None
+        assert reason_match[2].startswith(figures)
+        assert int(reason_match[1]) < int(reason_match[3]) == round(1 / MEMORY_BOUND[1])
 
 
-def test_rows_that_slow_many_other_requests_are_not_planned() -> None:
+def test_tokens_that_slow_many_other_requests_are_not_planned() -> None:
     arithmetic_bound = [0.001 * rows for rows in range(8, 34)]
     many = CoBatchedRequests(requests=7, rows=7, tokens=7.0)
     alone = choose_plan([candidate(rate=0.6)], MEMORY_BOUND, 100)
@@ -190,7 +190,7 @@ def test_worthwhile_nodes_are_the_best_by_brute_force(
     assert speeds[chosen] == pytest.approx(max(speeds))
 
 
-def test_no_node_is_worth_expensive_rows_and_every_node_is_worth_free_ones() -> None:
+def test_no_node_is_worth_expensive_tokens_and_every_node_free_ones() -> None:
     assert worthwhile_nodes([0.9, 0.8], [0.0, 1.0, 10.0, 20.0], 0.0) == 0
     assert worthwhile_nodes([0.9, 0.8], [1.0] * 26, 0.0) == 2
     assert worthwhile_nodes([0.9, 0.8], [0.0] * 26, 0.0) == 2

@@ -199,7 +199,7 @@ def test_over_confident_drafter_loses_its_nodes() -> None:
     assert made.fuse(request, Round(Plan(), [over_confident, honest]), 1, 0.0).tokens == (100,)
 
 
-def test_drafts_are_shorter_if_their_rows_slow_other_requests() -> None:
+def test_drafts_are_shorter_if_their_tokens_slow_other_requests() -> None:
     made = Planner()
     for rows in range(1, 60):
         made.statistics.observe_pass(PassReport(rows, 0.02 + 0.001 * rows))

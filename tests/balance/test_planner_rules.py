@@ -29,7 +29,7 @@ def draft(node_id: str, hits: int, size: int = 4) -> DrafterTree:
     return draft_of(node_id, len(PROMPT), TRUTH[:hits] + (0,) * (size - hits), (0.9,) * size)
 
 
-def in_turns(made: Planner, request: RequestState) -> None:
+def alternately(made: Planner, request: RequestState) -> None:
     """Observe two quick drafters, each right where the other is wrong."""
     for first, second in ((4, 1), (1, 4)) * 8:
         for node_id in ("a", "b"):
@@ -62,7 +62,7 @@ def test_drafter_that_is_late_repeatedly_rests_ever_longer() -> None:
 def test_contention_removes_the_second_drafter() -> None:
     made = planner()
     request = made.statistics.open("edgecosine")
-    in_turns(made, request)
+    alternately(made, request)
     plan = made.plan(request, ["a", "b"], 100)
     assert len(plan.drafters) == 2
     request.overlap = 0.0
@@ -74,7 +74,7 @@ def test_contention_removes_the_second_drafter() -> None:
 def test_rounds_are_plain_if_bookkeeping_costs_more_than_drafts_save() -> None:
     made = planner()
     request = made.statistics.open("edgecosine")
-    in_turns(made, request)
+    alternately(made, request)
     before = made.plan(request, ["a"], 100)
     assert before.drafters
     for _ in range(200):

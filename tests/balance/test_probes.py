@@ -40,13 +40,13 @@ def test_unknown_drafters_are_probed_first_and_only_briefly() -> None:
 
 
 def test_due_probes_go_to_all_drafters_in_turn() -> None:
-    turns = [choose_probe([KNOWN, NEW], n, PROBE_EVERY, 1, is_plain=False) for n in range(4)]
-    assert turns == [KNOWN, NEW, KNOWN, NEW]
+    probed = [choose_probe([KNOWN, NEW], n, PROBE_EVERY, 1, is_plain=False) for n in range(4)]
+    assert probed == [KNOWN, NEW, KNOWN, NEW]
 
 
 def test_promising_drafter_gets_three_of_four_probes_beside_plain_plans() -> None:
-    turns = [choose_probe([GOOD, KNOWN], n, PROBE_EVERY, 1, is_plain=True) for n in range(8)]
-    assert [turn is GOOD for turn in turns] == [True, True, True, False] * 2
+    probed = [choose_probe([GOOD, KNOWN], n, PROBE_EVERY, 1, is_plain=True) for n in range(8)]
+    assert [drafter is GOOD for drafter in probed] == [True, True, True, False] * 2
     assert choose_probe([GOOD, KNOWN], 0, 2, 1, is_plain=True) is GOOD
     assert choose_probe([GOOD, KNOWN], 0, 1, 1, is_plain=True) is None
     assert choose_probe([KNOWN], 0, 2, 1, is_plain=True) is None

@@ -35,7 +35,7 @@ def test_drafters_join_while_they_add_coverage(
     assert len(chosen) == expected
 
 
-def test_no_drafter_joins_if_rows_are_expensive() -> None:
+def test_no_drafter_joins_if_tokens_are_expensive() -> None:
     assert len(planned(0.2, 3, COMPUTE_BOUND)) <= 1
 
 

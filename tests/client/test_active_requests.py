@@ -46,7 +46,7 @@ def pieces(*texts: str, start: int = 0) -> list[StreamPart]:
         ([], []),
     ],
 )
-def test_text_is_whole_and_nothing_comes_twice(
+def test_text_is_complete_without_repetition(
     before: list[StreamPart], after: list[StreamPart]
 ) -> None:
     async def story() -> str:
@@ -65,7 +65,7 @@ def test_text_is_whole_and_nothing_comes_twice(
     assert asyncio.run(story()) == FINAL.text
 
 
-def test_request_without_stream_has_no_text_but_the_final() -> None:
+def test_request_without_stream_has_the_text_of_the_final() -> None:
     async def story() -> None:
         asking = ActiveRequest(Request("a", "1", "completion", "x"))
         assert not asking.is_over
@@ -78,7 +78,7 @@ def test_request_without_stream_has_no_text_but_the_final() -> None:
     asyncio.run(story())
 
 
-def test_choices_are_taken_apart_and_made_whole() -> None:
+def test_text_is_collected_by_choice() -> None:
     async def story() -> None:
         asking = ActiveRequest(Request("a", "1", "completion", "x", stream=True, n=3))
         for index, choice, text in [(0, 0, "to"), (0, 2, "or"), (2, 0, " be"), (0, 9, "?")]:
@@ -92,7 +92,7 @@ def test_choices_are_taken_apart_and_made_whole() -> None:
     asyncio.run(story())
 
 
-def test_first_end_counts() -> None:
+def test_first_end_of_a_request_counts() -> None:
     async def story() -> None:
         asking = ActiveRequest(Request("a", "1", "completion", "x", stream=True))
         asking.take_piece(StreamPart(0, "to", False))

@@ -86,7 +86,7 @@ def test_choices_are_streamed_by_name_and_end_with_the_final_message() -> None:
     run(story())
 
 
-def test_chat_without_stream_gives_the_final_message_alone() -> None:
+def test_chat_without_stream_gets_the_final_message_only() -> None:
     async def story() -> None:
         async with gateway_harness() as home, Client(home.broker.url, "home") as client:
             turns = (ChatMessage("user", "or not"),)
@@ -121,7 +121,7 @@ def test_leaving_the_loop_cancels_the_request() -> None:
     run(story())
 
 
-def test_no_gateway_is_said() -> None:
+def test_missing_gateway_is_reported() -> None:
     async def story() -> None:
         broker = EmbeddedBroker(port=free_port())
         async with broker, Client(broker.url, "home") as client:
@@ -132,7 +132,7 @@ def test_no_gateway_is_said() -> None:
     run(story())
 
 
-def test_no_broker_is_said() -> None:
+def test_missing_broker_is_reported() -> None:
     async def story() -> None:
         with pytest.raises(BrokerLost):
             async with Client(f"mqtt://127.0.0.1:{free_port()}", "home"):
@@ -160,8 +160,8 @@ def test_gateway_that_leaves_fails_the_request() -> None:
     run(story())
 
 
-def test_gateway_that_comes_back_is_waited_for_and_that_is_told() -> None:
-    """By the request at work and by one that comes meanwhile."""
+def test_client_waits_for_a_restarting_gateway_and_reports_it() -> None:
+    """By the active request and by a later one."""
 
     async def story() -> None:
         told: asyncio.Queue[str | None] = asyncio.Queue()
@@ -200,7 +200,7 @@ async def _failure(client: Client, request: Request) -> str:
     return failure.value.code
 
 
-def test_standstill_of_the_target_is_told_to_those_who_wait_only() -> None:
+def test_stall_of_the_target_is_reported_to_waiting_clients_only() -> None:
     async def story() -> None:
         told: asyncio.Queue[str | None] = asyncio.Queue()
         async with (
@@ -227,7 +227,7 @@ def test_standstill_of_the_target_is_told_to_those_who_wait_only() -> None:
     run(story())
 
 
-def test_one_id_is_one_request() -> None:
+def test_id_of_an_active_request_is_refused() -> None:
     async def story() -> None:
         async with gateway_harness() as home, Client(home.broker.url, "home") as client:
             home.service.hold("hm")
@@ -251,7 +251,7 @@ def test_request_too_large_for_the_broker_is_not_sent() -> None:
     run(story())
 
 
-def test_client_sees_what_the_cluster_says_and_when_it_changes() -> None:
+def test_client_receives_the_clusters_status_and_its_changes() -> None:
     async def story() -> None:
         async with gateway_harness() as home, Client(home.broker.url, "home") as client:
             assert await client.is_online()
@@ -265,7 +265,7 @@ def test_client_sees_what_the_cluster_says_and_when_it_changes() -> None:
     run(story())
 
 
-def test_gateway_that_falls_silent_without_a_will_is_offline() -> None:
+def test_silent_gateway_without_a_will_is_offline() -> None:
     async def story() -> None:
         async with (
             EmbeddedBroker(port=free_port()) as broker,
@@ -283,12 +283,12 @@ def test_gateway_that_falls_silent_without_a_will_is_offline() -> None:
     run(story())
 
 
-def test_name_that_can_be_no_level_of_a_topic_is_refused() -> None:
+def test_name_invalid_in_a_topic_is_refused() -> None:
     with pytest.raises(ConfigError, match="client_id"):
         Client("mqtt://127.0.0.1", "home", client_id="a/b")
 
 
-def test_strange_messages_on_our_topics_are_passed_over() -> None:
+def test_invalid_messages_on_our_topics_are_ignored() -> None:
     async def story() -> None:
         async with (
             gateway_harness() as home,
@@ -309,7 +309,7 @@ def test_strange_messages_on_our_topics_are_passed_over() -> None:
     run(story())
 
 
-def test_refused_request_comes_again_when_it_was_told_to() -> None:
+def test_refused_request_is_sent_again_after_retry_after() -> None:
     async def story() -> None:
         service = ScriptedService(max_sessions=1)
         async with (
@@ -331,7 +331,7 @@ def test_refused_request_comes_again_when_it_was_told_to() -> None:
 
 
 @pytest.mark.parametrize(("retry_patience_s", "deadline_s"), [(0.0, 60.0), (30.0, 0.01)])
-def test_refusal_is_told_where_patience_or_deadline_end_before_the_hint(
+def test_refusal_is_raised_if_retry_after_exceeds_the_limits(
     retry_patience_s: float, deadline_s: float
 ) -> None:
     async def story() -> None:
@@ -353,7 +353,7 @@ def test_refusal_is_told_where_patience_or_deadline_end_before_the_hint(
 
 
 @pytest.mark.parametrize(("contract", "is_served"), [(1, True), (2, False), ("?", True)])
-def test_gateway_of_a_later_contract_is_refused_by_name(
+def test_gateway_with_a_later_api_version_is_refused(
     contract: int | str, *, is_served: bool
 ) -> None:
     async def story() -> None:

@@ -1,4 +1,4 @@
-"""A node that is gone is forgotten, and one that lives is not."""
+"""A dead node can be forgotten, and a live one cannot."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = needs_mosquitto
 async def held(
     state: NodePresence, expiry_s: int | None = None
 ) -> AsyncIterator[tuple[BrokerAddress, Listener]]:
-    """A broker that holds a node's status, state and standing."""
+    """A broker that holds a node's status, state and membership status."""
     async with EmbeddedBroker(port=free_port()) as broker, listening(broker) as listener:
         status = msgspec.json.encode(NodeStatus(state, "s", 1.0))
         for message in (
@@ -56,7 +56,7 @@ def test_node_that_is_gone_is_forgotten(
     state: NodePresence, expiry_s: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It need not be watched.
-    monkeypatch.setattr(forgetting, "_lives", None)
+    monkeypatch.setattr(forgetting, "_is_alive", None)
 
     async def story() -> None:
         async with held(state, None if expiry_s is None else int(expiry_s)) as (address, listener):
@@ -68,7 +68,7 @@ def test_node_that_is_gone_is_forgotten(
     run(story())
 
 
-def test_ghost_is_watched_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dead_node_is_observed_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forgetting, "LEASE_S", 0.5)
 
     async def story() -> None:
@@ -80,7 +80,7 @@ def test_ghost_is_watched_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None
     run(story())
 
 
-def test_node_that_lives_and_one_that_is_not_known_are_refused() -> None:
+def test_live_and_unknown_nodes_are_not_forgotten() -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
@@ -97,7 +97,7 @@ def test_node_that_lives_and_one_that_is_not_known_are_refused() -> None:
     run(story())
 
 
-def test_broker_that_does_not_let_us_is_named(
+def test_broker_that_refuses_the_deletion_is_reported(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forgetting, "_ANSWER_S", 0.5)

@@ -1,4 +1,4 @@
-"""Healthy is told from degraded, and each degraded cluster is told why."""
+"""Healthy and degraded clusters, with the reasons."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def found(*nodes: NodeView, is_online: bool = True, is_draining: bool = False) -
     return "; ".join(concerns(is_online=is_online, is_draining=is_draining, nodes=views))
 
 
-def test_cluster_at_work_is_healthy_and_so_is_one_whose_drafter_went_home() -> None:
+def test_cluster_is_healthy_with_and_without_a_drafter_that_left() -> None:
     drafter = node("d", "ready", role="drafter")
     assert found(node("t", "ready", **WELL), drafter) == ""
     assert found(node("t", "ready", **WELL), drafter, node("e", "offline")) == ""
@@ -42,7 +42,7 @@ def test_cluster_at_work_is_healthy_and_so_is_one_whose_drafter_went_home() -> N
         ([node("t", "ready", **(WELL | {"not_linked": ["d: protocol 2"]}))], "d: protocol 2"),
     ],
 )
-def test_what_is_wrong_is_named(views: list[NodeView], why: str) -> None:
+def test_problems_are_named(views: list[NodeView], why: str) -> None:
     assert why in found(*views)
 
 
@@ -50,7 +50,7 @@ def peer(standing: PeerState, *, is_foreign: bool = False) -> Explanation:
     return Explanation("d", standing, "why", is_foreign=is_foreign)
 
 
-def test_only_who_should_be_linked_and_is_not_is_missing() -> None:
+def test_only_compatible_unlinked_peers_count_as_missing() -> None:
     assert _is_missing(peer("refused"))
     assert _is_missing(peer("waiting"))
     assert not _is_missing(peer("linked"))
@@ -58,12 +58,12 @@ def test_only_who_should_be_linked_and_is_not_is_missing() -> None:
     assert not _is_missing(peer("refused", is_foreign=True))
 
 
-def test_closed_doors_are_named() -> None:
+def test_refused_links_are_named() -> None:
     assert "no gateway" in found(is_online=False)
     assert "no new requests" in found(is_draining=True)
 
 
-def test_counts_are_told_by_kind_and_what_never_was_is_not() -> None:
+def test_counts_are_listed_by_kind_without_zeros() -> None:
     counters = Counters()
     assert counters.view() == {}
     counters.count("refused", "overloaded")

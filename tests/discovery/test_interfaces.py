@@ -1,4 +1,4 @@
-"""Which addresses are told to others, and in which order they are tried."""
+"""Which addresses are announced, and in which order they are tried."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ OWN = [
 ]
 
 
-def test_a_door_on_every_address_tells_all_but_loopback() -> None:
+def test_unspecified_host_announces_all_but_loopback() -> None:
     for host in ("", "*", "0.0.0.0", "::"):  # noqa: S104
         assert addresses_to_announce([host], OWN) == ["192.168.1.5", "fd00::5", "fe80::5"]
 
 
-def test_a_machine_without_a_network_tells_loopback() -> None:
+def test_loopback_is_announced_without_a_network() -> None:
     assert addresses_to_announce([""], OWN[:1]) == ["127.0.0.1", "::1"]
     assert addresses_to_announce(["127.0.0.1"], OWN) == ["127.0.0.1"]
 
 
-def test_a_door_on_some_addresses_tells_those() -> None:
+def test_given_addresses_are_announced() -> None:
     assert addresses_to_announce(["fd00::5", "127.0.0.1"], OWN) == ["fd00::5"]
 
 
-def test_a_node_that_listens_everywhere_has_whatever_addresses_come() -> None:
+def test_unspecified_host_covers_all_addresses() -> None:
     assert all(map(is_everywhere, ([""], ["::"], ["192.168.1.5", "0.0.0.0"])))  # noqa: S104
     assert not is_everywhere(["127.0.0.1", "fd00::5"])
 
 
-def test_nearer_addresses_come_later() -> None:
+def test_most_widely_reachable_addresses_come_first() -> None:
     mixed = ["::1", "fe80::1%2", "fd00::1", "127.0.0.1", "10.0.0.1", "fd00::1", "169.254.0.1"]
     assert by_reach(mixed) == [
         "10.0.0.1", "fd00::1", "169.254.0.1", "fe80::1%2", "127.0.0.1", "::1",

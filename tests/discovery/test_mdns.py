@@ -1,4 +1,4 @@
-"""Announcing and hearing over real multicast on loopback."""
+"""Announcing and listening over real multicast on loopback."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.discovery.adverts import advert
 _ANSWER, _PTR, _IN, _TTL_S = 0x8400, 12, 1, 4500
 """Of the DNS: flags of an answer, a record's type and class, and its life."""
 LOOPBACK = ["127.0.0.1"]
-Heard = asyncio.Queue[PeerSeen | PeerGone]
+Events = asyncio.Queue[PeerSeen | PeerGone]
 
 
 def _multicast_fault() -> str | None:
@@ -54,24 +54,24 @@ pytestmark = [
 
 
 @asynccontextmanager
-async def node(told: Advert) -> AsyncIterator[Heard]:
-    """A node that announces and listens inside the block; gives what it hears of others."""
-    heard: Heard = asyncio.Queue()
+async def node(advert: Advert) -> AsyncIterator[Events]:
+    """A node that announces and listens inside the block; yields the events of others."""
+    events: Events = asyncio.Queue()
 
-    def hear(event: PeerSeen | PeerGone) -> None:
-        heard.put_nowait(event)
+    def record(event: PeerSeen | PeerGone) -> None:
+        events.put_nowait(event)
 
     async with asyncio.TaskGroup() as group:
-        life = group.create_task(Mdns(interfaces=LOOPBACK).run(told, hear), name="mdns")
+        running = group.create_task(Mdns(interfaces=LOOPBACK).run(advert, record), name="mdns")
         try:
-            yield heard
+            yield events
         finally:
-            life.cancel()
+            running.cancel()
 
 
-async def hear_of(heard: Heard, node_id: str) -> Advert:
+async def advert_of(events: Events, node_id: str) -> Advert:
     while True:
-        event = await heard.get()
+        event = await events.get()
         if isinstance(event, PeerSeen) and event.advert.node_id == node_id:
             return event.advert
 
@@ -82,24 +82,24 @@ def own(name: str, **changes: Any) -> Advert:
     return advert(node_id=name, **(plain | changes))
 
 
-def test_two_nodes_hear_of_each_other_and_of_a_goodbye() -> None:
+def test_two_nodes_receive_announcements_and_goodbyes() -> None:
     async def main() -> None:
         first = own("mdns-first", role="target", model="große Fabel", vocabulary="0" * 16)
         second = own("mdns.second_" + "x" * 50, addresses=("127.0.0.1", "::1"))
-        async with asyncio.timeout(15), node(first) as heard_by_first:
-            async with node(second) as heard_by_second:
-                assert await hear_of(heard_by_first, second.node_id) == second
-                assert await hear_of(heard_by_second, first.node_id) == first
-            while await heard_by_first.get() != PeerGone(second.node_id):
+        async with asyncio.timeout(15), node(first) as events_of_first:
+            async with node(second) as events_of_second:
+                assert await advert_of(events_of_first, second.node_id) == second
+                assert await advert_of(events_of_second, first.node_id) == first
+            while await events_of_first.get() != PeerGone(second.node_id):
                 pass
 
     uvloop.run(main())
 
 
-def test_a_hostile_announcement_is_ignored_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_hostile_announcement_is_ignored_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         good = own("mdns-good")
-        async with asyncio.timeout(15), node(own("mdns-ear", role="target")) as heard:
+        async with asyncio.timeout(15), node(own("mdns-ear", role="target")) as events:
             voice = AsyncZeroconf(interfaces=LOOPBACK)
             try:
                 info = AsyncServiceInfo(
@@ -116,7 +116,7 @@ def test_a_hostile_announcement_is_ignored_and_told(caplog: pytest.LogCaptureFix
                         service_info(good), cooperating_responders=True
                     )
                 )
-                assert await hear_of(heard, "mdns-good") == good
+                assert await advert_of(events, "mdns-good") == good
             finally:
                 await voice.async_unregister_all_services()
                 await voice.async_close()
@@ -127,10 +127,10 @@ def test_a_hostile_announcement_is_ignored_and_told(caplog: pytest.LogCaptureFix
     assert "reason=role 'king'" in caplog.text
 
 
-def test_thousands_of_names_without_records_keep_no_node_from_being_heard() -> None:
+def test_thousands_of_names_without_records_hide_no_node() -> None:
     async def main() -> None:
         late = own("mdns-late")
-        async with asyncio.timeout(20), node(own("mdns-patient", role="target")) as heard:
+        async with asyncio.timeout(20), node(own("mdns-patient", role="target")) as events:
             voice = AsyncZeroconf(interfaces=LOOPBACK)
             try:
                 spoofed = zeroconf.DNSOutgoing(_ANSWER)
@@ -142,7 +142,7 @@ def test_thousands_of_names_without_records_keep_no_node_from_being_heard() -> N
                 await voice.zeroconf.async_wait_for_start()
                 voice.zeroconf.async_send(spoofed)
                 async with node(late):
-                    assert await hear_of(heard, "mdns-late") == late
+                    assert await advert_of(events, "mdns-late") == late
             finally:
                 await voice.async_close()
 
@@ -151,24 +151,24 @@ def test_thousands_of_names_without_records_keep_no_node_from_being_heard() -> N
 
 def test_false_records_of_many_names_are_bounded() -> None:
     async def main() -> None:
-        heard: list[PeerSeen | PeerGone] = []
+        events: list[PeerSeen | PeerGone] = []
         mdns = Mdns(interfaces=LOOPBACK)
-        told = service_info(own("mdns-many"))
+        advert = service_info(own("mdns-many"))
         for number in range(3 * MAX_NAMES):
-            mdns._take(f"{number}.{SERVICE_TYPE}", told, heard.append)
+            mdns._take(f"{number}.{SERVICE_TYPE}", advert, events.append)
             mdns._ignore(f"{number}.{SERVICE_TYPE}", ValueError("no"))
-        assert len(heard) == 3 * MAX_NAMES
+        assert len(events) == 3 * MAX_NAMES
         assert repr(mdns) == f"<Mdns {MAX_NAMES} nodes, {MAX_NAMES} ignored>"
 
     uvloop.run(main())
 
 
-def test_multicast_is_proved_by_hearing_oneself() -> None:
+def test_multicast_works_if_the_own_announcement_returns() -> None:
     assert uvloop.run(multicast_works(LOOPBACK))
     assert not uvloop.run(multicast_works(["203.0.113.77"]))
 
 
-def test_without_a_usable_interface_it_warns_and_returns(caplog: pytest.LogCaptureFixture) -> None:
+def test_run_warns_and_returns_without_a_usable_interface(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         mdns = Mdns(interfaces=["203.0.113.77"])
         async with asyncio.timeout(10):

@@ -15,14 +15,14 @@ def _records(cache: zeroconf.DNSCache) -> int:
     return sum(len(cache.async_entries_with_name(name)) for name in cache.names())
 
 
-def test_flood_of_announcements_fills_the_cache_no_further() -> None:
+def test_flood_of_announcements_is_bounded_in_the_cache() -> None:
     """Neither of one type under many names, nor of many names of their own."""
     cache = zeroconf.DNSCache()
     for number in range(_FLOOD):
         alias = f"n{number}.{SERVICE_TYPE}"
-        told = zeroconf.DNSPointer(SERVICE_TYPE, _PTR, _IN, _TTL_S, alias)
+        pointer = zeroconf.DNSPointer(SERVICE_TYPE, _PTR, _IN, _TTL_S, alias)
         placed = zeroconf.DNSText(alias, 16, _IN, _TTL_S, b"x")
-        cache.async_add_records([told, placed])
+        cache.async_add_records([pointer, placed])
     assert _BOUND // 2 <= _records(cache) <= _BOUND
 
 

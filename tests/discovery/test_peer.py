@@ -25,24 +25,24 @@ def txt_bytes(txt: dict[str, str]) -> dict[bytes, bytes | None]:
     return {key.encode(): value.encode() for key, value in txt.items()}
 
 
-def test_an_advert_comes_back_from_its_txt() -> None:
-    told = advert(model="Qwen/Qwen3-0.6B ä", vocabulary="0123456789abcdef")
-    assert from_txt(txt_bytes(to_txt(told)), told.addresses, told.port) == told
+def test_advert_round_trips_in_its_txt_record() -> None:
+    original = advert(model="Qwen/Qwen3-0.6B ä", vocabulary="0123456789abcdef")
+    assert from_txt(txt_bytes(to_txt(original)), original.addresses, original.port) == original
 
 
-def test_a_greeting_is_advertised_within_the_size_of_a_packet() -> None:
+def test_advert_of_a_greeting_fits_a_packet() -> None:
     words = Vocabulary.of(["a", "b"])
     greeting = hello(
         cluster="c" * 64, node_id="n" * 64, model="ä" * 256, vocabulary=words.digests,
         incarnation=(1 << 53) - 1,
     )  # fmt: skip
-    told = advert_of(greeting, ["10.0.0.1"] * 50, 7000)
-    assert told.vocabulary == words.short_digest
-    assert len(told.endpoints) == MAX_ADDRESSES
-    txt = txt_bytes(to_txt(told))
+    original = advert_of(greeting, ["10.0.0.1"] * 50, 7000)
+    assert original.vocabulary == words.short_digest
+    assert len(original.endpoints) == MAX_ADDRESSES
+    txt = txt_bytes(to_txt(original))
     assert sum(len(key) + len(value or b"") + 2 for key, value in txt.items()) < MAX_TXT_BYTES
     assert all(len(key) + len(value or b"") < 255 for key, value in txt.items())
-    assert from_txt(txt, told.addresses, 7000).model == "ä" * 100
+    assert from_txt(txt, original.addresses, 7000).model == "ä" * 100
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_greeting_is_advertised_within_the_size_of_a_packet() -> None:
         ("vocabulary", b"xyz", "vocabulary 'xyz'"),
     ],
 )
-def test_a_hostile_entry_is_named(key: str, value: bytes | None, reason: str) -> None:
+def test_hostile_entry_is_named(key: str, value: bytes | None, reason: str) -> None:
     txt = txt_bytes(to_txt(advert())) | {key.encode(): value}
     with pytest.raises(HostileAdvert) as caught:
         from_txt(txt, ["10.0.0.1"], 7000)
@@ -71,12 +71,12 @@ def test_a_hostile_entry_is_named(key: str, value: bytes | None, reason: str) ->
 
 
 @pytest.mark.parametrize("port", [None, 0, 70000])
-def test_an_advert_without_a_port_is_hostile(port: int | None) -> None:
+def test_advert_without_a_port_is_hostile(port: int | None) -> None:
     with pytest.raises(HostileAdvert, match="port"):
         from_txt(txt_bytes(to_txt(advert())), ["10.0.0.1"], port)
 
 
-def test_an_advert_without_an_address_is_hostile() -> None:
+def test_advert_without_an_address_is_hostile() -> None:
     with pytest.raises(HostileAdvert, match="no address"):
         from_txt(txt_bytes(to_txt(advert())), [], 7000)
 
@@ -87,6 +87,6 @@ def test_any_other_record_is_hostile(txt: dict[bytes, bytes | None]) -> None:
         from_txt(txt, ["10.0.0.1"], 7000)
 
 
-def test_addresses_are_written_as_operators_write_them() -> None:
+def test_addresses_are_written_as_in_options() -> None:
     assert str(Address("10.0.0.1", 80)) == "10.0.0.1:80"
     assert str(Address("fe80::1%eth0", 80)) == "[fe80::1%eth0]:80"

@@ -35,7 +35,7 @@ KNOWN = replace(DIAL, is_known=True)
 UP = LinkUp("drafter-1", 5, "drafter-1")
 
 
-class Played:
+class ManualRoster:
     """A roster and its manual clock."""
 
     def __init__(self, **settings: Any) -> None:
@@ -51,23 +51,23 @@ class Played:
         self.now += after_s
         return self.roster.handle(event, self.now)
 
-    def standing(self, peer: str = "drafter-1") -> tuple[str, str]:
+    def state_of(self, peer: str = "drafter-1") -> tuple[str, str]:
         found = [(e.state, e.reason) for e in self.roster.explain() if e.peer == peer]
         assert len(found) == 1
         return found[0]
 
 
-def test_a_drafter_that_is_seen_is_dialled_once() -> None:
-    play = Played()
+def test_announced_drafter_is_dialled_once() -> None:
+    play = ManualRoster()
     assert play(PeerSeen(advert())) == [DIAL]
     assert play(PeerSeen(advert())) == []
     assert play(UP) == []
-    assert play.standing() == ("linked", "")
+    assert play.state_of() == ("linked", "")
     assert play.roster.wake_at is None
 
 
 def test_pauses_between_dials_double_up_to_the_longest() -> None:
-    play = Played()
+    play = ManualRoster()
     play(PeerSeen(advert()))
     pauses = []
     for attempt in range(6):
@@ -79,32 +79,32 @@ def test_pauses_between_dials_double_up_to_the_longest() -> None:
     assert pauses == [1, 2, 4, 8, 8, 8]
 
 
-def test_a_reason_is_told_once() -> None:
-    play = Played()
+def test_reason_is_reported_once() -> None:
+    play = ManualRoster()
     play(PeerSeen(advert()))
-    told = Explained("drafter-1", "it is off", "waiting")
-    assert play(DialFailed("drafter-1", "it is off")) == [told]
+    explained = Explained("drafter-1", "it is off", "waiting")
+    assert play(DialFailed("drafter-1", "it is off")) == [explained]
     assert play(Ticked(), after_s=FIRST_S) == [DIAL]
     assert play(DialFailed("drafter-1", "it is off")) == []
-    assert play.standing() == ("waiting", "it is off")
+    assert play.state_of() == ("waiting", "it is off")
 
 
 @pytest.mark.parametrize(
-    ("changes", "standing", "reason"),
+    ("changes", "state", "reason"),
     [
         ({"cluster": "other"}, "refused", "cluster other there, lab here"),
         ({"protocol": 2}, "refused", "protocol 2 there, 1 here: install one release"),
         ({"role": "target"}, "left out", "is a target too"),
     ],
 )
-def test_a_mismatch_is_told_and_never_dialled(
-    changes: dict[str, Any], standing: Any, reason: str
+def test_mismatch_is_reported_and_never_dialled(
+    changes: dict[str, Any], state: Any, reason: str
 ) -> None:
-    play = Played()
-    assert play(PeerSeen(advert(**changes))) == [Explained("drafter-1", reason, standing)]
+    play = ManualRoster()
+    assert play(PeerSeen(advert(**changes))) == [Explained("drafter-1", reason, state)]
     assert play(PeerSeen(advert(**changes))) == []
     assert play(Ticked(), after_s=1000) == []
-    assert play.standing() == (standing, reason)
+    assert play.state_of() == (state, reason)
     assert play(PeerSeen(advert())) == [DIAL]
 
 
@@ -117,39 +117,39 @@ def test_a_mismatch_is_told_and_never_dialled(
         ({}, False),
     ],
 )
-def test_node_of_another_cluster_is_told_from_one_that_should_be_linked(
+def test_node_of_another_cluster_is_marked_as_foreign(
     changes: dict[str, Any], is_foreign: bool
 ) -> None:
-    play = Played()
+    play = ManualRoster()
     play(PeerSeen(advert(**changes)))
     assert [each.is_foreign for each in play.roster.explain()] == [is_foreign]
 
 
-def test_a_final_refusal_waits_until_the_peer_changes() -> None:
-    play = Played()
+def test_refused_peer_is_dialled_after_a_change() -> None:
+    play = ManualRoster()
     play(PeerSeen(advert(vocabulary="0" * 16)))
-    told = Explained("drafter-1", "vocabularies differ", "refused")
-    assert play(DialFailed("drafter-1", "vocabularies differ", is_final=True)) == [told]
+    explained = Explained("drafter-1", "vocabularies differ", "refused")
+    assert play(DialFailed("drafter-1", "vocabularies differ", is_final=True)) == [explained]
     assert play(Ticked(), after_s=1000) == []
     assert play(PeerSeen(advert(vocabulary="1" * 16))) == [DIAL]
 
 
-def test_a_peer_that_changes_all_the_time_is_not_dialled_all_the_time() -> None:
-    play = Played()
+def test_dials_of_a_peer_that_changes_often_are_limited() -> None:
+    play = ManualRoster()
     dials = [play(PeerSeen(advert(model=f"m{n}")), after_s=0.01).count(DIAL) for n in range(100)]
     assert sum(dials) == 1
     assert play(Ticked(), after_s=FIRST_S) == [DIAL]
 
 
-def test_drafters_wait_to_be_dialled_but_dial_their_static_peers() -> None:
-    play = Played(ours=hello(node_id="d", role="drafter"), static=[STATIC])
+def test_drafter_dials_static_peers_only() -> None:
+    play = ManualRoster(ours=hello(node_id="d", role="drafter"), static=[STATIC])
     assert play(Ticked()) == [Dial("10.0.0.9:7000", (STATIC,), None, is_known=True)]
     effects = play(PeerSeen(advert(node_id="t", role="target")))
     assert effects == [Explained("t", "a drafter waits to be dialled", "left out")]
 
 
-def test_static_peers_are_dialled_for_ever() -> None:
-    play = Played(static=[STATIC])
+def test_static_peers_are_dialled_without_end() -> None:
+    play = ManualRoster(static=[STATIC])
     dial = Dial("10.0.0.9:7000", (STATIC,), None, is_known=True)
     assert play(Ticked()) == [dial]
     for is_final in (False, True) * 20:
@@ -157,14 +157,14 @@ def test_static_peers_are_dialled_for_ever() -> None:
         assert play(Ticked(), after_s=LONGEST_S) == [dial]
 
 
-def test_a_static_peer_that_is_linked_by_mdns_is_not_dialled_again() -> None:
-    play = Played(static=[STATIC])
+def test_static_peer_linked_by_mdns_is_not_dialled_again() -> None:
+    play = ManualRoster(static=[STATIC])
     play(Ticked())
     play(PeerSeen(advert()))
     play(UP)
     play(LinkUp("drafter-1", 5, "10.0.0.9:7000"))
     assert play(Ticked(), after_s=1000) == []
-    assert play.standing("10.0.0.9:7000") == ("linked", "")
+    assert play.state_of("10.0.0.9:7000") == ("linked", "")
     effects = play(LinkDown("drafter-1", "cable"))
     assert {e.contact for e in effects if isinstance(e, Explained)} == {
         "drafter-1",
@@ -172,8 +172,8 @@ def test_a_static_peer_that_is_linked_by_mdns_is_not_dialled_again() -> None:
     }
 
 
-def test_a_lost_peer_is_dialled_again_after_a_short_pause() -> None:
-    play = Played()
+def test_lost_peer_is_dialled_again_after_a_short_pause() -> None:
+    play = ManualRoster()
     play(PeerSeen(advert()))
     play(UP)
     assert play(LinkDown("drafter-1", "end of file"), after_s=STABLE_S) == [
@@ -182,8 +182,8 @@ def test_a_lost_peer_is_dialled_again_after_a_short_pause() -> None:
     assert play(Ticked(), after_s=FIRST_S) == [KNOWN]
 
 
-def test_a_link_that_never_lasts_is_dialled_ever_more_slowly() -> None:
-    play = Played()
+def test_short_links_increase_the_pause() -> None:
+    play = ManualRoster()
     play(PeerSeen(advert()))
     pauses = []
     for _ in range(3):
@@ -195,8 +195,8 @@ def test_a_link_that_never_lasts_is_dialled_ever_more_slowly() -> None:
     assert pauses == [1, 2, 4]
 
 
-def test_a_goodbye_ends_the_dialling_but_never_a_link() -> None:
-    play = Played()
+def test_goodbye_ends_dials_but_no_link() -> None:
+    play = ManualRoster()
     play(PeerSeen(advert()))
     assert play(PeerGone("drafter-1")) == []
     assert play(Ticked(), after_s=1000) == []
@@ -204,29 +204,29 @@ def test_a_goodbye_ends_the_dialling_but_never_a_link() -> None:
     play(PeerSeen(advert()))
     play(UP)
     assert play(PeerGone("drafter-1")) == []
-    assert play.standing() == ("linked", "")
+    assert play.state_of() == ("linked", "")
     assert play(LinkDown("drafter-1", "stopped", is_disconnect=True)) == []
     assert play.roster.explain() == []
 
 
-def test_a_newer_life_replaces_its_ghost_at_once() -> None:
-    play = Played()
+def test_restarted_node_is_dialled_at_once() -> None:
+    play = ManualRoster()
     play(PeerSeen(advert()))
     play(UP)
     newer = PeerSeen(advert(incarnation=6))
     assert play(newer, after_s=60) == [KNOWN]
     assert play(LinkDown("drafter-1", "another link to this node takes over")) == []
     assert play(LinkUp("drafter-1", 6, "drafter-1")) == []
-    assert play.standing() == ("linked", "")
+    assert play.state_of() == ("linked", "")
 
 
 def test_linked_node_is_not_dialled_when_another_node_at_its_address_leaves() -> None:
-    play = Played()
+    play = ManualRoster()
     play(PeerSeen(advert()))
     play(UP)
     play(LinkUp("drafter-2", 1, "drafter-1"))
     assert play(LinkDown("drafter-2", "cable")) == []
-    assert play.standing() == ("linked", "")
+    assert play.state_of() == ("linked", "")
     assert play(Ticked(), after_s=LONGEST_S) == []
 
 
@@ -234,25 +234,25 @@ FALSE = {"incarnation": 99, "addresses": ("10.6.6.6",)}
 
 
 @pytest.mark.parametrize("changes", [{}, {"cluster": "other"}, {"role": "target"}, {"protocol": 9}])
-def test_a_false_claim_ends_no_link_and_hides_nobody_who_was_linked(
+def test_false_announcement_ends_no_link_and_replaces_no_address(
     changes: dict[str, Any],
 ) -> None:
-    play = Played()
+    play = ManualRoster()
     play(PeerSeen(advert()))
     play(UP)
     effects = play(PeerSeen(advert(**FALSE, **changes)), after_s=60)
     assert all(isinstance(effect, Dial) for effect in effects)
     if effects:
         assert play(DialFailed("drafter-1", "nobody there")) == []
-    assert play.standing() == ("linked", "")
+    assert play.state_of() == ("linked", "")
     play(LinkDown("drafter-1", "cable"))
     [dial] = play(Ticked(), after_s=LONGEST_S)
     assert isinstance(dial, Dial)
     assert (dial.endpoints[0], dial.is_known) == (Address("10.0.0.5", 7000), True)
 
 
-def test_a_name_that_was_claimed_before_its_node_came_is_dialled_at_both_places() -> None:
-    play = Played()
+def test_node_whose_name_was_claimed_before_is_dialled_at_both_addresses() -> None:
+    play = ManualRoster()
     play(PeerSeen(advert(**FALSE)))
     play(PeerSeen(advert()))
     play(DialFailed("drafter-1", "nobody there"))
@@ -261,8 +261,8 @@ def test_a_name_that_was_claimed_before_its_node_came_is_dialled_at_both_places(
     assert dial.endpoints == (Address("10.6.6.6", 7000), Address("10.0.0.5", 7000))
 
 
-def test_places_that_are_claimed_are_bounded() -> None:
-    play = Played()
+def test_claimed_addresses_are_bounded() -> None:
+    play = ManualRoster()
     for number in range(100):
         play(PeerSeen(advert(addresses=(f"10.6.6.{number}",), incarnation=number)))
     [dial] = play(Ticked(), after_s=FIRST_S)
@@ -270,8 +270,8 @@ def test_places_that_are_claimed_are_bounded() -> None:
     assert len(dial.endpoints) == MAX_ENDPOINTS
 
 
-def test_a_false_goodbye_does_not_end_the_search_for_a_node_that_is_lost() -> None:
-    play = Played()
+def test_lost_node_is_dialled_after_a_false_goodbye() -> None:
+    play = ManualRoster()
     play(PeerSeen(advert()))
     play(UP)
     play(PeerGone("drafter-1"))
@@ -283,16 +283,16 @@ def test_a_false_goodbye_does_not_end_the_search_for_a_node_that_is_lost() -> No
     assert play(Ticked(), after_s=1000) == []
 
 
-def test_an_echo_of_an_older_life_is_ignored() -> None:
-    play = Played()
+def test_announcement_of_an_earlier_process_is_ignored() -> None:
+    play = ManualRoster()
     play(PeerSeen(advert(incarnation=6)))
     assert play(PeerSeen(advert(incarnation=5, port=1)), after_s=STALE_LIFE_S - 1) == []
     play(LinkUp("drafter-1", 6, "drafter-1"))
     assert play(PeerSeen(advert(incarnation=5, port=1)), after_s=1000) == []
 
 
-def test_a_node_whose_clock_went_back_is_found_again() -> None:
-    play = Played()
+def test_node_whose_clock_went_back_is_dialled() -> None:
+    play = ManualRoster()
     play(PeerSeen(advert(incarnation=6)))
     play(DialFailed("drafter-1", "off"))
     effects = play(PeerSeen(advert(incarnation=1, port=1)), after_s=STALE_LIFE_S)
@@ -300,25 +300,25 @@ def test_a_node_whose_clock_went_back_is_found_again() -> None:
     assert dial.endpoints[0] == Address("10.0.0.5", 1)
 
 
-def test_a_peer_that_dialled_us_is_not_dialled() -> None:
-    play = Played()
+def test_peer_that_dialled_us_is_not_dialled() -> None:
+    play = ManualRoster()
     play(LinkUp("drafter-1", 5))
     assert play(PeerSeen(advert())) == []
-    assert play.standing() == ("linked", "")
+    assert play.state_of() == ("linked", "")
 
 
-def test_our_own_announcement_is_ignored_and_a_copy_of_it_is_told() -> None:
-    play = Played()
+def test_own_announcement_is_ignored_and_a_copy_reported() -> None:
+    play = ManualRoster()
     ours = {"node_id": "target-1", "role": "target"}
     assert play(PeerSeen(advert(**ours, incarnation=1000))) == []
-    told = "another node announces our name: give each node its own"
+    explained = "another node announces our name: give each node its own"
     copy = PeerSeen(advert(**ours, incarnation=1001))
-    assert play(copy) == [Explained("target-1", told, "refused")]
+    assert play(copy) == [Explained("target-1", explained, "refused")]
     assert play(copy) == []
 
 
-def test_the_number_of_announced_peers_is_bounded() -> None:
-    play = Played()
+def test_number_of_announced_peers_is_bounded() -> None:
+    play = ManualRoster()
     for number in range(MAX_PEERS):
         play(PeerSeen(advert(node_id=f"d{number}")))
     effects = play(PeerSeen(advert(node_id="one-more")))
@@ -326,8 +326,8 @@ def test_the_number_of_announced_peers_is_bounded() -> None:
     assert len(play.roster.explain()) == MAX_PEERS
 
 
-def test_who_was_tried_in_vain_makes_room() -> None:
-    play = Played()
+def test_peer_whose_dials_failed_makes_room() -> None:
+    play = ManualRoster()
     play(PeerSeen(advert()))
     play(UP)
     for number in range(MAX_PEERS - 1):
@@ -342,8 +342,8 @@ def test_who_was_tried_in_vain_makes_room() -> None:
     assert "drafter-1" in names
 
 
-def test_a_late_failure_of_a_peer_that_left_changes_nothing() -> None:
-    play = Played()
+def test_late_failure_of_a_forgotten_peer_changes_nothing() -> None:
+    play = ManualRoster()
     play(PeerSeen(advert()))
     play(PeerGone("drafter-1"))
     assert play(DialFailed("drafter-1", "off")) == []
@@ -371,16 +371,16 @@ events = st.one_of(
 
 
 @given(st.lists(st.tuples(events, st.sampled_from([0.0, 0.5, 10.0])), max_size=40))
-def test_whatever_happens_nobody_is_dialled_who_should_not_be(
-    story: list[tuple[Event, float]],
+def test_any_events_cause_permitted_dials_only(
+    history: list[tuple[Event, float]],
 ) -> None:
-    play = Played(static=[STATIC])
+    play = ManualRoster(static=[STATIC])
     linked: dict[str, int] = {}
     claimed: dict[str, int] = {}
-    for event, after_s in story:
+    for event, after_s in history:
         match event:
-            case LinkUp(node_id, life, _):
-                linked[node_id] = life
+            case LinkUp(node_id, incarnation, _):
+                linked[node_id] = incarnation
             case LinkDown(node_id):
                 linked.pop(node_id, None)
             case PeerSeen(advert):
@@ -398,5 +398,5 @@ def test_whatever_happens_nobody_is_dialled_who_should_not_be(
         assert due is None or due > play.now
         assert len(play.roster.explain()) <= 3
     for explanation in play.roster.explain():
-        is_told = explanation.reason != "" or explanation.state == "linked"
-        assert is_told, explanation
+        is_explained = explanation.reason != "" or explanation.state == "linked"
+        assert is_explained, explanation

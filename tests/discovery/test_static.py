@@ -19,7 +19,7 @@ from edgecosine.errors import ConfigError
         ("[::ffff:10.0.0.1]:7000", Address("::ffff:10.0.0.1", 7000)),
     ],
 )
-def test_an_address_is_understood_and_written_back(text: str, address: Address) -> None:
+def test_address_round_trips(text: str, address: Address) -> None:
     assert parse_address(text) == address
     assert parse_address(str(address)) == address
 
@@ -29,7 +29,7 @@ def test_an_address_is_understood_and_written_back(text: str, address: Address) 
     ["", "host", "host:", ":7000", "host:0", "host:65536", "fd00::5:7000", "[fd00::5]", "a b:1",
      "host:70a", "[host]:7000", "http://host:7000", "host:7000/x", "höst:1", "host:٣"],
 )  # fmt: skip
-def test_anything_else_is_the_operators_error(text: str) -> None:
+def test_invalid_address_is_a_configuration_error(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_address(text, key="listen")
     assert (caught.value.key, caught.value.value) == ("listen", text)

@@ -15,7 +15,7 @@ from edgecosine.engine.cuda.padded_model import PaddedModel
 from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
-from edgecosine.engine.rotary import LONG, mark_of, turning_length
+from edgecosine.engine.rotary import LONG, mark_of, switching_length
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.errors import ModelUnsupported
@@ -78,7 +78,7 @@ def test_answers_equal_transformers_in_any_batch(phi3: str, truths: dict[int, li
         assert decode(engine, [prompt], LENGTH, [nothing])[0] == [answer]
 
 
-def test_drafts_do_not_change_an_answer_beyond_the_turning_length(
+def test_drafts_do_not_change_an_answer_beyond_the_switching_length(
     phi3: str, truths: dict[int, list[int]]
 ) -> None:
     engine = _target(phi3)
@@ -90,7 +90,7 @@ def test_drafts_do_not_change_an_answer_beyond_the_turning_length(
     assert decode(engine, prompts, LENGTH, trees)[0] == list(truths.values())
 
 
-def test_a_prefix_of_the_other_kind_is_not_reused(phi3: str) -> None:
+def test_prefix_of_the_other_kind_is_not_reused(phi3: str) -> None:
     engine = _target(phi3)
     long = prompt_of(BEYOND)
     [fresh], _ = decode(engine, [long[:SHORT]], 4, [nothing])
@@ -157,21 +157,21 @@ def test_stock_longrope_depends_on_the_batch() -> None:
     )
 
 
-def test_turning_length_comes_from_the_configuration() -> None:
-    assert turning_length(build("phi3", **LONGROPE).config) == TURN
-    assert turning_length(build("llama").config) == turning_length(build("gpt2").config) == 0
+def test_switching_length_comes_from_the_configuration() -> None:
+    assert switching_length(build("phi3", **LONGROPE).config) == TURN
+    assert switching_length(build("llama").config) == switching_length(build("gpt2").config) == 0
     assert [mark_of(n, TURN) for n in (TURN, TURN + 1)] == [0, LONG]
     assert mark_of(1000, 0) == 0
 
 
-def test_layers_that_turn_at_different_lengths_are_refused() -> None:
+def test_layers_with_different_switching_lengths_are_refused() -> None:
     config = build("gemma3").config
     config.rope_parameters = {
         f"{kind}_attention": {**LONGROPE["rope_parameters"], "original_max_position_embeddings": n}
         for kind, n in (("full", 64), ("sliding", 32))
     }
     with pytest.raises(ModelUnsupported, match="32, 64"):
-        turning_length(config)
+        switching_length(config)
 
 
 def test_shift_changes_positions_but_not_kv_positions() -> None:

@@ -15,7 +15,7 @@ from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, lo
 from edgecosine.engine.draft.draft_sampling import rank_draft_tokens
 from edgecosine.engine.gumbel import gumbel
 from edgecosine.engine.sampling import adjust, draw
-from edgecosine.node.target.session import coupling_of
+from edgecosine.node.target.session import noise_of
 from edgecosine.protocol.api.openai import RequestLimits, parse_request
 from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, MIN_TEMPERATURE, Sampling
 
@@ -121,7 +121,7 @@ def test_drafter_with_the_targets_logits_drafts_the_targets_token(
 ) -> None:
     for row in range(20):
         how, logits = accepted({"temperature": temperature, "seed": row, **cut}), logits_of(row)
-        [found] = rank_draft_tokens(logits[None], [row], [coupling_of(how)], 4, kernels)
+        [found] = rank_draft_tokens(logits[None], [row], [noise_of(how)], 4, kernels)
         scores, token = scores_of(logits, how, row), draw(logits, row, how)
         assert scores[found.tokens[0]] >= scores[token] - 1e-3
         assert all(0.0 <= confidence <= 1.001 for confidence in found.confidences)

@@ -54,26 +54,26 @@ def test_stronger_drafter_owns_more_probability() -> None:
     assert load(strong[0]) > 0.7 > load(even[0])
 
 
-def guesses_after(path: Sequence[int]) -> DraftTokens:
+def draft_tokens_after(path: Sequence[int]) -> DraftTokens:
     """Any drafter's tokens after a path: four, one of them 1."""
-    turn = zlib.crc32(bytes(path)) % 3
-    return DraftTokens([1, 2, 3, 4], [(0.5, 0.4, 0.3)[turn], 0.25, 0.15, 0.1])
+    which = zlib.crc32(bytes(path)) % 3
+    return DraftTokens([1, 2, 3, 4], [(0.5, 0.4, 0.3)[which], 0.25, 0.15, 0.1])
 
 
 def draft_ahead(tree: TokenTree, shares: Sequence[float], num_steps: int) -> DrafterTree:
     """The draft of a drafter that reads two nodes in each step."""
-    growth = DraftTree(LENGTH)
-    growth.add_children(ROOT, guesses_after(()))
+    drafted = DraftTree(LENGTH)
+    drafted.add_children(ROOT, draft_tokens_after(()))
 
-    nodes = growth.seed_with(tree, shares)
+    nodes = drafted.seed_with(tree, shares)
     for _ in range(num_steps):
-        for node in nodes or growth.most_probable(2):
-            growth.read(node)
-            growth.add_children(
-                node, guesses_after([growth.nodes.token[at] for at in growth.path(node)])
+        for node in nodes or drafted.most_probable(2):
+            drafted.read(node)
+            drafted.add_children(
+                node, draft_tokens_after([drafted.nodes.token[at] for at in drafted.path(node)])
             )
         nodes = []
-    result = growth.proposal(64)
+    result = drafted.proposal(64)
     return draft_of("d", LENGTH, result.tokens, result.confidences, result.parents)
 
 
@@ -83,8 +83,8 @@ def coverage(drafts: Sequence[DrafterTree], tree: TokenTree) -> float:
     for endpoint, end in enumerate(ends):
         nodes = tree.path(endpoint - 1) if endpoint else ()
         accepted = [tree.tokens[node] for node in nodes]
-        guesses = guesses_after(accepted)
-        for bonus, share in zip(guesses.tokens, guesses.confidences, strict=True):
+        draft_tokens = draft_tokens_after(accepted)
+        for bonus, share in zip(draft_tokens.tokens, draft_tokens.confidences, strict=True):
             if tree.child(nodes[-1] if nodes else ROOT, bonus) is not None:
                 continue
             text = (*[0] * LENGTH, *accepted, bonus)

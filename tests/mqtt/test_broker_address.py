@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(60)
         ("mqtt://hub:", "hub", 1883),
     ],
 )
-def test_hosts_and_ports_are_read(url: str, host: str, port: int) -> None:
+def test_broker_host_and_port_are_parsed(url: str, host: str, port: int) -> None:
     address = BrokerAddress.parse(url)
     assert (address.host, address.port) == (host, port)
 
@@ -41,7 +41,7 @@ def test_hosts_and_ports_are_read(url: str, host: str, port: int) -> None:
         "mqtt://hub?tls", "mqtt://hub#1", "mqtt://a\0b", "mqtt://me@", "mqtt:hub",
     ],
 )  # fmt: skip
-def test_what_is_no_address_is_refused_as_it_was_given(url: str) -> None:
+def test_invalid_address_is_refused_as_it_was_given(url: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         BrokerAddress.parse(url)
     assert refusal.value.value == url
@@ -72,7 +72,7 @@ def test_url_without_a_password_is_shown_as_it_is(url: str) -> None:
 
 @needs_mosquitto
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paho's socket
-def test_plain_broker_is_told_from_an_encrypted_one() -> None:
+def test_plain_text_broker_is_detected_by_a_tls_client() -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url.replace("mqtt:", "mqtts:"))
@@ -83,7 +83,7 @@ def test_plain_broker_is_told_from_an_encrypted_one() -> None:
     run(story())
 
 
-def test_encrypted_broker_is_told_from_a_plain_one(tmp_path: Path) -> None:
+def test_tls_broker_is_detected_by_a_plain_text_client(tmp_path: Path) -> None:
     home = Home(tmp_path)
     key, chain = home.authority.issue_broker(["127.0.0.1"], home.now)
     (tmp_path / "pem").write_text(key + chain)

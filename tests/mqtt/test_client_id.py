@@ -1,4 +1,4 @@
-"""Whoever knows a node's name takes neither its connection nor the session that waits for it."""
+"""The name of a node gives no access to its connection or to its session."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ GUESSES = (
 )
 
 
-def test_name_of_a_node_does_not_take_its_connection() -> None:
+def test_name_of_a_node_is_not_enough_to_take_over_its_connection() -> None:
     async def story() -> None:
         async with (
             gateway_harness() as home,
             Client(home.broker.url, "home", client_id="me") as client,
         ):
             address = BrokerAddress.parse(home.broker.url)
-            for guess in GUESSES:
-                async with connect(address, client_id=guess):
+            for probe in GUESSES:
+                async with connect(address, client_id=probe):
                     pass
             ask(home, "1")
             assert (await answer(home, "1"))["choices"]
@@ -56,7 +56,7 @@ def test_name_of_a_node_does_not_take_its_connection() -> None:
     run(story())
 
 
-def test_session_waits_for_the_next_life_and_for_nobody_else(tmp_path: Path) -> None:
+def test_session_is_resumed_by_the_next_process_only(tmp_path: Path) -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
@@ -83,7 +83,7 @@ def test_session_waits_for_the_next_life_and_for_nobody_else(tmp_path: Path) -> 
     run(story())
 
 
-def test_secret_is_in_no_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_secret_is_never_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         ids = ClientIds.kept_in(tmp_path)
         async with EmbeddedBroker(port=free_port()) as broker:

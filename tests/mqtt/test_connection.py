@@ -97,7 +97,7 @@ def test_mqtt_5_carries_properties_and_3_1_1_the_rest() -> None:
 
 
 @needs_mosquitto
-def test_will_is_sent_when_we_are_torn_away_only() -> None:
+def test_will_is_sent_after_an_unclean_end_only() -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
@@ -160,7 +160,7 @@ async def scripted_broker(
 
 
 def old_and_silent(packet: bytes) -> bytes:
-    """Accept 3.1.1, say nothing to 5."""
+    """Accept 3.1.1 and do not answer 5."""
     return b"\x20\x02\x00\x00" if packet[8] == 4 else b""
 
 
@@ -170,7 +170,7 @@ def old_and_honest(packet: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("answer", [old_and_silent, old_and_honest])
-def test_old_broker_is_spoken_to_in_3_1_1(
+def test_old_broker_is_connected_by_3_1_1(
     answer: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mqtt, "_PROBE_TIMEOUT_S", 0.2)
@@ -208,7 +208,7 @@ def test_reset_is_noticed() -> None:
     run(story())
 
 
-def test_wrong_password_is_said_and_not_tried_again() -> None:
+def test_wrong_password_is_reported_and_not_retried() -> None:
     async def story() -> None:
         async with scripted_broker(lambda _: b"\x20\x03\x00\x86\x00") as (address, versions):
             with pytest.raises(BrokerLost, match=r"(?i)user name or password"):
@@ -221,34 +221,34 @@ def test_wrong_password_is_said_and_not_tried_again() -> None:
 
 @needs_mosquitto
 @pytest.mark.parametrize("version", ["5", "3.1.1"])
-def test_broker_keeps_what_was_not_acknowledged_and_what_came_meanwhile(version: Version) -> None:
+def test_broker_keeps_unacknowledged_and_new_messages_of_a_session(version: Version) -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
             ours = partial(connect, address, client_id="me", version=version, session_s=60)
 
-            async def say(*payloads: bytes) -> None:
+            async def publish_to(*payloads: bytes) -> None:
                 async with connect(address, client_id="you", version=version) as connection:
                     for payload in payloads:
                         await connection.publish(Outgoing("a/b", payload))
 
-            async def hear(count: int, *acknowledged: bytes) -> list[bytes]:
-                heard = []
+            async def receive(count: int, *acknowledged: bytes) -> list[bytes]:
+                received = []
                 async with ours() as connection:
                     await connection.subscribe(["a/b"])
                     if count == 2:
-                        await say(b"1", b"2")
+                        await publish_to(b"1", b"2")
                     async with contextlib.aclosing(connection.messages()) as messages:
-                        while len(heard) < count:
+                        while len(received) < count:
                             message = await anext(messages)
-                            heard.append(message.payload)
+                            received.append(message.payload)
                             if message.payload in acknowledged:
                                 message.acknowledge()
-                return heard
+                return received
 
-            assert await hear(2, b"1") == [b"1", b"2"]
-            await say(b"3", b"4")
-            assert await hear(3, b"2", b"3") == [b"2", b"3", b"4"]
-            assert await hear(1, b"4") == [b"4"]
+            assert await receive(2, b"1") == [b"1", b"2"]
+            await publish_to(b"3", b"4")
+            assert await receive(3, b"2", b"3") == [b"2", b"3", b"4"]
+            assert await receive(1, b"4") == [b"4"]
 
     run(story())

@@ -1,4 +1,4 @@
-"""The inbox: bounded, as things came for ordinary senders, and in turns beside one that floods."""
+"""The inbox: bounded, in order of arrival, and round robin beside a flooding sender."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Box:
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=100))
-def test_ordinary_senders_are_read_as_they_came(senders: list[str]) -> None:
+def test_moderate_senders_are_read_in_order_of_arrival(senders: list[str]) -> None:
     box = Box()
     for number, sender in enumerate(senders):
         box.put(sender, str(number).encode())
@@ -51,7 +51,7 @@ def test_ordinary_senders_are_read_as_they_came(senders: list[str]) -> None:
     st.integers(1, 20),
     st.integers(10_000, 40_000),
 )
-def test_everything_is_read_once_or_dropped_once_and_bounds_hold(
+def test_every_message_is_read_or_dropped_once_within_the_bounds(
     messages: list[tuple[str, int, Qos]], max_messages: int, max_bytes: int
 ) -> None:
     box = Box(max_messages, max_bytes)
@@ -70,7 +70,7 @@ def test_everything_is_read_once_or_dropped_once_and_bounds_hold(
     assert box.inbox.has_room(max_bytes)
 
 
-def test_sender_that_floods_waits_behind_others() -> None:
+def test_flooding_sender_is_read_after_others() -> None:
     box = Box()
     for number in range(800):
         box.put("flood", str(number).encode())
@@ -82,7 +82,7 @@ def test_sender_that_floods_waits_behind_others() -> None:
     assert len(order) == 803
 
 
-def test_large_messages_use_a_share_up_sooner() -> None:
+def test_large_messages_exhaust_a_share_sooner() -> None:
     box = Box(max_bytes=100 << 20)
     for _ in range(100):
         box.put("flood", bytes(250_000))
@@ -90,7 +90,7 @@ def test_large_messages_use_a_share_up_sooner() -> None:
     assert [sender for sender, _ in box.take_all()].index("honest") < 4
 
 
-def test_what_floods_finds_no_room_and_others_do() -> None:
+def test_full_inbox_drops_messages_of_the_flood() -> None:
     box = Box(max_messages=300)
     for _ in range(1000):
         box.put("flood", qos=0)
@@ -100,7 +100,7 @@ def test_what_floods_finds_no_room_and_others_do() -> None:
     assert {"honest", "sure"} < {sender for sender, _ in box.take_all()}
 
 
-def test_of_qos_0_is_dropped_before_what_its_sender_is_told_of() -> None:
+def test_qos_0_is_dropped_first() -> None:
     box = Box(max_messages=10)
     for _ in range(10):
         box.put("a", qos=1)
@@ -110,7 +110,7 @@ def test_of_qos_0_is_dropped_before_what_its_sender_is_told_of() -> None:
     assert box.dropped == [None, Incoming("a", b"told")]
 
 
-def test_message_of_a_flood_is_not_wanted_before_it_is_decoded() -> None:
+def test_message_of_a_flood_is_dropped_before_it_is_decoded() -> None:
     box = Box(max_messages=300)
     while box.inbox.has_room(0):
         box.put("flood", qos=0)

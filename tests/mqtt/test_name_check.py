@@ -1,4 +1,4 @@
-"""Two nodes of one name: the second one is told, and the first one notices nothing."""
+"""Two nodes of one name: the second one gets an error, and the first one is not disturbed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.mqtt import HOME, free_port, listening, needs_mosquitto, run,
 pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
 
-def test_second_node_of_a_name_is_told_that_one_is_at_work() -> None:
+def test_second_node_of_a_name_is_refused() -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
@@ -39,30 +39,30 @@ def test_name_of_a_dead_node_is_free() -> None:
         async with EmbeddedBroker(port=free_port()) as broker, listening(broker) as listener:
             address = BrokerAddress.parse(broker.url)
             await check_name(address, "home", "d1")
-            ghost = {"state": "ready", "session": "s0", "ts": 1.0}
-            listener.send(HOME.node_status("d1"), ghost, retain=True)
+            retained = {"state": "ready", "session": "s0", "ts": 1.0}
+            listener.send(HOME.node_status("d1"), retained, retain=True)
             await listener.expect(HOME.node_status("d1"), 2)
             await check_name(address, "home", "d1")
 
     run(story())
 
 
-def test_of_two_that_ask_at_once_one_goes_on() -> None:
+def test_one_of_two_concurrent_nodes_gets_the_name() -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
-            is_told = asyncio.Event()
+            is_asked_for = asyncio.Event()
 
             async def start() -> bool:
                 try:
                     await check_name(address, "home", "d1")
                 except ConfigError:
-                    is_told.set()
+                    is_asked_for.set()
                     return False
                 node = NodeStatusPublisher(broker=address, cluster="home", node_id="d1")
                 async with running(node.run()):
                     await node.connected()
-                    await is_told.wait()
+                    await is_asked_for.wait()
                 return True
 
             async with asyncio.TaskGroup() as group:

@@ -1,4 +1,4 @@
-"""A node's word on MQTT: there, ready, gone, or lost and the broker says so."""
+"""A node's status on MQTT: starting, ready, offline, or lost by its will."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def presence(broker: EmbeddedBroker) -> AsyncIterator[NodeStatusPublisher]
         yield node
 
 
-def test_node_tells_about_itself_and_clears_that_when_it_leaves() -> None:
+def test_node_publishes_its_status_and_clears_it_on_leaving() -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             async with presence(broker) as node:
@@ -71,7 +71,7 @@ def test_node_tells_about_itself_and_clears_that_when_it_leaves() -> None:
     run(story())
 
 
-def test_will_of_a_former_life_is_corrected() -> None:
+def test_will_of_a_former_process_is_corrected() -> None:
     async def story() -> None:
         async with EmbeddedBroker(port=free_port()) as broker, presence(broker) as node:
             node.publish_presence("ready")
@@ -84,7 +84,7 @@ def test_will_of_a_former_life_is_corrected() -> None:
     run(story())
 
 
-def test_word_of_a_node_lapses_and_is_said_again_as_it_was(
+def test_status_expires_and_is_renewed_unchanged(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "RENEW_S", 0.05)
@@ -115,7 +115,7 @@ def test_killed_node_is_lost() -> None:
     run(story())
 
 
-def test_state_is_told_again_to_a_broker_that_forgot() -> None:
+def test_state_is_published_again_after_the_broker_lost_it() -> None:
     async def story() -> None:
         port = free_port()
         async with contextlib.AsyncExitStack() as stack:

@@ -31,7 +31,7 @@ async def drain(outbox: Outbox) -> list[str]:
     return topics
 
 
-def test_unsettled_messages_come_again_first_and_in_order() -> None:
+def test_unsettled_messages_are_taken_again_first_and_in_order() -> None:
     async def story() -> None:
         outbox = Outbox(10)
         for message in (sure("a"), loose("b"), sure("c"), sure("d"), sure("e")):
@@ -44,7 +44,7 @@ def test_unsettled_messages_come_again_first_and_in_order() -> None:
     asyncio.run(story())
 
 
-def test_full_outbox_drops_what_may_be_lost_and_never_what_must_arrive(
+def test_full_outbox_drops_qos_0_only(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def story() -> None:
@@ -66,7 +66,7 @@ def test_full_outbox_drops_what_may_be_lost_and_never_what_must_arrive(
     assert "outbox is full" in caplog.text
 
 
-def test_few_large_messages_fill_it_too() -> None:
+def test_outbox_is_bounded_in_bytes() -> None:
     outbox = Outbox(max_bytes=100)
     outbox.put(Outgoing("a", bytes(60), qos=0))
     assert not outbox.is_full
@@ -76,7 +76,7 @@ def test_few_large_messages_fill_it_too() -> None:
     assert len(outbox) == 2
 
 
-def test_long_correlation_data_fill_it_too() -> None:
+def test_correlation_data_count_as_bytes() -> None:
     outbox = Outbox(max_bytes=100)
     outbox.put(Outgoing("a", b"", correlation=bytes(60)))
     assert not outbox.is_full
@@ -84,7 +84,7 @@ def test_long_correlation_data_fill_it_too() -> None:
     assert outbox.is_full
 
 
-def test_newer_retained_message_takes_the_place_of_the_older_one() -> None:
+def test_newer_retained_message_replaces_the_older_one() -> None:
     async def story() -> None:
         outbox = Outbox(10)
         for payload in (b"1", b"2", b"3"):
@@ -105,7 +105,7 @@ def test_newer_retained_message_takes_the_place_of_the_older_one() -> None:
     asyncio.run(story())
 
 
-def test_whoever_makes_more_waits_for_room() -> None:
+def test_sender_can_wait_for_room() -> None:
     async def story() -> None:
         outbox = Outbox(2)
         await outbox.room()
@@ -123,7 +123,7 @@ def test_whoever_makes_more_waits_for_room() -> None:
 
 
 @given(st.lists(st.sampled_from(["sure", "loose", "state", "take", "settle", "rewind"])))
-def test_what_must_arrive_arrives_once_settled_in_order_and_bytes_are_counted(
+def test_qos_1_messages_are_settled_once_in_order_and_bytes_are_counted(
     events: list[str],
 ) -> None:
     """Whatever happens, messages of QoS 1 leave in the order in which they came."""

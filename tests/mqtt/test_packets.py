@@ -32,7 +32,9 @@ def read(packets: Packets) -> list[tuple[int, bytes]]:
     ),
     st.lists(st.integers(1, 20_000), min_size=1),
 )
-def test_packets_are_the_same_in_any_pieces(sent: list[tuple[int, int]], cuts: list[int]) -> None:
+def test_packets_do_not_depend_on_the_division_of_the_stream(
+    sent: list[tuple[int, int]], cuts: list[int]
+) -> None:
     whole = [(first, bytes(i % 251 for i in range(size))) for first, size in sent]
     stream = b"".join(packet(first, body) for first, body in whole)
     packets, found = Packets(), []
@@ -53,7 +55,7 @@ def test_length_of_five_bytes_is_refused() -> None:
         packets.next()
 
 
-def test_topic_and_payload_are_seen_without_decoding() -> None:
+def test_topic_and_payload_are_read_without_decoding() -> None:
     topic = b"\x00\x03a/b"
     assert is_qos_0(0x30)
     assert is_qos_0(0x31)

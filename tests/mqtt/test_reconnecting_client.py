@@ -42,7 +42,7 @@ async def held_up(home: EmbeddedBroker, is_open: asyncio.Event) -> AsyncIterator
         server.close()
 
 
-def test_message_on_its_way_is_not_sent_again_by_who_leaves() -> None:
+def test_message_in_flight_is_not_sent_again_on_disconnect() -> None:
     async def story() -> None:
         is_open = asyncio.Event()
         is_open.set()

@@ -18,7 +18,7 @@ def state(number: int) -> Outgoing:
     return Outgoing("state", b"x" * number, retain=True)
 
 
-def test_message_is_given_up_when_a_connection_ends_with_it_twice_in_a_row() -> None:
+def test_message_alone_in_flight_at_two_losses_is_given_up() -> None:
     refusals = RefusedMessages()
     assert [refusals.lost(each, 0.0) for each in (FINAL, OTHER, FINAL)] == [False] * 3
     refusals.taken(FINAL)
@@ -29,7 +29,7 @@ def test_message_is_given_up_when_a_connection_ends_with_it_twice_in_a_row() -> 
 
 
 @pytest.mark.parametrize("reason_code", [139, 141, 142])
-def test_message_is_not_to_blame_for_what_the_broker_says_is_no_fault_of_it(
+def test_message_is_kept_if_the_broker_gives_another_reason(
     reason_code: int,
 ) -> None:
     refusals = RefusedMessages()
@@ -38,7 +38,7 @@ def test_message_is_not_to_blame_for_what_the_broker_says_is_no_fault_of_it(
     assert refusals.lost(FINAL, 0.0, 149)
 
 
-def test_retained_message_is_not_sent_again_unless_it_has_become_shorter() -> None:
+def test_refused_retained_message_is_sent_again_only_if_shorter() -> None:
     refusals = RefusedMessages()
     assert not refusals.lost(state(8), 0.0)
     assert refusals.lost(state(9), 0.0)
@@ -53,7 +53,7 @@ def test_retained_message_is_not_sent_again_unless_it_has_become_shorter() -> No
     assert refusals.objection(state(9), 0.0) is None
 
 
-def test_after_a_loss_what_was_in_flight_leaves_one_at_a_time() -> None:
+def test_messages_in_flight_at_a_loss_are_sent_one_at_a_time() -> None:
     async def story() -> None:
         outbox = Outbox()
         for name in "abcd":
@@ -81,7 +81,7 @@ def test_after_a_loss_what_was_in_flight_leaves_one_at_a_time() -> None:
     asyncio.run(story())
 
 
-def test_message_that_is_given_up_leaves_no_more() -> None:
+def test_given_up_message_is_not_taken_again() -> None:
     async def story() -> None:
         outbox = Outbox()
         for message in (FINAL, state(1), OTHER):
@@ -99,7 +99,7 @@ def test_message_that_is_given_up_leaves_no_more() -> None:
     asyncio.run(story())
 
 
-def test_limits_of_a_broker_are_kept() -> None:
+def test_objection_follows_the_brokers_limits() -> None:
     limits = BrokerLimits(max_packet_bytes=100, max_qos=0, keeps_retained=False)
     assert limits.fit(state(1)) == Outgoing("state", b"x", qos=0)
     assert BrokerLimits().fit(state(1)) is not None
@@ -109,7 +109,7 @@ def test_limits_of_a_broker_are_kept() -> None:
     assert "topic" in str(BrokerLimits().objection(Outgoing("a\uffff", b"")))
 
 
-def test_length_of_a_packet_is_never_reckoned_too_short() -> None:
+def test_estimated_packet_length_is_never_too_short() -> None:
     message = Outgoing("a", b"b", correlation=b"c", response_topic="d", content_type="e",
                        expiry_s=60, user=(("f", "g"), ("h", "i")))  # fmt: skip
     on_the_wire = 2 + 3 + 2 + 1 + 4 + 4 + 4 + 5 + 2 * 7 + 1

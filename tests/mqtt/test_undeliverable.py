@@ -1,4 +1,4 @@
-"""A real Mosquitto that refuses a message for good keeps nobody from the other messages."""
+"""A message that a real Mosquitto refuses for good does not block other messages."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LONG, SHORT = "x" * 30_000, "to be"
 
 
 class Service(ScriptedService):
-    """Says much to who asks much."""
+    """Gives long answers to long requests."""
 
     async def answer(self, request: Any) -> AsyncIterator[Any]:  # type: ignore[override]
         self.words = (LONG if request.prompt == "much" else SHORT,)
@@ -51,18 +51,18 @@ class Service(ScriptedService):
 async def gateway(url: str, directory: Path) -> AsyncIterator[Counters]:
     """A target's gateway with a journal, as it is when it starts again."""
     counters, journal = Counters(), DiskJournal(directory)
-    door = Gateway(
+    gateway = Gateway(
         Service(), broker=BrokerAddress.parse(url), cluster="home", node_id="t1",
         counters=counters, journal=journal, recovered=recover(journal, "tiny", BootTime.now()),
     )  # fmt: skip
-    async with running(door.run()):
-        await door.client.connected()
+    async with running(gateway.run()):
+        await gateway.client.connected()
         yield counters
 
 
 @contextlib.asynccontextmanager
 async def reader(url: str) -> AsyncIterator[Listener]:
-    """Somebody who hears everything and is not in the way of what is refused."""
+    """A subscriber to all topics that does not cause the refusals."""
     listener = Listener(BrokerAddress.parse(url), (f"{HOME.root}/#",), "reader")
     async with running(listener.mqtt_client.run()):
         await listener.mqtt_client.connected()
@@ -79,7 +79,7 @@ async def final(listener: Listener, request_id: str, count: int = 1) -> Any:
     return json.loads(messages[-1].payload)
 
 
-def test_answer_that_is_too_long_for_the_broker_is_a_short_error(tmp_path: Path) -> None:
+def test_answer_too_long_for_the_broker_becomes_an_error(tmp_path: Path) -> None:
     async def story() -> None:
         settings = ("max_packet_size 20000",)
         async with own_mosquitto(tmp_path, *settings) as url, reader(url) as listener:
@@ -105,7 +105,7 @@ def hang_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker_limits, "can_publish_to", lambda _: True)
 
 
-def test_topic_that_the_broker_hangs_up_on_is_given_up(
+def test_topic_for_which_the_broker_disconnects_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story() -> None:
@@ -136,7 +136,7 @@ def test_topic_that_the_broker_hangs_up_on_is_given_up(
     run(story())
 
 
-def test_announcement_that_the_broker_hangs_up_on_keeps_nobody_out(
+def test_announcement_for_which_the_broker_disconnects_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story() -> None:
@@ -157,7 +157,7 @@ def test_announcement_that_the_broker_hangs_up_on_keeps_nobody_out(
 
 
 @pytest.mark.parametrize("setting", ["retain_available false", "max_qos 0"])
-def test_broker_that_can_do_less_is_asked_for_less(tmp_path: Path, setting: str) -> None:
+def test_limits_of_the_broker_are_respected(tmp_path: Path, setting: str) -> None:
     async def story() -> None:
         async with (
             own_mosquitto(tmp_path, setting) as url,
@@ -170,7 +170,7 @@ def test_broker_that_can_do_less_is_asked_for_less(tmp_path: Path, setting: str)
     run(story())
 
 
-def test_limits_are_those_that_the_broker_tells(tmp_path: Path) -> None:
+def test_limits_are_read_from_the_broker(tmp_path: Path) -> None:
     async def story() -> None:
         settings = ("max_packet_size 20000", "max_inflight_messages 3", "max_qos 1")
         async with own_mosquitto(tmp_path, *settings) as url:
@@ -185,7 +185,7 @@ def test_limits_are_those_that_the_broker_tells(tmp_path: Path) -> None:
     run(story())
 
 
-def test_older_broker_hangs_up_on_what_is_too_long_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_too_long_message_is_given_up_where_the_broker_sends_no_limits(tmp_path: Path) -> None:
     async def story() -> None:
         async with own_mosquitto(tmp_path, "max_packet_size 20000") as url:
             refused: list[str] = []
@@ -208,7 +208,7 @@ def test_older_broker_hangs_up_on_what_is_too_long_and_the_rest_goes_on(tmp_path
     run(story())
 
 
-def test_message_that_the_broker_declines_is_given_up_at_once(tmp_path: Path) -> None:
+def test_message_that_the_broker_refuses_is_given_up_at_once(tmp_path: Path) -> None:
     async def story() -> None:
         (tmp_path / "acl").write_text("topic readwrite good\n")
         given_up: list[tuple[str, str]] = []
@@ -233,7 +233,7 @@ def test_message_that_the_broker_declines_is_given_up_at_once(tmp_path: Path) ->
     run(story())
 
 
-def test_asker_is_told_that_the_broker_does_not_take_the_request(tmp_path: Path) -> None:
+def test_client_gets_an_error_for_a_request_that_the_broker_refuses(tmp_path: Path) -> None:
     async def story() -> None:
         async with (
             own_mosquitto(tmp_path, "max_packet_size 20000") as url,
@@ -249,7 +249,7 @@ def test_asker_is_told_that_the_broker_does_not_take_the_request(tmp_path: Path)
     run(story())
 
 
-def test_final_of_a_former_life_that_no_broker_takes_holds_nobody_up(tmp_path: Path) -> None:
+def test_undeliverable_final_of_a_former_process_delays_no_request(tmp_path: Path) -> None:
     async def story() -> None:
         topic = HOME.root + "/response/cli/\uffff"
         old = FinalReply("old", topic, b"{}")

@@ -15,7 +15,7 @@ from edgecosine.security.credentials import Credentials, Enrolling
 
 @dataclass
 class Home:
-    """An authority, and nodes that it let in; `now` is when everything happens."""
+    """An authority and its nodes; `now` is the time of all its actions."""
 
     folder: Path
     cluster: str = "lab"
@@ -49,5 +49,5 @@ class Home:
         return LinkPolicy(self.admit(node_id, role).trust())
 
     def tell(self, credentials: Credentials) -> Credentials:
-        """What the authority says now, brought to a node."""
+        """The credentials with the authority's current trust list."""
         return credentials.with_trust(self.authority.trust_list(self.now))

@@ -1,4 +1,4 @@
-"""Who is let in, who is not, and what the one at the door is told."""
+"""Which nodes are admitted, and the reasons for refusals."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_guessed_token_is_refused(home: Home) -> None:
         home.authority.admit(bytes(16), "kitchen", Enrolling().request, home.now)
 
 
-def test_failed_join_does_not_use_the_token_up(home: Home) -> None:
+def test_failed_join_leaves_the_token_valid(home: Home) -> None:
     home.admit("kitchen")
     secret = home.secret()
     with pytest.raises(EnrolmentRefused, match="there is a node called kitchen"):
@@ -66,20 +66,20 @@ def test_failed_join_does_not_use_the_token_up(home: Home) -> None:
     home.authority.admit(secret, "cellar", Enrolling().request, home.now)
 
 
-def test_token_gives_the_role_and_may_give_the_name(home: Home) -> None:
+def test_token_determines_the_role_and_optionally_the_name(home: Home) -> None:
     secret = home.secret("target", node_id="attic")
     with pytest.raises(EnrolmentRefused, match="is for attic, not cellar"):
         home.authority.admit(secret, "cellar", Enrolling().request, home.now)
     assert home.authority.admit(secret, "attic", Enrolling().request, home.now).role == "target"
 
 
-def test_token_may_not_last_for_ever(home: Home) -> None:
+def test_validity_of_a_token_is_bounded(home: Home) -> None:
     for ttl in (timedelta(0), timedelta(days=8)):
         with pytest.raises(ConfigError, match="ttl"):
             home.authority.invite("drafter", ttl, home.now)
 
 
-def test_revoked_name_may_be_invited_anew_and_its_old_certificate_stays_out(home: Home) -> None:
+def test_revoked_name_may_join_again_with_a_new_certificate(home: Home) -> None:
     target, old = home.admit("attic", "target"), home.admit("kitchen")
     number = serial_of(old)
     home.authority.revoke("kitchen", home.now)
@@ -92,7 +92,7 @@ def test_revoked_name_may_be_invited_anew_and_its_old_certificate_stays_out(home
     home.authority.renew(new, Enrolling().request, home.now)
 
 
-def test_renewal_keeps_name_and_role_and_revocation_takes_all_certificates(home: Home) -> None:
+def test_renewal_keeps_name_and_role_and_revocation_covers_all_certificates(home: Home) -> None:
     first = home.admit("kitchen")
     enrolling = Enrolling()
     number = serial_of(first)
@@ -114,7 +114,7 @@ def test_expired_node_frees_its_name(home: Home) -> None:
     home.admit("kitchen")
 
 
-def test_authority_and_credentials_are_for_their_owner_only(home: Home) -> None:
+def test_files_are_readable_by_their_owner_only(home: Home) -> None:
     home.admit("kitchen")
     files = [path for path in home.folder.rglob("*") if path.is_file()]
     assert {"ledger.db", "node.pem"} <= {path.name for path in files}
@@ -124,7 +124,7 @@ def test_authority_and_credentials_are_for_their_owner_only(home: Home) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
 
-def test_key_that_others_could_read_is_refused(home: Home) -> None:
+def test_key_readable_by_others_is_refused(home: Home) -> None:
     credentials = home.admit("kitchen")
     credentials.node_file.chmod(0o640)
     with pytest.raises(ConfigError, match="chmod 600"):
@@ -134,21 +134,21 @@ def test_key_that_others_could_read_is_refused(home: Home) -> None:
         Authority(home.authority.folder.parent)
 
 
-def test_second_authority_in_one_place_is_refused(home: Home) -> None:
+def test_second_authority_in_a_directory_is_refused(home: Home) -> None:
     before = home.authority.fingerprint
     with pytest.raises(ConfigError, match="left as it is"):
         Authority.make(home.authority.folder.parent, "lab", ":1", home.now)
     assert Authority(home.authority.folder.parent).fingerprint == before
 
 
-def test_secrets_are_not_kept_in_plain(home: Home) -> None:
+def test_secrets_are_not_stored_in_plain_text(home: Home) -> None:
     secret = home.secret()
     stored = (home.authority.folder / "ledger.db").read_bytes()
     assert secret not in stored
     assert secret.hex().encode() not in stored
 
 
-def test_certificate_for_another_key_is_not_kept(home: Home) -> None:
+def test_certificate_of_another_key_is_refused(home: Home) -> None:
     mine, other = Enrolling(), Enrolling()
     admission = home.authority.admit(home.secret(), "kitchen", other.request, home.now)
     with pytest.raises(EnrolmentError, match="for another key"):
@@ -156,7 +156,7 @@ def test_certificate_for_another_key_is_not_kept(home: Home) -> None:
     assert not Credentials.are_in(home.place("kitchen"))
 
 
-def test_older_word_of_the_authority_is_not_taken(home: Home) -> None:
+def test_older_trust_list_is_refused(home: Home) -> None:
     """An old list could let a revoked node in again."""
     credentials, _ = home.admit("attic", "target"), home.admit("kitchen")
     before = home.authority.trust_list(home.now)
@@ -166,7 +166,7 @@ def test_older_word_of_the_authority_is_not_taken(home: Home) -> None:
     assert len(Credentials.load(credentials.directory).trust().revoked) == 1
 
 
-def test_list_that_the_authority_did_not_sign_is_not_taken(home: Home, tmp_path: Path) -> None:
+def test_trust_list_with_another_signature_is_refused(home: Home, tmp_path: Path) -> None:
     credentials = home.admit("attic", "target")
     away = Home(tmp_path, cluster="away").authority.trust_list(home.now)
     own = home.authority.trust_list(home.now)
@@ -176,7 +176,7 @@ def test_list_that_the_authority_did_not_sign_is_not_taken(home: Home, tmp_path:
     assert Credentials.load(credentials.directory).revision == credentials.revision
 
 
-def test_key_can_be_replaced_while_the_cluster_works(home: Home) -> None:
+def test_authority_key_can_be_replaced_in_a_running_cluster(home: Home) -> None:
     target, drafter = home.admit("attic", "target"), home.admit("kitchen")
     old_name, left_over = drafter.issuer, drafter.trust()
     home.authority.rotate(home.now)
@@ -189,7 +189,7 @@ def test_key_can_be_replaced_while_the_cluster_works(home: Home) -> None:
     )
     assert renewed.issuer != old_name
 
-    # The target has not heard of the change, and both ends still know each other.
+    # The target does not know the change, and both ends still trust each other.
     agree(target.trust().listening, renewed.trust().dialling)
     agree(renewed.trust().listening, target.trust().dialling)
 
@@ -213,34 +213,34 @@ def test_key_can_be_replaced_while_the_cluster_works(home: Home) -> None:
     secret=st.binary(min_size=16, max_size=16),
     addresses=st.lists(st.from_regex(r"[a-z0-9.]{1,40}:[0-9]{1,5}", fullmatch=True), max_size=8),
 )
-def test_token_comes_back_as_it_was_and_does_not_show_its_secret(
+def test_token_round_trips_and_its_repr_hides_the_secret(
     fingerprint: bytes, secret: bytes, addresses: list[str]
 ) -> None:
     token = JoinToken("home", fingerprint, secret, addresses)
-    word = write_token(token)
-    assert read_token(f" {word}\n") == token
+    text = write_token(token)
+    assert read_token(f" {text}\n") == token
     assert repr(secret) not in f"{token!r} {token}"
-    assert " " not in word
+    assert " " not in text
 
 
 @given(st.text(max_size=300))
-def test_anything_else_is_no_token_and_is_not_repeated(text: str) -> None:
+def test_invalid_token_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(ConfigError):
         read_token("ecs1-" + text)
 
 
 @given(at=st.integers(0, 80), by=st.integers(1, 25))
-def test_mistyped_token_is_noticed(at: int, by: int) -> None:
-    word = write_token(JoinToken("home", bytes(32), bytes(16), ["a:1"]))
+def test_mistyped_token_is_detected(at: int, by: int) -> None:
+    text = write_token(JoinToken("home", bytes(32), bytes(16), ["a:1"]))
     at += len("ecs1-")
-    other = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[(ord(word[at]) + by) % 26]
-    if other != word[at]:
+    other = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[(ord(text[at]) + by) % 26]
+    if other != text[at]:
         with pytest.raises(ConfigError):
-            read_token(word[:at] + other + word[at + 1 :])
+            read_token(text[:at] + other + text[at + 1 :])
 
 
 @given(st.text(max_size=80))
-def test_uri_names_a_node_or_nobody(text: str) -> None:
+def test_uri_is_that_of_a_node_or_none(text: str) -> None:
     for uri in (text, f"urn:edgecosine:node:{text}", f"urn:edgecosine:node:home:drafter:{text}"):
         identity = NodeIdentity.parse(uri)
         assert identity is None or identity.uri == uri

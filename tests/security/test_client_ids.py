@@ -1,4 +1,4 @@
-"""Client ids last, differ, and cannot be guessed or read."""
+"""Client ids persist, differ, and are secret."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from edgecosine.security.client_ids import SECRET_FILE, ClientIds
 
 
-def test_ids_are_the_same_in_the_next_life_and_nobodys_elsewhere(tmp_path: Path) -> None:
+def test_ids_survive_a_restart_and_differ_between_directories(tmp_path: Path) -> None:
     ids = ClientIds.kept_in(tmp_path / "state")
     assert ids.of("a") == ClientIds.kept_in(tmp_path / "state").of("a")
     assert ids.of("a").startswith("a-")
@@ -19,7 +19,7 @@ def test_ids_are_the_same_in_the_next_life_and_nobodys_elsewhere(tmp_path: Path)
 
 
 @pytest.mark.parametrize("damage", [b"", b"abc", b"x" * 33, b"0" * 1000])
-def test_damaged_secret_is_drawn_anew(tmp_path: Path, damage: bytes) -> None:
+def test_damaged_secret_is_replaced(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / SECRET_FILE).write_bytes(damage)
     assert ClientIds.kept_in(tmp_path).of("a") == ClientIds.kept_in(tmp_path).of("a")
 

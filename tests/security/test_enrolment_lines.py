@@ -38,14 +38,14 @@ VALUES = st.one_of(TEXT, st.integers(), st.none(), st.lists(TEXT), st.dictionari
 
 
 @given(REQUESTS)
-def test_requests_come_back_as_they_were(request: Join) -> None:
+def test_enrolment_requests_round_trip(request: Join) -> None:
     line = write_line(request)
     assert line.count(b"\n") == 1
     assert read_request(line) == request
 
 
 @given(ANSWERS)
-def test_answers_come_back_as_they_were(answer: Denial) -> None:
+def test_enrolment_answers_round_trip(answer: Denial) -> None:
     assert read_answer(write_line(answer)) == answer
 
 
@@ -64,7 +64,7 @@ def test_wrong_fields_are_read_or_refused(kind: str, fields: dict[str, object]) 
             read(line)
 
 
-def test_what_is_nested_too_deeply_is_refused() -> None:
+def test_too_deeply_nested_json_is_refused() -> None:
     line = b'{"type":"introduce","more":' + b"[" * (MAX_REQUEST_BYTES - 30) + b"\n"
     for read in (read_request, read_answer):
         with pytest.raises(EnrolmentError, match="cannot be read"):

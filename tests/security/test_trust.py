@@ -1,5 +1,5 @@
-"""What is asked beyond TLS: who signed a revocation list, and whether greeting and certificate
-tell of the same node."""
+"""Checks beyond TLS: the signature of a revocation list, and whether greeting and certificate
+name the same node."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOW = datetime.now(UTC)
 KITCHEN: dict[str, Any] = {"cluster": "lab", "role": "drafter", "node_id": "kitchen"}
 
 
-def test_revocation_list_in_the_authoritys_name_by_another_key_is_refused() -> None:
+def test_revocation_list_signed_by_another_key_is_refused() -> None:
     signer = Signer.new("lab", NOW)
     authorities = certificate_pem(signer.certificate)
     assert read_revoked(authorities, signer.revocation_list([7], 1, NOW)) == {7}
@@ -30,9 +30,7 @@ def test_revocation_list_in_the_authoritys_name_by_another_key_is_refused() -> N
 
 
 @pytest.mark.parametrize("change", [{"role": "target"}, {"node_id": "attic"}, {"cluster": "away"}])
-def test_greeting_that_differs_from_the_certificate_in_anything_is_refused(
-    change: dict[str, Any], tmp_path: Path
-) -> None:
+def test_greeting_must_agree_with_the_certificate(change: dict[str, Any], tmp_path: Path) -> None:
     home = Home(tmp_path)
     trust = home.admit("attic", "target").trust()
     peercert = {
@@ -41,6 +39,6 @@ def test_greeting_that_differs_from_the_certificate_in_anything_is_refused(
         "subjectAltName": (("URI", "urn:edgecosine:node:lab:drafter:kitchen"),),
     }
     assert trust.objection(peercert, hello(**KITCHEN)) is None
-    said = trust.objection(peercert, hello(**(KITCHEN | change)))
-    assert said is not None
-    assert "its certificate is that of drafter kitchen of cluster lab" in said
+    reason = trust.objection(peercert, hello(**(KITCHEN | change)))
+    assert reason is not None
+    assert "its certificate is that of drafter kitchen of cluster lab" in reason

@@ -79,7 +79,7 @@ class FakeLink:
         self.asked: list[DraftRequest] = []
         self.num_answered = 0
         self.released: list[str] = []
-        self.is_asked = asyncio.Event()
+        self.has_request = asyncio.Event()
         self.held: asyncio.Event | None = None
 
     def look(self) -> bool:
@@ -91,7 +91,7 @@ class FakeLink:
         if self._away:
             raise LinkLost("the link is down")
         self.asked.append(request)
-        self.is_asked.set()
+        self.has_request.set()
         if self.held is not None:
             await self.held.wait()
         fault = next(self._faults)
@@ -194,7 +194,7 @@ class TargetHarness:
 
 @dataclass
 class Drafter:
-    """A drafter of a harness, and the faults of its link in turn."""
+    """A drafter of a harness, and the successive faults of its link."""
 
     engine: DraftEngine
     faults: Sequence[LinkFault] = field(default=(LinkFault.FINE,))

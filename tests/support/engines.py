@@ -1,7 +1,7 @@
 """Engines without torch and a byte-level codec.
 
-A language is a function from (tokens so far, sampling) to the next token, so what the target says
-alone is known without running anything.
+A language is a function from (tokens so far, sampling) to the next token, so the target's own text
+is known without running anything.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def byte_codec() -> TextCodec:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ExpectedAnswer:
     """The target's answer without drafters."""
 
     text: str
@@ -116,7 +116,7 @@ class Said:
     logprobs: tuple[Logprobs, ...] = ()
 
 
-def alone(language: Language, request: Request) -> Said:
+def alone(language: Language, request: Request) -> ExpectedAnswer:
     """The target's own answer, token by token, written without the code under test."""
     assert isinstance(request.prompt, str)
     prompt, how = list(request.prompt.encode()), request.sampling
@@ -147,8 +147,8 @@ def alone(language: Language, request: Request) -> Said:
             exempt = len(text)
     text += "" if cuts() else decoder.decode(b"", final=True)
     if found := cuts():
-        return Said(text[: min(found)], tuple(tokens), "stop", tuple(logprobs))
-    return Said(text, tuple(tokens), reason, tuple(logprobs))
+        return ExpectedAnswer(text[: min(found)], tuple(tokens), "stop", tuple(logprobs))
+    return ExpectedAnswer(text, tuple(tokens), reason, tuple(logprobs))
 
 
 class ScriptedTarget:
@@ -251,17 +251,17 @@ class ScriptedDrafter:
         return DraftResult(proposed, (self._confidence,) * len(proposed))
 
 
-class TurnTaker(ScriptedDrafter):
-    """Right at positions whose parity is `turn`, with a low confidence at the others."""
+class AlternatingDrafter(ScriptedDrafter):
+    """Right at positions whose parity is `parity`, with a low confidence at the others."""
 
-    def __init__(self, language: Language, turn: int) -> None:
+    def __init__(self, language: Language, parity: int) -> None:
         super().__init__(language)
-        self._turn = turn
+        self._parity = parity
 
     def _draft(self, work: DraftWork) -> DraftResult:
         right = super()._draft(work)
-        places = range(len(work.tokens), len(work.tokens) + len(right.tokens))
-        hits = [place % 2 == self._turn for place in places]
+        positions = range(len(work.tokens), len(work.tokens) + len(right.tokens))
+        hits = [position % 2 == self._parity for position in positions]
         return DraftResult(
             tuple(t if hit else (t + 1) % EOS for t, hit in zip(right.tokens, hits, strict=True)),
             tuple(0.9 if hit else 0.2 for hit in hits),

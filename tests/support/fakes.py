@@ -36,16 +36,7 @@ class LoneQueue:
 
     has_ready_peer = False
 
-    def __init__(self) -> None:
-        self._start: Callable[[Claim], None] = lambda _: None
-
-    def attach(
-        self,
-        *,
-        start: Callable[[Claim], None],
-        abandon: Callable[[str], None],
-        has_finished: Callable[[str], bool],
-    ) -> None:
+    def __init__(self, start: Callable[[Claim], None]) -> None:
         self._start = start
 
     def has_other(self, ticket: ReplyAddress) -> bool:
@@ -85,15 +76,16 @@ def request_manager(
     recovered: RecoveredState = NOTHING_RECOVERED,
 ) -> RequestManager:
     """A lone target's request manager, which publishes in the cluster `home`."""
-    return RequestManager(
+    manager = RequestManager(
         service,
         MqttReplySink(Topics("home"), publish),
         admission=admission,
         journal=journal or NoJournal(),
-        queue=LoneQueue(),
+        queue=LoneQueue(lambda claim: manager.start(claim)),  # noqa: PLW0108 -- built here
         counters=counters or Counters(),
         recovered=recovered,
     )
+    return manager
 
 
 def acknowledge(manager: RequestManager, message: Outgoing) -> None:

@@ -1,4 +1,4 @@
-"""Network weather for tests: a TCP relay whose bytes can be delayed, held, swallowed or cut off.
+"""Network conditions for tests: a TCP relay whose bytes can be delayed, held, swallowed or cut off.
 
 What is unrealistic: the relay acknowledges what it takes, so a sender sees its bytes leave even
 while they are held; and delay is the same for every piece of a stream.
@@ -59,7 +59,7 @@ class LinkConditions:
                 end.transport.pause_reading()
 
     def carry(self, end: _End, data: bytes) -> None:
-        """Bring a piece to the other end, as the weather allows."""
+        """Deliver a piece to the other end, as the conditions allow."""
         self.num_bytes += len(data)
         if self.is_swallowed:
             return
@@ -110,7 +110,7 @@ class _End(asyncio.Protocol):
 
 @asynccontextmanager
 async def relayed(target: Address) -> AsyncIterator[LinkConditions]:
-    """A relay to `target`; dial `weather.address` instead."""
+    """A relay to `target`; dial `conditions.address` instead."""
     conditions, loop = LinkConditions(), asyncio.get_running_loop()
     async with asyncio.TaskGroup() as group:
 

@@ -109,7 +109,7 @@ def arrange(
     )
     order = list(range(slots)) if shape.groups == slots else list(counts)
     group_of = {slot: group for group, slot in enumerate(order)}
-    places = [group_of[slot] * shape.width + rank for slot, rank in zip(at, ranks, strict=True)]
+    indices = [group_of[slot] * shape.width + rank for slot, rank in zip(at, ranks, strict=True)]
     flat = torch.zeros(sum(shape.sizes), dtype=torch.int64)
     inputs = BatchInputs.views(flat, shape)
     count = len(at)
@@ -118,7 +118,7 @@ def arrange(
     inputs.kv_position[count:] = scratch
     inputs.length[count:] = 1
     inputs.path[:count] = _padded_paths(rows, shape.path)
-    inputs.grid[:count] = torch.tensor(places)
+    inputs.grid[:count] = torch.tensor(indices)
     inputs.row[inputs.grid[:count]] = torch.arange(count)
     inputs.keep[: len(keep)] = torch.tensor(keep, dtype=torch.int64)
     inputs.group[: len(order)] = torch.tensor(order)

@@ -50,11 +50,11 @@ class TransformerDrafter:
         max_context: int,
         kernels: Kernels | None = None,
         chunk: int = 256,
-        turns_at: int = 0,
+        switches_at: int = 0,
     ) -> None:
         self._model, self._kernels = model, kernels
         self._fused = model if isinstance(model, NativeLlama) else None
-        self._slots = KvSlots(slots, turns_at)
+        self._slots = KvSlots(slots, switches_at)
         self._trees: dict[int, tuple[SharedNoise, DraftTree]] = {}
         """The draft tree below the sequence of each slot, and the noise it was drawn with."""
         self._max_context = max_context
@@ -220,10 +220,10 @@ class TransformerDrafter:
         truth = [at.progress.work.tokens[at.position] for at in scored]
         draft_tokens = rank_draft_tokens(logits, positions, noises, 1, self._kernels)
         of_truth = logits.gather(1, torch.tensor(truth, device=logits.device)[:, None])[:, 0]
-        surprises = (torch.logsumexp(logits, 1) - of_truth).tolist()
-        for at, token, found, surprise in zip(scored, truth, draft_tokens, surprises, strict=True):
+        nlls = (torch.logsumexp(logits, 1) - of_truth).tolist()
+        for at, token, found, nll in zip(scored, truth, draft_tokens, nlls, strict=True):
             at.progress.prompt.is_top1.append(found.tokens[0] == token)
-            at.progress.prompt.nll += min(max(0.0, surprise), MAX_NLL)
+            at.progress.prompt.nll += min(max(0.0, nll), MAX_NLL)
 
 
 def _next_position(tree: DraftTree, node: int) -> int:

@@ -37,7 +37,7 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
         max_context=loaded.max_context,
         eos_tokens=loaded.codec.eos_tokens if loaded.codec else (),
         num_tokens=loaded.num_rows,
-        turns_at=loaded.turns_at,
+        switches_at=loaded.switches_at,
     )
     assert loaded.codec is not None
     if (fault := loaded.codec.chat_fault()) is not None:
@@ -69,6 +69,6 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
         model, loaded, _ = load_model(options, room=TREE_ROOM)
     engine = TransformerDrafter(
         model, slots=options.slots, max_context=loaded.max_context, kernels=kernels_if_any(),
-        turns_at=loaded.turns_at,
+        switches_at=loaded.switches_at,
     )  # fmt: skip
     return engine, loaded

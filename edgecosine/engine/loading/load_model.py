@@ -46,7 +46,7 @@ from edgecosine.engine.loading.source_files import digest_of, file_of, read_toke
 from edgecosine.engine.loading.tensor_check import check_stored, check_tensors
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
 from edgecosine.engine.process_memory import freeing_at_once
-from edgecosine.engine.rotary import turning_length
+from edgecosine.engine.rotary import switching_length
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.exactness import confirm, decide, require
 from edgecosine.engine.tensor_parallel.layers import can_pack
@@ -104,7 +104,8 @@ def load_model(
         name, _format(plan, options), codec, plan.context, decision.policy, num_parameters,
         decision.reason, weights=weights, cache=cache, planned=plan.memory.total,
         dtype=str(plan.dtype).removeprefix("torch."), digest=digest_of(plan.source),
-        form=plan.form, num_rows=num_rows, turns_at=turning_length(model.config.get_text_config()),
+        form=plan.form, num_rows=num_rows,
+        switches_at=switching_length(model.config.get_text_config()),
     )  # fmt: skip
     return runner, loaded, plan.slot_size
 

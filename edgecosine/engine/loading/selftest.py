@@ -28,7 +28,7 @@ from edgecosine.engine.float32_reference import computing_in
 from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.length_limits import limits_of, shortened
 from edgecosine.engine.options import WeightForm
-from edgecosine.engine.rotary import mark_of, turning_length
+from edgecosine.engine.rotary import mark_of, switching_length
 from edgecosine.errors import ModelUnsupported
 
 logger = logging.getLogger(__name__)
@@ -85,8 +85,8 @@ class Reference:
     """Position of the first token."""
     limits: Mapping[str, int] = field(default_factory=dict)
     """Length limits that were set for it, by name."""
-    turns_at: int = 0
-    """The result of `turning_length`."""
+    switches_at: int = 0
+    """The result of `switching_length`."""
     last_position: int = 0
     """The last position of the served context."""
     further: tuple[Reference, ...] = ()
@@ -121,40 +121,40 @@ def take_reference(model: Any, context: int, form: WeightForm = "bfloat16") -> R
     limits = limits_of(config, context)
     near = max((r for r in limits.values() if r <= _LONGEST_LIMIT), default=0)
     length = min(_COMPARED + near, max(most, 1))
-    places = [
-        _Place(length),
-        *([_Place(_FAR, start=most - _FAR)] if most >= length + _FAR else []),
+    passages = [
+        _Passage(length),
+        *([_Passage(_FAR, start=most - _FAR)] if most >= length + _FAR else []),
         *(
-            _Place(_FAR, limits={name: _SHORT})
+            _Passage(_FAR, limits={name: _SHORT})
             for name, limit in limits.items()
             if limit > _LONGEST_LIMIT
         ),
     ]
-    first, *further = (_take_reference(model, place, most, form) for place in places)
+    first, *further = (_take_reference(model, passage, most, form) for passage in passages)
     return replace(first, further=tuple(further))
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Passage:
     length: int
     start: int = 0
     limits: Mapping[str, int] = field(default_factory=dict)
 
 
 @torch.inference_mode()
-def _take_reference(model: Any, place: _Place, context: int, form: WeightForm) -> Reference:
+def _take_reference(model: Any, passage: _Passage, context: int, form: WeightForm) -> Reference:
     config, dtype = model.config.get_text_config(), model.dtype
-    tokens = [(7 + 31 * i + i * i) % min(config.vocab_size, 1000) for i in range(place.length)]
-    with shortened(model, place.limits):
+    tokens = [(7 + 31 * i + i * i) % min(config.vocab_size, 1000) for i in range(passage.length)]
+    with shortened(model, passage.limits):
         with rounding_inputs(model) if form == "int8" else nullcontext():
-            stock = _stock_logits(model, tokens, place.start)
+            stock = _stock_logits(model, tokens, passage.start)
         reference = Reference(
-            tokens, stock, 0.0, dtype, can_widen=False, start=place.start, limits=place.limits,
-            turns_at=turning_length(config), last_position=context - 1, form=form,
+            tokens, stock, 0.0, dtype, can_widen=False, start=passage.start, limits=passage.limits,
+            switches_at=switching_length(config), last_position=context - 1, form=form,
         )  # fmt: skip
         try:
             with _widely(model, form):
-                truth = _stock_logits(model, tokens, place.start)
+                truth = _stock_logits(model, tokens, passage.start)
         except _FAULTS as error:
             logger.warning(
                 "self-test without a wider reference: dtype=%s reason=%s",
@@ -267,15 +267,15 @@ def _run(model: ForwardModel, reference: Reference) -> torch.Tensor:
     size = min(_TREE, len(tokens) // 3)
     begin = len(tokens) - min(_REST, len(tokens) // 4) - size
     chunk, branch, rest = tokens[:begin], tokens[begin : begin + size], tokens[begin + size :]
-    start, turns_at = reference.start, reference.turns_at
-    shift = start + mark_of(start + len(tokens), turns_at)
+    start, switches_at = reference.start, reference.switches_at
+    shift = start + mark_of(start + len(tokens), switches_at)
 
     def run(rows: RowBuilder, keep: range) -> torch.Tensor:
         far = model.slot_size - 1
         # Beyond all KV positions of the sequence; tables may end with the slot.
         if far >= len(tokens) + size:
             position = 0 if start else min(far, reference.last_position)
-            mark = mark_of(position + 1, turns_at)
+            mark = mark_of(position + 1, switches_at)
             rows.add_node(0, 1, tokens[0], [far], position + mark - 1)
         return model.forward(rows.build(), keep)
 

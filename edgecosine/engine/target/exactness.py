@@ -21,7 +21,7 @@ from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, lo
 from edgecosine.engine.cpu.packing import PackedLinear
 from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.options import Exactness, Policy
-from edgecosine.engine.rotary import mark_of, turning_length
+from edgecosine.engine.rotary import mark_of, switching_length
 from edgecosine.errors import ModelUnsupported
 from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
@@ -120,12 +120,12 @@ class _Probe:
         text = None if config is None else config.get_text_config()
         most = getattr(text, "max_position_embeddings", 0) or model.slot_size
         last = min(model.slot_size, most) - 1
-        turns_at = 0 if text is None else turning_length(text)
+        switches_at = 0 if text is None else switching_length(text)
         self._model = model
         self._start = max(0, min(_BEFORE, model.slot_size - _LENGTH - max(_COBATCHED)))
         self._end = self._start + _LENGTH
-        self._mark = mark_of(self._end, turns_at)
-        self._cobatched_shift = last - self._end + mark_of(last + 1, turns_at)
+        self._mark = mark_of(self._end, switches_at)
+        self._cobatched_shift = last - self._end + mark_of(last + 1, switches_at)
         if self._start:
             rows = RowBuilder()
             rows.add_sequence(0, 0, range(1, self._start + 1), self._mark)

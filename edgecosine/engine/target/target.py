@@ -42,7 +42,7 @@ class TransformerTarget:
     """Verifies drafts by a causal LM; implements `TargetEngine`.
 
     `eos_tokens` are the end tokens, which are banned before `Sampling.min_tokens`; `num_tokens` is
-    the number of rows of the embedding. A sequence that exceeds `turns_at` tokens is prefilled
+    the number of rows of the embedding. A sequence that exceeds `switches_at` tokens is prefilled
     again, with the long factors of its longrope.
     """
 
@@ -55,11 +55,11 @@ class TransformerTarget:
         chunk: int = 64,
         eos_tokens: Collection[int] = (),
         num_tokens: int = 1 << 31,
-        turns_at: int = 0,
+        switches_at: int = 0,
     ) -> None:
-        self._model, self._num_tokens, self._turns_at = model, num_tokens, turns_at
+        self._model, self._num_tokens, self._switches_at = model, num_tokens, switches_at
         self._eos_tokens = frozenset(eos_tokens)
-        self._slots = KvSlots(slots, turns_at)
+        self._slots = KvSlots(slots, switches_at)
         self._without_trees: set[str] = set()
         """Sessions whose trees are left out until their next verification result."""
         self._max_context = max_context
@@ -99,7 +99,7 @@ class TransformerTarget:
         self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]
     ) -> _Part | FailedWork:
         deepest = len(work.tokens) + max(work.tree.depths, default=0)
-        if work.key in self._without_trees or len(work.tokens) <= self._turns_at < deepest:
+        if work.key in self._without_trees or len(work.tokens) <= self._switches_at < deepest:
             work = replace(work, tree=EMPTY_TREE)
         slot = self._slots.acquire(work.key, work.tokens, busy)
         slot.keep(len(work.tokens) - 1)

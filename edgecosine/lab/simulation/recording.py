@@ -12,7 +12,7 @@ from edgecosine.engine.base import DraftEngine, DraftWork, TargetEngine, VerifyW
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.simulation.texts import NUM_PROMPT, RECORDED, Texts
-from edgecosine.node.target.session import coupling_of
+from edgecosine.node.target.session import noise_of
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import SharedNoise, pack_shares
 from edgecosine.protocol.wire.tree import EMPTY_TREE
@@ -48,7 +48,7 @@ def record(temperature: float) -> Texts:
         for number, (text, sampling) in enumerate(zip(texts, samplings, strict=True)):
             surprises[which, number] = _surprise(drafter, text[:NUM_PROMPT])
             for place in range(ANSWER):
-                drafted = _guess(drafter, text[: NUM_PROMPT + place], coupling_of(sampling))
+                drafted = _guess(drafter, text[: NUM_PROMPT + place], noise_of(sampling))
                 guesses[which, number, place] = drafted.tokens[:_GUESSES]
                 packed = pack_shares(drafted.confidences[:_GUESSES])
                 shares[which, number, place] = np.frombuffer(packed, np.uint8)

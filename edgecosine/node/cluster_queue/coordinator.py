@@ -50,7 +50,11 @@ from edgecosine.security.client_ids import ClientIds
 
 
 class QueueCoordinator:
-    """One target's part of the cluster's queue; implements `RequestQueue`."""
+    """One target's part of the cluster's queue; implements `RequestQueue`.
+
+    `start` is called when a request becomes ours after `claim` or `resume`, `abandon` when another
+    target owns it. `has_finished` returns whether the final of a request is kept here.
+    """
 
     def __init__(
         self,
@@ -62,20 +66,21 @@ class QueueCoordinator:
         model: str,
         counters: Counters,
         client_ids: ClientIds,
+        start: Callable[[Claim], None],
+        abandon: Callable[[str], None],
+        has_finished: Callable[[str], bool],
     ) -> None:
         self._topics, self._counters = topics, counters
         us = MembershipStatus(
             node_id, secrets.token_hex(8), identity, model, time.time(), "ready"
         )  # fmt: skip
-        self._start_request: Callable[[Claim], None] = lambda _: None
-        self._abandon_request: Callable[[str], None] = lambda _: None
-        self._has_finished: Callable[[str], bool] = lambda _: False
+        self._start_request, self._abandon_request = start, abandon
         self._held: dict[str, Callable[[], None]] = {}
         """Finals that wait until they are certainly ours to send."""
         self._untaken: dict[str, Callable[[], None]] = {}
         """Called when a request is started here or claimed elsewhere."""
         self.state = QueueState(
-            us, has_finished=lambda key: key not in self._held and self._has_finished(key)
+            us, has_finished=lambda key: key not in self._held and has_finished(key)
         )
         self._membership = TargetMembership(self.state, topics, send=self._send, apply=self._apply)
         name = f"edgecosine-{topics.cluster}-{node_id}-sharing"
@@ -95,17 +100,6 @@ class QueueCoordinator:
 
     def __repr__(self) -> str:
         return f"<QueueCoordinator {self.state!r} {self._client!r}>"
-
-    def attach(
-        self,
-        *,
-        start: Callable[[Claim], None],
-        abandon: Callable[[str], None],
-        has_finished: Callable[[str], bool],
-    ) -> None:
-        """Set what is called when a request becomes ours later, or another target's."""
-        self._start_request, self._abandon_request = start, abandon
-        self._has_finished = has_finished
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -174,7 +168,7 @@ class QueueCoordinator:
         self._apply(self.state.own.claim(self._claim_of(record), time.monotonic()))
 
     def repeat(self, ticket: ReplyAddress) -> None:
-        """Tell the other targets that a repeated request was finished here."""
+        """Announce to the other targets that a repeated request was finished here."""
         self._apply(self.state.repeat(ticket))
 
     def withdraw(self, ticket: ReplyAddress) -> None:

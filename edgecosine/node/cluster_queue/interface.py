@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from edgecosine.protocol.api.claim_messages import Claim
 from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 
 
@@ -16,18 +15,6 @@ class RequestQueue(Protocol):
     def has_ready_peer(self) -> bool:
         """Whether another target takes new requests."""
 
-    def attach(
-        self,
-        *,
-        start: Callable[[Claim], None],
-        abandon: Callable[[str], None],
-        has_finished: Callable[[str], bool],
-    ) -> None:
-        """Set what is called when a request becomes ours later, or another target's.
-
-        `has_finished` returns whether the final of a request is kept here.
-        """
-
     def has_other(self, ticket: ReplyAddress) -> bool:
         """Whether another request has this key."""
 
@@ -37,14 +24,14 @@ class RequestQueue(Protocol):
     def claim(self, record: RequestRecord, on_taken: Callable[[], None]) -> bool:
         """Whether a new request is ours at once.
 
-        Otherwise `start` is called if it becomes ours, and `on_taken` as soon as a target has it.
+        Otherwise it is started if it becomes ours. `on_taken` is called when any target has it.
         """
 
     def resume(self, record: RequestRecord) -> None:
-        """Claim a request of a former process; `start` is called when it is ours."""
+        """Claim a request of a former process; it is started when it is ours."""
 
     def repeat(self, ticket: ReplyAddress) -> None:
-        """Tell the other targets that a repeated request was finished here."""
+        """Announce to the other targets that a repeated request was finished here."""
 
     def withdraw(self, ticket: ReplyAddress) -> None:
         """Give up a request that was refused here."""

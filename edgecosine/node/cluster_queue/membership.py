@@ -72,7 +72,7 @@ class TargetMembership:
 
     @property
     def is_connection_alive(self) -> bool:
-        """Whether the broker has been heard from lately, as far as that matters."""
+        """Whether a message came from the broker lately, as far as that matters."""
         is_fresh = time.monotonic() - self._echoed_at < ECHO_TIMEOUT_S
         return is_fresh or self._state.members.is_alone
 

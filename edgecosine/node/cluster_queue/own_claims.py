@@ -197,7 +197,7 @@ class OwnClaims:
     ) -> list[QueueAction]:
         """Decide which finals of a former process are ours to send.
 
-        `claimed` are the keys of all retained claims. `is_remembered` tells whether the broker
+        `claimed` are the keys of all retained claims. `is_remembered` is whether the broker
         still had our own retained status.
         """
         actions: list[QueueAction] = []

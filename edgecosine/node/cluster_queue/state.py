@@ -105,7 +105,7 @@ class QueueState:
         return []
 
     def repeat(self, ticket: ReplyAddress) -> list[QueueAction]:
-        """Tell the other targets that a repeated request was finished here."""
+        """Announce to the other targets that a repeated request was finished here."""
         is_known = self.members.is_alone or ticket.key in self.own
         return [] if is_known else [PublishKnown(ticket)]
 
@@ -186,7 +186,7 @@ class QueueState:
     def join(self, now: float, *, is_remembered: bool) -> list[QueueAction]:
         """Complete a connection: all retained messages have arrived.
 
-        `is_remembered` tells whether the broker still had our own retained status.
+        `is_remembered` is whether the broker still had our own retained status.
         """
         claimed, self._claimed_keys = self._claimed_keys or set(), None
         if is_remembered:

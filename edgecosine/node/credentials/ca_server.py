@@ -110,7 +110,7 @@ class CaServer:
             listening.close()
 
     async def _poll(self) -> NoReturn:
-        """Poll for changes that the command line makes to the ledger."""
+        """Poll for changes that the command line makes to the database."""
         while True:
             await asyncio.sleep(_POLL_S)
             revision = self._authority.revision

@@ -110,7 +110,7 @@ def _credentials_of(config: NodeConfig) -> Credentials | None:
         raise ConfigError(
             "credentials", str(config.links.credentials),
             f"those of {ours.role} {ours.node_id} of cluster {ours.cluster}; these belong to "
-            f"{theirs.role} {theirs.node_id} of cluster {theirs.cluster}: join anew with a token "
+            f"{theirs.role} {theirs.node_id} of cluster {theirs.cluster}: join again with a token "
             "for this role and --credentials DIR, or give --credentials none",
         )  # fmt: skip
     if config.links.insecure:

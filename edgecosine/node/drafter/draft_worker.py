@@ -1,8 +1,8 @@
 """The actor around a draft engine: answers draft requests in batches.
 
 It updates each request's prefix from the target's messages and passes whole prefixes to the engine.
-The newest round of a request replaces older ones that still wait. Targets take turns, and cannot
-affect each other's requests. An error during a draft ends that draft alone, with an empty answer.
+The newest round of a request replaces older ones that still wait. Targets are served round robin,
+and cannot affect each other's requests. A failed draft is empty and ends no other.
 """
 
 from __future__ import annotations
@@ -172,10 +172,10 @@ class DraftWorker:
 
     def _take(self) -> list[_WaitingRequest]:
         """The next batch, oldest requests first: those that a target waits for, else those ahead;
-        targets take turns."""
+        round robin between targets."""
         awaited = [key for key in self._waiting if not key[1]]
         self._is_awaited = False
-        keys = _in_turn(awaited or list(self._waiting))[: self._max_batch]
+        keys = _round_robin(awaited or list(self._waiting))[: self._max_batch]
         return [self._waiting.pop(key) for key in keys]
 
     async def _step(self) -> None:
@@ -236,14 +236,14 @@ def _target_of(key: str) -> str:
     return target if separator else ""
 
 
-def _in_turn(keys: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
+def _round_robin(keys: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
     """The first key of each target, then the second of each, and so on."""
-    places, so_far = list[int](), Counter[str]()
+    ranks, so_far = list[int](), Counter[str]()
     for key, _ in keys:
         target = _target_of(key)
-        places.append(so_far[target])
+        ranks.append(so_far[target])
         so_far[target] += 1
-    return [keys[i] for i in sorted(range(len(keys)), key=places.__getitem__)]
+    return [keys[i] for i in sorted(range(len(keys)), key=ranks.__getitem__)]
 
 
 def _send(reply: Reply, message: AnyMessage) -> None:

@@ -172,9 +172,9 @@ class JournalStore:
             failing.callback(database.close)
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA locking_mode = EXCLUSIVE")
-            for (verdict,) in database.execute("PRAGMA quick_check").fetchall():
-                if verdict != "ok":
-                    raise sqlite3.DatabaseError(verdict)
+            for (result,) in database.execute("PRAGMA quick_check").fetchall():
+                if result != "ok":
+                    raise sqlite3.DatabaseError(result)
             self._migrate(database)
             database.execute(_BOOTS)
             database.execute(_STARTS)

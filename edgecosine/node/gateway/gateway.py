@@ -106,6 +106,9 @@ class Gateway:
             model=model_of(service),
             counters=self._counters,
             client_ids=client_ids,
+            start=lambda claim: self._manager.start(claim),  # noqa: PLW0108 -- built below
+            abandon=lambda key: self._manager.abandon(key),  # noqa: PLW0108 -- the same
+            has_finished=lambda key: self._manager.table.has_finished(key),  # noqa: PLW0108
         )
         session_s = math.ceil(keep_answers_s) if self._journal.is_durable else 0
         self.client = self._new_client(broker, client_ids, session_s)
@@ -245,7 +248,7 @@ class Gateway:
 
     def _on_undeliverable(self, message: Outgoing, _: str) -> None:
         if (final := read_final(message)) is not None:
-            self._manager.undeliverable(final)
+            self._manager.publisher.undeliverable(final)
 
     def _limits(self) -> RequestLimits:
         info = self._service.info

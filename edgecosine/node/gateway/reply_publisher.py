@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
+from edgecosine.counters import Counters
 from edgecosine.node.cluster_queue.interface import RequestQueue
-from edgecosine.node.durability.interface import Journal
+from edgecosine.node.durability.interface import FinishedRecord, Journal
 from edgecosine.node.gateway.reply_sink import ReplySink
+from edgecosine.node.gateway.request_table import FinishedRequest, RequestTable
+from edgecosine.node.runtime.clock import loop_time
+from edgecosine.node.runtime.failures import NOT_TAKEN
 from edgecosine.protocol.api.answers import StreamPart
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.replies import FinalReply
+from edgecosine.protocol.api.replies import FinalReply, undeliverable
 from edgecosine.protocol.api.request_record import RequestRecord, RequestStatus
 
 _ACTIVE: frozenset[RequestStatus] = frozenset(("accepted", "queued", "running"))
@@ -19,8 +24,18 @@ _ACTIVE: frozenset[RequestStatus] = frozenset(("accepted", "queued", "running"))
 class ReplyPublisher:
     """Sends the replies of one target, and keeps each final until it is delivered."""
 
-    def __init__(self, sink: ReplySink, *, journal: Journal, queue: RequestQueue) -> None:
-        self._sink, self._journal, self._queue = sink, journal, queue
+    def __init__(
+        self,
+        sink: ReplySink,
+        *,
+        table: RequestTable,
+        journal: Journal,
+        queue: RequestQueue,
+        keep_answers_s: float,
+        counters: Counters,
+    ) -> None:
+        self._sink, self._table, self._journal, self._queue = sink, table, journal, queue
+        self._keep_answers_s, self._counters = keep_answers_s, counters
         self.stall: str | None = None
         """Why active requests make no progress now."""
         self._unwritten: dict[str, FinalReply] = {}
@@ -91,16 +106,34 @@ class ReplyPublisher:
     def delivered(self, final: FinalReply) -> None:
         """Record that a final was delivered."""
         if (key := self._undelivered.pop(final, None)) is not None:
-            self.settle(key)
+            self._settle(key)
 
-    def give_up(self, final: FinalReply) -> str | None:
-        """Stop sending a final, and return the key of its request; None if it is unknown."""
-        return self._undelivered.pop(final, None)
+    def undeliverable(self, final: FinalReply) -> None:
+        """Replace a final that the transport refuses by an error that says so."""
+        key, error = self._undelivered.pop(final, None), undeliverable(final, NOT_TAKEN)
+        if key is not None and error is not None:
+            self._counters.count("failed", NOT_TAKEN.code)
+            if (known := self._table.finished(key)) is not None:
+                self._keep(key, replace(known, state="failed", final=error))
+            self.send_final(key, error)
+        elif key is not None:
+            self._settle(key)
+        elif error is not None:
+            self.send_refusal(error)
 
-    def settle(self, key: str) -> None:
+    def _settle(self, key: str) -> None:
         """Record that nothing of a request is left to deliver."""
         self._journal.deliver(key)
         self._queue.finish(key)
+
+    def _keep(self, key: str, finished: FinishedRequest) -> None:
+        """Keep another final of a request, also in the journal."""
+        self._table.keep(key, finished)
+        left_s = min(self._keep_answers_s, max(0.0, finished.until - loop_time()))
+        kept_until = self._journal.wall_s() + left_s
+        self._journal.finish(
+            FinishedRecord(key, finished.digest, finished.state, finished.final, kept_until)
+        )
 
     def _on_written(self, key: str) -> None:
         if (final := self._unwritten.pop(key, None)) is not None:

@@ -21,7 +21,7 @@ class ReplySink(Protocol):
     """Delivers replies without waiting.
 
     The transport reports the delivery of each final to `RequestManager.delivered`, or its failure
-    to `RequestManager.undeliverable`.
+    to `ReplyPublisher.undeliverable`.
     """
 
     max_body_bytes: int

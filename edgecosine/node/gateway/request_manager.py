@@ -19,28 +19,27 @@ from edgecosine.balance.admission import AdmissionControl
 from edgecosine.counters import Counters
 from edgecosine.errors import JournalUnavailable, Refusal, RequestError
 from edgecosine.node.cluster_queue.interface import RequestQueue
-from edgecosine.node.durability.interface import KEEP_ANSWERS_S, FinishedRecord, Journal
+from edgecosine.node.durability.interface import KEEP_ANSWERS_S, Journal
 from edgecosine.node.durability.recovery import DEADLY, NOTHING_RECOVERED, RecoveredState
 from edgecosine.node.gateway.refusals import Refusals
 from edgecosine.node.gateway.reply_publisher import ReplyPublisher
 from edgecosine.node.gateway.reply_sink import ReplySink
 from edgecosine.node.gateway.request_runner import RequestRunner
 from edgecosine.node.gateway.request_table import FinishedRequest, RequestTable
-from edgecosine.node.gateway.service import Service, model_of
+from edgecosine.node.gateway.service import Service, model_of, validate
 from edgecosine.node.gateway.session_slots import SessionSlots
 from edgecosine.node.runtime.clock import loop_time
 from edgecosine.node.runtime.failures import (
     DRAINING,
     DUPLICATE,
     JOURNAL_RETRY_S,
-    NOT_TAKEN,
     fault_of,
     unavailable,
 )
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.claim_messages import Claim
 from edgecosine.protocol.api.mqtt_message import nothing
-from edgecosine.protocol.api.replies import FinalReply, undeliverable
+from edgecosine.protocol.api.replies import FinalReply
 from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 
 logger = logging.getLogger(__name__)
@@ -75,25 +74,29 @@ class RequestManager:
         """Requests that are not active here, and are cancelled if they become so."""
         self._objection: Refusal | None = None
         """Why new requests are refused."""
-        self._table = RequestTable(keep_s=keep_answers_s)
+        self.table = RequestTable(keep_s=keep_answers_s)
         self._slots = SessionSlots(admission)
-        self._publisher = ReplyPublisher(sink, journal=journal, queue=queue)
-        self.refusals = Refusals(self._publisher, counters)
+        self.publisher = ReplyPublisher(
+            sink,
+            table=self.table,
+            journal=journal,
+            queue=queue,
+            keep_answers_s=keep_answers_s,
+            counters=counters,
+        )
+        self.refusals = Refusals(self.publisher, counters)
         self.runner = RequestRunner(
             service,
-            table=self._table,
+            table=self.table,
             slots=self._slots,
-            publisher=self._publisher,
+            publisher=self.publisher,
             journal=journal,
             keep_answers_s=keep_answers_s,
             counters=counters,
         )
-        queue.attach(
-            start=self._start, abandon=self._abandon, has_finished=self._table.has_finished
-        )
 
     def __repr__(self) -> str:
-        return f"<RequestManager {self._table!r} {self._slots!r}>"
+        return f"<RequestManager {self.table!r} {self._slots!r}>"
 
     async def run(self) -> NoReturn:
         """Admit requests until cancelled."""
@@ -103,7 +106,7 @@ class RequestManager:
                 await asyncio.Event().wait()
         finally:
             is_handed_over = self._queue.has_ready_peer
-            for record in self._table.active:
+            for record in self.table.active:
                 self.runner.leave(record, is_handed_over=is_handed_over)
             await self._journal.settled()
         raise AssertionError("a request manager ends by an exception")
@@ -121,7 +124,7 @@ class RequestManager:
                 # since a flood must not cost a tokenizer run for each request.
                 has_room = self._slots.has_room(choices_of(record.request))
                 if has_room and self._queue.is_chosen(ticket):
-                    self._validate(record)
+                    validate(self._service, record)
                 if not self._queue.claim(record, on_taken):
                     return
                 self._admit(record)
@@ -147,27 +150,7 @@ class RequestManager:
         """
         if self._queue.has_other(ticket):
             raise DUPLICATE.error()
-        return self._table.recall(ticket, loop_time())
-
-    def _validate(self, record: RequestRecord) -> None:
-        """Check that the target can ever serve the request.
-
-        Raises RequestError.
-        """
-        if record.request.n > self._service.max_sessions:
-            raise RequestError(
-                f"n is {record.request.n}, but this cluster runs {self._service.max_sessions} "
-                "at one time",
-                code="invalid_value",
-                parameter="n",
-            )
-        try:
-            self._service.check(record.request)
-        except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a panic of a tokenizer is no Exception
-            raise RuntimeError(f"{type(error).__name__}: {error}") from error
-        record.is_valid = True
+        return self.table.recall(ticket, loop_time())
 
     def _admit(self, record: RequestRecord) -> None:
         """Journal and start a new request of ours.
@@ -180,15 +163,11 @@ class RequestManager:
             raise self._objection.error()
         self._slots.check(choices_of(record.request))
         if not record.is_valid:
-            self._validate(record)
-        self._book(record)
+            validate(self._service, record)
+        self.runner.book(record)
         model = model_of(self._service)
         on_written = partial(self._on_journalled, record)
         self._journal.accept(record.ticket, record.request, model, on_written)
-
-    def _book(self, record: RequestRecord) -> None:
-        self._table.add(record, loop_time())
-        self.runner.book(record)
 
     def _on_journalled(self, record: RequestRecord, is_written: bool) -> None:
         with self._guarded(record.ticket):
@@ -199,7 +178,7 @@ class RequestManager:
                 self._journal.forget(record.key)
                 raise JournalUnavailable(JOURNAL_RETRY_S)
             if self.runner.is_open:
-                self._publisher.send_state(record)
+                self.publisher.send_state(record)
                 self.runner.start(record)
 
     @contextlib.contextmanager
@@ -211,7 +190,7 @@ class RequestManager:
             self._queue.withdraw(ticket)
             self.refusals.send(ticket, error)
         except Exception as error:  # noqa: BLE001 -- only this request fails
-            if (record := self._table.get(ticket.key)) is not None:
+            if (record := self.table.get(ticket.key)) is not None:
                 self.runner.abort(record, error)
                 return
             self._journal.forget(ticket.key)
@@ -228,21 +207,22 @@ class RequestManager:
             final = replace(
                 known.final, reply_topic=ticket.reply_topic, correlation=ticket.correlation
             )
-            self._publisher.repeat_final(final)
+            self.publisher.repeat_final(final)
             return
         if known.ticket != ticket:
             known.ticket = ticket
             self._journal.readdress(ticket)
-        self._publisher.send_state(known)
-        self._publisher.resend_parts(known)
+        self.publisher.send_state(known)
+        self.publisher.resend_parts(known)
 
-    def _start(self, claim: Claim) -> None:
-        """Start a request that became ours after its claim."""
+    def start(self, claim: Claim) -> None:
+        """Start a request that became ours after `claim` or `resume`."""
         if not self.runner.is_open and self._queue.has_ready_peer:
             return  # that target takes the request over as soon as we have left
         with self._guarded(claim.ticket):
             if (record := self._recovered.pop(claim.key, None)) is not None:
-                self._continue(record)
+                self.runner.book(record)
+                self._go(record)
             elif claim.generation:
                 self._take_over(claim)
             else:
@@ -251,12 +231,12 @@ class RequestManager:
             del self._cancelled[claim.key]
             self.cancel(claim.ticket.request_id, claim.ticket.client_id)
 
-    def _abandon(self, key: str) -> None:
+    def abandon(self, key: str) -> None:
         """Drop a request that another target owns."""
         logger.info("request given up, another target has it: request=%s", key)
         self._recovered.pop(key, None)
-        self._publisher.drop_final(key)
-        if (record := self._table.forget(key)) is not None:
+        self.publisher.drop_final(key)
+        if (record := self.table.forget(key)) is not None:
             self.runner.abandon(record)
         self._journal.forget(key)
 
@@ -271,7 +251,7 @@ class RequestManager:
             num_crashes=claim.generation - 1,
             fault=DEADLY if claim.generation > MAX_TAKEN_OVER else None,
         )
-        self._book(record)
+        self.runner.book(record)
 
         def go(_: bool) -> None:
             with self._guarded(claim.ticket):
@@ -284,25 +264,21 @@ class RequestManager:
         now, state, self._recovered_state = loop_time(), self._recovered_state, NOTHING_RECOVERED
         for kept in state.finals:
             until = now + min(kept.kept_until - self._journal.wall_s(), self._keep_answers_s)
-            self._table.keep(kept.key, FinishedRequest(kept.digest, kept.state, kept.final, until))
+            self.table.keep(kept.key, FinishedRequest(kept.digest, kept.state, kept.final, until))
             if not kept.is_delivered:
                 self._queue.expect_delivery(kept.key)
-                self._publisher.send_stream(kept.parts)
-                self._publisher.send_final(kept.key, kept.final)
+                self.publisher.send_stream(kept.parts)
+                self.publisher.send_final(kept.key, kept.final)
         # Suspects go first, those with the fewest crashes before the others.
         for record in sorted(state.requests, key=_by_crashes):
             self._recovered[record.key] = record
             self._queue.resume(record)
 
-    def _continue(self, record: RequestRecord) -> None:
-        self._book(record)
-        self._go(record)
-
     def _go(self, record: RequestRecord) -> None:
         if record.is_elsewhere or record.is_final_sent or not self.runner.is_open:
             return
         if record.state == "accepted":
-            self._publisher.send_state(record)
+            self.publisher.send_state(record)
         self._counters.count("resumed")
         num_tokens = sum(len(committed.tokens) for committed in record.resumed.values())
         logger.info("request resumed: request=%s tokens=%d", record.key, num_tokens)
@@ -317,15 +293,15 @@ class RequestManager:
 
     def set_unavailable(self, reason: str | None) -> None:
         """Refuse new requests and report the reason in the states of active ones; None: accept."""
-        self._publisher.stall = reason
-        for record in self._table.active:
-            self._publisher.send_state(record)
+        self.publisher.stall = reason
+        for record in self.table.active:
+            self.publisher.send_state(record)
         if self._objection is not DRAINING:
             self._objection = None if reason is None else unavailable(reason)
 
     def cancel(self, request_id: str, client_id: str | None) -> None:
         """Cancel a request, now or when it becomes active here."""
-        record = self._table.find(request_id, client_id)
+        record = self.table.find(request_id, client_id)
         if record is not None:
             self.runner.cancel(record)
         elif client_id is not None:
@@ -335,36 +311,14 @@ class RequestManager:
 
     def cancel_all(self, client_id: str) -> None:
         """Cancel all active requests of a client."""
-        for record in self._table.active:
+        for record in self.table.active:
             if record.ticket.client_id == client_id:
                 self.runner.cancel(record)
 
     def delivered(self, final: FinalReply) -> None:
         """Record that a final was delivered."""
         self.refusals.delivered(final)
-        self._publisher.delivered(final)
-
-    def undeliverable(self, final: FinalReply) -> None:
-        """Replace a final that the transport refuses by an error that says so."""
-        key, error = self._publisher.give_up(final), undeliverable(final, NOT_TAKEN)
-        if key is not None and error is not None:
-            self._counters.count("failed", NOT_TAKEN.code)
-            if (known := self._table.finished(key)) is not None:
-                self._keep(key, replace(known, state="failed", final=error))
-            self._publisher.send_final(key, error)
-        elif key is not None:
-            self._publisher.settle(key)
-        elif error is not None:
-            self._publisher.send_refusal(error)
-
-    def _keep(self, key: str, finished: FinishedRequest) -> None:
-        """Keep another final of a request, also in the journal."""
-        self._table.keep(key, finished)
-        left_s = min(self._keep_answers_s, max(0.0, finished.until - loop_time()))
-        kept_until = self._journal.wall_s() + left_s
-        self._journal.finish(
-            FinishedRecord(key, finished.digest, finished.state, finished.final, kept_until)
-        )
+        self.publisher.delivered(final)
 
 
 def _by_crashes(record: RequestRecord) -> tuple[bool, int]:

@@ -81,7 +81,8 @@ class RequestRunner:
                 self.is_open = False
 
     def book(self, record: RequestRecord) -> None:
-        """Give the choices of an accepted request their queue positions."""
+        """Make an accepted request active, and give its choices their queue positions."""
+        self._table.add(record, loop_time())
         choices = [
             replace(request, said=record.resumed.get(request.choice, NOTHING))
             for request in choices_of(record.request)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Protocol
 
+from edgecosine.errors import RequestError
 from edgecosine.protocol.api.request import Progress, Request
+from edgecosine.protocol.api.request_record import RequestRecord
 
 
 class Service(Protocol):
@@ -36,6 +39,26 @@ class Service(Protocol):
 
         Raises RequestError if the request cannot be served.
         """
+
+
+def validate(service: Service, record: RequestRecord) -> None:
+    """Check that a service can ever serve a request; then the record is marked as valid.
+
+    Raises RequestError.
+    """
+    if record.request.n > service.max_sessions:
+        raise RequestError(
+            f"n is {record.request.n}, but this cluster runs {service.max_sessions} at one time",
+            code="invalid_value",
+            parameter="n",
+        )
+    try:
+        service.check(record.request)
+    except (Exception, asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of a tokenizer is no Exception
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
+    record.is_valid = True
 
 
 def model_of(service: Service) -> str:

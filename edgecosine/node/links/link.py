@@ -1,7 +1,7 @@
 """A connection to one peer: passes bytes and messages between a socket and the wire protocol.
 
-A link owns the timers and the pending requests. The handshake decides which message may arrive
-when; the codec decodes bytes. A link ends once, for one reason, and its pending requests fail then;
+A link owns the timers and the pending requests. The reader decodes bytes; the handshake decides
+which message may arrive when. A link ends once, for one reason, and its pending requests fail then;
 its socket stays open for the linger time so that a refusal arrives.
 """
 
@@ -24,11 +24,11 @@ from edgecosine.errors import (
 )
 from edgecosine.node.links.heartbeat import DEFAULT_TIMING, Heartbeat, Timing
 from edgecosine.node.links.link_policy import ADVICE, LinkPolicy, explain
+from edgecosine.node.links.link_reader import LinkReader
 from edgecosine.node.links.link_socket import LinkSocket
-from edgecosine.node.links.peer_budget import LoopShare, PeerBudget
 from edgecosine.node.links.pending_requests import PendingRequests
-from edgecosine.protocol.wire.codec import decode, tag_of
-from edgecosine.protocol.wire.framing import MAX_ANSWER_BYTES, MAX_FRAME_BYTES, FrameBuffer
+from edgecosine.protocol.wire.codec import tag_of
+from edgecosine.protocol.wire.framing import MAX_ANSWER_BYTES, MAX_FRAME_BYTES
 from edgecosine.protocol.wire.handshake import WORK_BY_SENDER, Handshake, HandshakeState
 from edgecosine.protocol.wire.messages import (
     MAX_REASON_CHARACTERS,
@@ -87,14 +87,11 @@ class Link(asyncio.Protocol):
         self._on_ready, self._on_request = on_ready, settings.on_request
         self._may_send = WORK_BY_SENDER[settings.hello.role]
         self._handshake = Handshake(settings.hello, settings.vocabulary, self._objection)
-        self._buffer = FrameBuffer()
-        self._budget, self._loop_share = PeerBudget(), LoopShare()
-        self._resuming: asyncio.TimerHandle | None = None
-        """Set while the socket is left unread."""
         self._heartbeat = Heartbeat()
         self._pending = PendingRequests()
         self._socket = LinkSocket(self._timing.linger_s)
         self.gone = self._socket.gone
+        self._reader = LinkReader(self._socket, process=self._process, fail=self._on_protocol_error)
         self._deadline: asyncio.TimerHandle | None = None
         self._beating: asyncio.TimerHandle | None = None
         self._was_ready: asyncio.Future[bool] = self._loop.create_future()
@@ -153,7 +150,7 @@ class Link(asyncio.Protocol):
         """
         with self._pending.waiting(request) as reply:
             self.send(request)
-            self._budget.earn()
+            self._reader.budget.earn()
             return await reply
 
     def send(self, message: AnyMessage) -> None:
@@ -207,8 +204,7 @@ class Link(asyncio.Protocol):
         if self.closed.done():
             return
         self._heartbeat.received()
-        self._buffer.feed(data)
-        self._read()
+        self._reader.feed(data)
 
     def eof_received(self) -> None:
         self._end(self._handshake.ending or self._lost("the peer closed the link"))
@@ -225,40 +221,15 @@ class Link(asyncio.Protocol):
         limit = self._settings.max_unsent_bytes
         self.abort(f"the peer does not read: more than {limit} bytes are unsent")
 
-    def _read(self) -> None:
-        """Process the messages that have arrived, until they have taken too much time."""
-        began_s = perf_counter()
-        try:
-            while not self.closed.done() and self._resuming is None:
-                payload = self._buffer.next_frame()
-                if payload is None:
-                    return
-                if not self._budget.spend():
-                    self._end_flood()
-                    return
-                self._process(decode(payload))
-                ended_s = perf_counter()
-                pause_s = self._loop_share.spend(ended_s - began_s, ended_s)
-                began_s = ended_s
-                if pause_s and not self.closed.done():
-                    self._socket.pause_reading()
-                    self._resuming = self._loop.call_later(pause_s, self._resume)
-        except RemoteProtocolError as error:
-            self._end(error, Refuse(str(error)[:MAX_REASON_CHARACTERS]))
-
-    def _resume(self) -> None:
-        self._resuming = None
-        self._socket.resume_reading()
-        self._read()
-
-    def _end_flood(self) -> None:
-        """End the link to a peer that sends too many messages, and read no further byte."""
-        reason = PeerFlooded("the peer sent more messages than were requested of it")
-        self._finish(reason)
-        self._buffer.clear()
-        self._socket.write(Refuse(str(reason)))
-        self._socket.pause_reading()
-        self._socket.drop_later()
+    def _on_protocol_error(self, error: RemoteProtocolError) -> None:
+        refusal = Refuse(str(error)[:MAX_REASON_CHARACTERS])
+        if isinstance(error, PeerFlooded):
+            self._finish(error)
+            self._socket.write(refusal)
+            self._socket.pause_reading()  # no further byte of a flood is read
+            self._socket.drop_later()
+        else:
+            self._end(error, refusal)
 
     def _process(self, message: AnyMessage) -> None:
         before = self._handshake.state
@@ -276,7 +247,7 @@ class Link(asyncio.Protocol):
             case Draft() | OutOfStep():
                 self._pending.settle(message)
             case DraftRequest():
-                self._budget.earn(2)  # the request, and the release that may follow
+                self._reader.budget.earn(2)  # the request, and the release that may follow
                 self._on_request(self, message)
             case Release():
                 self._on_request(self, message)
@@ -295,25 +266,24 @@ class Link(asyncio.Protocol):
         elif state is HandshakeState.READY:
             self._cancel_deadline()
             is_drafter = self.peer.role == "drafter"
-            self._buffer.max_frame_bytes = MAX_ANSWER_BYTES if is_drafter else MAX_FRAME_BYTES
+            self._reader.limit_frames(MAX_ANSWER_BYTES if is_drafter else MAX_FRAME_BYTES)
             self._was_ready.set_result(True)
             if self._on_ready is not None:
                 self._on_ready(self)
         elif state is HandshakeState.REFUSING:
             # The peer's own refusal names the difference, so it gets time to arrive.
-            assert self._handshake.refusal is not None
-            assert self._handshake.ending is not None
-            self._socket.write(self._handshake.refusal)
+            refusal, ending = self._handshake.refusal, self._handshake.ending
+            assert refusal is not None
+            assert ending is not None
+            self._socket.write(refusal)
             self._cancel_deadline()
-            self._deadline = self._loop.call_later(
-                self._timing.linger_s, self._end, self._handshake.ending
-            )
+            self._deadline = self._loop.call_later(self._timing.linger_s, self._end, ending)
         elif state is HandshakeState.CLOSED:
             assert self._handshake.ending is not None
             self._end(self._handshake.ending)
 
     def _beat(self) -> None:
-        self._budget.beat()
+        self._reader.budget.beat()
         if self._heartbeat.beat() >= self._timing.silent_heartbeats:
             silence_s = self._timing.silent_heartbeats * self._timing.heartbeat_s
             self.abort(f"the peer was silent for {silence_s:g} s")
@@ -352,11 +322,7 @@ class Link(asyncio.Protocol):
         self._cancel_deadline()
         if self._beating is not None:
             self._beating.cancel()
-        if self._resuming is not None:
-            self._resuming.cancel()
-            self._resuming = None
-            # Unread bytes would reset the socket before the last message is sent.
-            self._socket.resume_reading()
+        self._reader.stop()
 
     def _cancel_deadline(self) -> None:
         if self._deadline is not None:

@@ -1,4 +1,4 @@
-"""The actor that keeps this node linked: the roster decides whom to dial, this class does it.
+"""The actor that keeps this node linked: the roster decides which peers to dial, this class dials.
 
 It owns the node's links. A link that ends is removed at once, even if mDNS still announces the
 peer. When two nodes dial each other at the same moment, the link dialled by the smaller node id
@@ -160,11 +160,11 @@ class Peers:
         match action:
             case Dial():
                 self._dialler.dial(action, self._start, self._on_dialled)
-            case Explained(contact, reason, standing):
+            case Explained(contact, reason, state):
                 level = {"left out": logging.DEBUG, "refused": logging.WARNING}
                 logger.log(
-                    level.get(standing, logging.INFO),
-                    "not linked: peer=%s standing=%s reason=%s", contact, standing, reason,
+                    level.get(state, logging.INFO),
+                    "not linked: peer=%s state=%s reason=%s", contact, state, reason,
                 )  # fmt: skip
             case _:
                 assert_never(action)
@@ -193,8 +193,8 @@ class Peers:
             self._admit(link, contact)
             return
         if contact is not None:
-            life = current.peer.incarnation
-            self._handle(LinkUp(link.peer.node_id, life, contact))
+            incarnation = current.peer.incarnation
+            self._handle(LinkUp(link.peer.node_id, incarnation, contact))
         is_peers_choice = not link.is_dialled and not current.is_dialled
         if link.peer.incarnation < current.peer.incarnation:
             self._warn_of_copy(link, current)

@@ -69,13 +69,13 @@ class DraftClient:
         *,
         key: str,
         sequence: Prefix,
-        coupling: SharedNoise,
+        noise: SharedNoise,
         num_vocabulary: int,
         links: DrafterLinks,
         statistics: Statistics,
         metrics: RequestMetrics,
     ) -> None:
-        self._key, self._sequence, self._coupling = key, sequence, coupling
+        self._key, self._sequence, self._noise = key, sequence, noise
         self._num_vocabulary, self._links = num_vocabulary, links
         self._statistics, self._metrics = statistics, metrics
         self._num_sent: dict[str, int] = {}
@@ -140,7 +140,7 @@ class DraftClient:
         ]
 
     def release(self) -> None:
-        """The session has ended: tell the drafters to drop its prefix."""
+        """End the session: request the drafters to drop its prefix."""
         links = self._links()
         for node_id in self._num_sent:
             if node_id in links:
@@ -233,7 +233,7 @@ class DraftClient:
             new_tokens=pack_tokens(new_tokens),
             num_tokens=plan.gamma,
             width=plan.width,
-            coupling=self._coupling,
+            coupling=self._noise,
             is_ahead=ahead is not None,
             tree_tokens=pack_tokens(tree.tokens),
             tree_parents=bytes(parent + 1 for parent in tree.parents),

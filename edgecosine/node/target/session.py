@@ -81,7 +81,7 @@ class Session:
         self._draft_client = DraftClient(
             key=request.key,
             sequence=self._sequence,
-            coupling=coupling_of(request.sampling),
+            noise=noise_of(request.sampling),
             num_vocabulary=codec.num_tokens,
             links=drafters,
             statistics=self._statistics,
@@ -281,7 +281,7 @@ async def _wait_for_any(tasks: list[DraftTask], patience_s: float) -> None:
         await asyncio.wait(tasks, timeout=patience_s)
 
 
-def coupling_of(sampling: Sampling) -> SharedNoise:
+def noise_of(sampling: Sampling) -> SharedNoise:
     """The sampling parameters that drafters need to draw the target's tokens."""
     if sampling.is_greedy:
         return SharedNoise()

@@ -120,7 +120,7 @@ def test_rows_beyond_the_cache_are_refused_and_touch_no_memory(runs_fused: bool)
 
 
 @pytest.mark.parametrize("token", [VOCABULARY, -1])
-def test_a_token_beyond_the_embedding_is_refused(token: int) -> None:
+def test_token_beyond_the_embedding_is_refused(token: int) -> None:
     fused = NativeLlama(build("llama"), slots=1, slot_size=32, threads=1, kernels=KERNELS)
     with pytest.raises(IndexError, match="beyond"):
         fused.forward(_row(token=token), [0])

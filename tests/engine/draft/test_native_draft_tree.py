@@ -86,8 +86,8 @@ def test_kernels_and_python_draft_equal_trees(noise: SharedNoise) -> None:
 def test_kernels_and_python_draft_equal_trees_from_a_shortlist(noise: SharedNoise) -> None:
     native = talk(drafter(is_native=True, shortlist=SHORTLIST), noise)
     assert native == talk(drafter(is_native=False, shortlist=SHORTLIST), noise)
-    guessed = {token for proposal in native for token in proposal.tokens}
-    assert guessed <= set(SHORTLIST.tolist()) | set(range(7, 14))
+    drafted = {token for proposal in native for token in proposal.tokens}
+    assert drafted <= set(SHORTLIST.tolist()) | set(range(7, 14))
     assert all(math.isfinite(proposal.prompt_score.nll) for proposal in native)
 
 

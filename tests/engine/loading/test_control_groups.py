@@ -46,7 +46,7 @@ def _v2(path: Path, limit: str, used: int, inactive: int = 0, high: str = "max")
     )
 
 
-def test_the_narrowest_group_on_the_way_up_decides(tmp_path: Path) -> None:
+def test_lowest_limit_of_all_parent_groups_applies(tmp_path: Path) -> None:
     _proc(tmp_path, V2.format(mounted="/"), "0::/user.slice/node.scope\n")
     top = tmp_path / "sys/fs/cgroup"
     _group(top, {})
@@ -59,7 +59,7 @@ def test_the_narrowest_group_on_the_way_up_decides(tmp_path: Path) -> None:
     assert group_memory(tmp_path) == 5 * MIB
 
 
-def test_version_1_and_a_path_of_the_host_within_a_container(tmp_path: Path) -> None:
+def test_version_1_with_a_host_path_inside_a_container(tmp_path: Path) -> None:
     groups = "4:cpu,cpuacct:/\n3:memory:/docker/abc\n0::/\n"
     _proc(tmp_path, V1.format(mounted="/docker/abc"), groups)
     files = {
@@ -71,7 +71,7 @@ def test_version_1_and_a_path_of_the_host_within_a_container(tmp_path: Path) -> 
     assert group_memory(tmp_path) == 700 * MIB
 
 
-def test_path_beyond_what_is_mounted_means_the_mount(tmp_path: Path) -> None:
+def test_path_outside_the_mount_means_the_mount(tmp_path: Path) -> None:
     _proc(tmp_path, V2.format(mounted="/docker/abc"), "0::/../../other\n")
     _v2(tmp_path / "sys/fs/cgroup", str(64 * MIB), 0)
     assert group_memory(tmp_path) == 64 * MIB
@@ -88,7 +88,7 @@ def test_without_control_groups_there_is_no_limit(tmp_path: Path) -> None:
     assert group_memory(tmp_path) is None
 
 
-def test_a_group_that_is_full_leaves_nothing(tmp_path: Path) -> None:
+def test_full_group_leaves_no_memory(tmp_path: Path) -> None:
     _proc(tmp_path, V2.format(mounted="/"), "0::/\n")
     _v2(tmp_path / "sys/fs/cgroup", str(MIB), 2 * MIB)
     assert group_memory(tmp_path) == 0
@@ -101,7 +101,7 @@ def test_memory_of_the_processor_is_what_the_group_allows(monkeypatch: pytest.Mo
     assert device.available_memory("cpu") > 5 * MIB
 
 
-def test_a_real_limit_is_seen() -> None:
+def test_real_limit_is_read() -> None:
     v1 = Path("/sys/fs/cgroup/memory")
     top = v1 if v1.is_dir() else Path("/sys/fs/cgroup")
     group = top / f"edgecosine-test-{os.getpid()}"

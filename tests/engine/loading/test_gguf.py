@@ -251,7 +251,7 @@ def test_unsupported_architecture_is_refused_by_name(
 
 
 def test_unknown_weights_are_refused(tmp_path: Path) -> None:
-    # llama has no biases here, so transformers would drop them without a word.
+    # llama has no biases here, so transformers would drop them silently.
     path = write_gguf(tmp_path / "qwen.gguf", family="qwen2")
     path.write_bytes(path.read_bytes().replace(b"qwen2", b"llama"))
     with pytest.raises(ModelUnsupported, match="its output would be wrong"):

@@ -21,7 +21,7 @@ def model(tmp_path: Path) -> Path:
     return directory
 
 
-def test_a_whole_model_has_no_fault(model: Path) -> None:
+def test_complete_model_has_no_fault(model: Path) -> None:
     assert fault_of(model) is None
 
 
@@ -33,12 +33,12 @@ def test_a_whole_model_has_no_fault(model: Path) -> None:
         ("tokenizer.json", "no tokenizer file"),
     ],
 )
-def test_a_missing_file_is_named(model: Path, name: str, fault: str) -> None:
+def test_missing_file_is_named(model: Path, name: str, fault: str) -> None:
     (model / name).unlink()
     assert fault_of(model) == fault
 
 
-def test_a_missing_shard_is_named(model: Path) -> None:
+def test_missing_shard_is_named(model: Path) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "second.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     assert fault_of(model) == "second.safetensors is missing"
@@ -47,18 +47,18 @@ def test_a_missing_shard_is_named(model: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"weight_map": 3}'])
-def test_a_broken_index_is_named(model: Path, text: str) -> None:
+def test_broken_index_is_named(model: Path, text: str) -> None:
     (model / "model.safetensors.index.json").write_text(text)
     assert "model.safetensors.index.json cannot be read" in str(fault_of(model))
 
 
-def test_a_pointer_in_place_of_weights_is_named(model: Path) -> None:
+def test_git_lfs_pointer_in_place_of_weights_is_named(model: Path) -> None:
     (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "model.safetensors is a Git LFS pointer" in str(fault_of(model))
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json"])
-def test_a_pointer_in_place_of_another_file_is_named(model: Path, name: str) -> None:
+def test_git_lfs_pointer_in_place_of_another_file_is_named(model: Path, name: str) -> None:
     (model / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     assert fault_of(model) == f"{name} is a Git LFS pointer: run `git lfs pull`"
     (model / name).write_text("")

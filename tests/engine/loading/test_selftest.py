@@ -279,7 +279,7 @@ LONG_WINDOW = 300
 def test_long_windows_are_tested_shortened(way: str) -> None:
     model, reference = _far(MISTRAL, sliding_window=LONG_WINDOW)
     check_family(_run_as(way, copy.deepcopy(model), slot_size=464), reference, "mistral")
-    assert {place.limits.get("sliding_window") for place in reference.further} == {None, 6}
+    assert {passage.limits.get("sliding_window") for passage in reference.further} == {None, 6}
     _no_window(model)
     with pytest.raises(ModelUnsupported, match="mistral, sliding_window 6' has other"):
         check_family(_run_as(way, model, slot_size=464), reference, "mistral")

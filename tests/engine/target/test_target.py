@@ -144,7 +144,7 @@ def test_evicted_session_is_prefilled_again() -> None:
     assert [s[20:] for s in sequences] == truth
 
 
-def test_following_turn_reuses_its_prefix() -> None:
+def test_following_message_reuses_its_prefix() -> None:
     engine = _engine("llama", slots=2, chunk=8)
     first = prompt_of(40)
     answer, _ = decode(engine, [first], 10, [nothing])

@@ -26,7 +26,7 @@ def claim(node: str, key: str = KEY, *, life: int = 0, generation: int = 0) -> C
 
 
 def joined(*others: str) -> Members:
-    """Ours, beside these, who are ready, at 0 s."""
+    """Our claims beside these ready targets, at 0 s."""
     members = Members(status("a"))
     for node in others:
         members.update(status(node), 0.0)

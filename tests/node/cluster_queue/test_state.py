@@ -35,7 +35,7 @@ class Node:
     """A target without MQTT: its queue, its running requests and its undelivered messages."""
 
     name: str
-    life: int = 0
+    incarnation: int = 0
     is_alive: bool = True
     active: set[str] = field(default_factory=set)
     answered: set[str] = field(default_factory=set)
@@ -44,13 +44,15 @@ class Node:
     queue: QueueState = field(init=False)
 
     def __post_init__(self) -> None:
-        standing = MembershipStatus(self.name, f"{self.name}{self.life}", "x", "m", 0.0, "ready")
-        self.queue = QueueState(standing, has_finished=self.answered.__contains__)
+        status = MembershipStatus(
+            self.name, f"{self.name}{self.incarnation}", "x", "m", 0.0, "ready"
+        )
+        self.queue = QueueState(status, has_finished=self.answered.__contains__)
 
 
 @dataclass
 class World:
-    """A broker with total order that keeps what is retained, and targets that hear it in time."""
+    """A broker with total order and retained messages, and targets that receive them in time."""
 
     now: float = 0.0
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -65,7 +67,7 @@ class World:
     def join(self, name: str, *, journal: bool = True) -> None:
         """A target comes, or comes back with its journal."""
         before = self.nodes.get(name)
-        node = Node(name, before.life + 1 if before else 0)
+        node = Node(name, before.incarnation + 1 if before else 0)
         self.nodes[name] = node
         if before is not None and journal:
             node.answered |= before.answered
@@ -74,9 +76,9 @@ class World:
         node.queue.on_connected(self.now)
         self.publish("standing", node.queue.us)
         self.statuses[name] = node.queue.us
-        for standing in self.statuses.values():
-            if standing.node != name:
-                node.inbox.append(("standing", standing))
+        for status in self.statuses.values():
+            if status.node != name:
+                node.inbox.append(("standing", status))
         node.inbox.extend(("retained", claim) for claim in self.claims.values())
         node.inbox.append(("echo", None))
         node.inbox.extend(("request", key) for key in self.backlog[name])
@@ -85,7 +87,7 @@ class World:
     def kill(self, name: str) -> None:
         node = self.nodes[name]
         node.is_alive = False
-        self.excused |= {key for key in node.answered if self.is_still_heard(key, name)}
+        self.excused |= {key for key in node.answered if self.is_in_transit(key, name)}
         # What it has not acknowledged its session keeps.
         self.backlog[name] = [
             key
@@ -97,7 +99,7 @@ class World:
         self.statuses[name] = lost
         self.publish("standing", lost)
 
-    def is_still_heard(self, key: str, dead: str) -> bool:
+    def is_in_transit(self, key: str, dead: str) -> bool:
         """Whether a target other than the dead one may take the request for a new one."""
         return any(
             key in self.claims
@@ -151,8 +153,8 @@ class World:
                 case AbandonRequest(key):
                     node.active.discard(key)
 
-    def hear(self, name: str) -> None:
-        """One target hears its next message."""
+    def receive(self, name: str) -> None:
+        """One target receives its next message."""
         node = self.nodes[name]
         if not node.is_alive or not node.inbox:
             return
@@ -169,12 +171,12 @@ class World:
                 self.do(node, queue.on_claim(claim, now, is_retained=kind == "retained"))
             case "clear", str(key):
                 self.do(node, queue.on_claim_cleared(key, now))
-            case "known", (str(key), KnownRequest() as said):
-                self.do(node, queue.on_known(key, said.node, said.digest, now))
+            case "known", (str(key), KnownRequest() as known):
+                self.do(node, queue.on_known(key, known.node, known.digest, now))
             case "consent", (str(other), Claim() as claim):
                 self.do(node, queue.on_ack(other, claim.key, claim.generation))
-            case "standing", MembershipStatus() as standing if standing.node != name:
-                self.do(node, queue.on_status(standing, now))
+            case "standing", MembershipStatus() as status if status.node != name:
+                self.do(node, queue.on_status(status, now))
             case "echo", _:
                 self.do(node, queue.join(now, is_remembered=True))
 
@@ -190,10 +192,10 @@ class World:
                 return
 
     def settle(self) -> None:
-        """Everything is heard."""
+        """All messages are received."""
         while any(node.inbox for node in self.nodes.values()):
             for name in self.nodes:
-                self.hear(name)
+                self.receive(name)
 
     def come_to_rest(self) -> None:
         """All that is to happen happens, without a fault any more."""
@@ -366,8 +368,8 @@ def test_late_repeated_request_is_not_run_again() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_each_request_is_answered_once_under_any_crashes(data: st.DataObject) -> None:
-    """Messages are heard late, each target at its own pace; targets die and come back with their
-    journals. Nothing is lost while one lives, and nothing is answered twice that can be known."""
+    """Messages arrive late, at each target at its own pace; targets crash and restart with their
+    journals. No request is lost while a target runs, and no known request is answered twice."""
     here = world(*NAMES)
     asked: list[str] = []
     for _ in range(data.draw(st.integers(4, 40))):
@@ -379,7 +381,7 @@ def test_each_request_is_answered_once_under_any_crashes(data: st.DataObject) ->
                 here.ask(asked[-1])
             case "hear":
                 for name in data.draw(st.lists(st.sampled_from(NAMES), max_size=8)):
-                    here.hear(name)
+                    here.receive(name)
             case "answer":
                 here.answer(data.draw(st.sampled_from(NAMES)))
             case "kill" if len(alive) > 1:

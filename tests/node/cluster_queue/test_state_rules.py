@@ -25,7 +25,7 @@ KEYS = [f"u/{number}" for number in range(24)]
 
 
 def queue_state(*others: str, answered: frozenset[str] = frozenset()) -> QueueState:
-    """Ours, beside these, who are ready, at 0 s."""
+    """Our state beside these ready targets, at 0 s."""
     queue_state = QueueState(status("a"), has_finished=answered.__contains__)
     for node in others:
         queue_state.on_status(status(node), 0.0)

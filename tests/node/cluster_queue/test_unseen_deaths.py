@@ -59,17 +59,17 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def retained_status(identity: str = "x", state: MembershipState = "ready") -> Outgoing:
     """The status that a target without a last will leaves."""
-    standing = MembershipStatus("ghost", "session", identity, "tiny", 0.0, state)
-    return membership_notice(HOME, standing)
+    status = MembershipStatus("ghost", "session", identity, "tiny", 0.0, state)
+    return membership_notice(HOME, status)
 
 
 @contextlib.asynccontextmanager
-async def broker_with(*words: Outgoing) -> AsyncIterator[tuple[EmbeddedBroker, Listener]]:
+async def broker_with(*messages: Outgoing) -> AsyncIterator[tuple[EmbeddedBroker, Listener]]:
     """A broker that retains these messages."""
     async with EmbeddedBroker(port=free_port()) as broker, listening(broker) as listener:
-        for word in words:
-            listener.mqtt_client.send(word)
-            await listener.expect(word.topic)
+        for message in messages:
+            listener.mqtt_client.send(message)
+            await listener.expect(message.topic)
         yield broker, listener
 
 

@@ -77,7 +77,7 @@ def token(home: Home, secret: bytes | None = None) -> JoinToken:
     return JoinToken("lab", home.authority.fingerprint, secret or home.secret(), [])
 
 
-def test_invited_node_joins_and_nobody_sees_its_key(home: Home) -> None:
+def test_invited_node_joins_without_sending_its_key(home: Home) -> None:
     async def main() -> None:
         async with served(home) as address:
             place = home.place("kitchen")
@@ -85,20 +85,20 @@ def test_invited_node_joins_and_nobody_sees_its_key(home: Home) -> None:
             assert credentials.identity.uri == "urn:edgecosine:node:lab:drafter:kitchen"
             assert credentials.endpoints == ("127.0.0.1:1", address)
             credentials.trust()
-        ledger = (home.authority.folder / "ledger.db").read_bytes()
+        database = (home.authority.folder / "ledger.db").read_bytes()
         key = credentials.node_file.read_text().split("-----")[2].split("\n")[1]
-        assert key.encode() not in ledger
+        assert key.encode() not in database
 
     run(main())
 
 
-def test_wrong_used_and_late_tokens_are_refused_with_the_reason(home: Home) -> None:
+def test_wrong_used_and_expired_tokens_are_refused_with_the_reason(home: Home) -> None:
     async def main() -> None:
         async with served(home) as address:
 
-            async def refusal(word: JoinToken) -> str:
+            async def refusal(join_token: JoinToken) -> str:
                 with pytest.raises(EnrolmentRefused) as failure:
-                    await join(word, "cellar", home.place("cellar"), [address])
+                    await join(join_token, "cellar", home.place("cellar"), [address])
                 return str(failure.value)
 
             assert "made no such token" in await refusal(token(home, bytes(16)))
@@ -112,13 +112,13 @@ def test_wrong_used_and_late_tokens_are_refused_with_the_reason(home: Home) -> N
     run(main())
 
 
-def test_two_at_once_with_one_token_are_one(home: Home) -> None:
+def test_token_admits_one_of_two_concurrent_nodes(home: Home) -> None:
     async def main() -> list[object]:
-        word = token(home)
+        join_token = token(home)
 
         async def attempt(name: str) -> object:
             try:
-                return (await join(word, name, home.place(name), [address])).identity.node_id
+                return (await join(join_token, name, home.place(name), [address])).identity.node_id
             except EnrolmentRefused as error:
                 return error
 
@@ -130,16 +130,16 @@ def test_two_at_once_with_one_token_are_one(home: Home) -> None:
     assert sum(isinstance(result, str) for result in results) == 1
 
 
-def test_impostor_gets_neither_secret_nor_node(home: Home, tmp_path: Path) -> None:
+def test_false_authority_gets_neither_secret_nor_node(home: Home, tmp_path: Path) -> None:
     """It has its own authority, and, worse, shows the true one's certificate as its own."""
     impostor = Home(tmp_path, cluster="impostor")
     asked: list[str] = []
 
     async def main() -> None:
-        word = token(home)
+        join_token = token(home)
         async with served(impostor) as address:
             with pytest.raises(EnrolmentError, match="another endpoint answers"):
-                await join(word, "kitchen", home.place("kitchen"), [address])
+                await join(join_token, "kitchen", home.place("kitchen"), [address])
 
             true = home.authority.trust_list(home.now)
             impostor.authority.trust_list = lambda now: true  # type: ignore[method-assign]
@@ -147,19 +147,19 @@ def test_impostor_gets_neither_secret_nor_node(home: Home, tmp_path: Path) -> No
                 lambda *_: asked.append("join")
             )
             with pytest.raises(EnrolmentError, match="certificate is not accepted"):
-                await join(word, "kitchen", home.place("kitchen"), [address])
+                await join(join_token, "kitchen", home.place("kitchen"), [address])
         assert asked == []
         async with served(home) as address:
-            await join(word, "kitchen", home.place("kitchen"), [address])
+            await join(join_token, "kitchen", home.place("kitchen"), [address])
 
     run(main())
 
 
 @pytest.mark.parametrize("name", ["enrolment.edgecosine", "kitchen"])
-def test_node_cannot_pose_as_the_endpoint(home: Home, name: str) -> None:
+def test_node_cannot_act_as_the_ca_server(home: Home, name: str) -> None:
     """Not even one that was given the endpoint's name as its own."""
     rogue = home.admit(name).trust()
-    word = token(home)
+    join_token = token(home)
     heard: list[bytes] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -175,23 +175,23 @@ def test_node_cannot_pose_as_the_endpoint(home: Home, name: str) -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
         port = server.sockets[0].getsockname()[1]
         with pytest.raises(EnrolmentError, match="certificate is not accepted"):
-            await join(word, "cellar", home.place("cellar"), [f"127.0.0.1:{port}"])
+            await join(join_token, "cellar", home.place("cellar"), [f"127.0.0.1:{port}"])
         server.close()
 
     run(main())
     assert heard == [write_line(Introduce())]
 
 
-def test_renewal_takes_the_nodes_own_certificate(home: Home) -> None:
+def test_renewal_needs_the_nodes_own_certificate(home: Home) -> None:
     async def main() -> None:
         async with served(home) as address:
             credentials = await join(token(home), "kitchen", home.place("kitchen"), [address])
             renewed = await renew(credentials)
             assert renewed.identity == credentials.identity
-            stranger = replace(
+            other = replace(
                 credentials, directory=home.admit("other").directory, endpoints=(address,)
             )
-            assert (await renew(stranger)).identity.node_id == "other"
+            assert (await renew(other)).identity.node_id == "other"
             home.authority.revoke("kitchen", home.now)
             with pytest.raises(EnrolmentRefused, match="kitchen was revoked"):
                 await renew(renewed)
@@ -201,12 +201,12 @@ def test_renewal_takes_the_nodes_own_certificate(home: Home) -> None:
     run(main())
 
 
-def test_who_has_no_certificate_can_only_introduce_himself(home: Home) -> None:
+def test_peer_without_certificate_can_only_enrol(home: Home) -> None:
     async def main() -> None:
         async with served(home) as address:
             host, _, port = address.rpartition(":")
 
-            async def said(line: bytes) -> bytes:
+            async def answer_to(line: bytes) -> bytes:
                 reader, writer = await asyncio.open_connection(
                     host, int(port), ssl=unverified_context()
                 )
@@ -215,18 +215,20 @@ def test_who_has_no_certificate_can_only_introduce_himself(home: Home) -> None:
                 writer.close()
                 return answer
 
-            assert b"needs a node" in await said(b'{"type":"watch","known":0}\n')
-            assert b"needs a node" in await said(b'{"type":"renew","signing_request":""}\n')
+            assert b"needs a node" in await answer_to(b'{"type":"watch","known":0}\n')
+            assert b"needs a node" in await answer_to(b'{"type":"renew","signing_request":""}\n')
             for garbage in (b"\n", b"{}\n", b"[1]\n", b"\xff" * 9 + b"\n", b'{"x":' * 3000 + b"\n"):
-                assert await said(garbage) == b""
-            assert await said(b"x" * (2 * MAX_REQUEST_BYTES)) == b""
-            read_answer(await said(write_line(Introduce())))
+                assert await answer_to(garbage) == b""
+            assert await answer_to(b"x" * (2 * MAX_REQUEST_BYTES)) == b""
+            read_answer(await answer_to(write_line(Introduce())))
 
     run(main())
 
 
 @pytest.mark.parametrize("is_greeted", [True, False], ids=["half a line", "no TLS"])
-def test_crowd_at_the_endpoint_keeps_nobody_out(home: Home, is_greeted: bool) -> None:
+def test_many_connections_to_the_ca_server_do_not_block_an_enrolment(
+    home: Home, is_greeted: bool
+) -> None:
     async def main() -> None:
         async with served(home) as address:
             member = home.admit("kitchen", "drafter", [address])
@@ -234,24 +236,24 @@ def test_crowd_at_the_endpoint_keeps_nobody_out(home: Home, is_greeted: bool) ->
                 watching = group.create_task(watch(member), name="watching")
                 host, _, port = address.rpartition(":")
                 tls = unverified_context() if is_greeted else None
-                crowd = []
+                connections = []
                 with logbook() as book:
                     for _ in range(MAX_UNAUTHENTICATED + 8):
-                        crowd.append(await asyncio.open_connection(host, int(port), ssl=tls))
+                        connections.append(await asyncio.open_connection(host, int(port), ssl=tls))
                         if is_greeted:
-                            crowd[-1][1].write(b'{"type":')
+                            connections[-1][1].write(b'{"type":')
                     joined = await join(token(home), "attic", home.folder / "attic", [address])
                 assert joined.identity.node_id == "attic"
                 assert sum("too many unauthenticated" in line for line in book.lines) == 1
-                assert await crowd[0][0].read() == b""
+                assert await connections[0][0].read() == b""
                 assert (await watching).revision >= member.revision
-                for _, writer in crowd:
+                for _, writer in connections:
                     writer.close()
 
     run(main())
 
 
-def test_revoked_node_is_dropped_within_the_live_cluster_and_others_stay(home: Home) -> None:
+def test_only_the_revoked_node_is_dropped_from_a_running_cluster(home: Home) -> None:
     async def main() -> None:
         async with served(home) as address:
             target = home.admit("target-1", "target", [address])
@@ -285,7 +287,7 @@ def test_revoked_node_is_dropped_within_the_live_cluster_and_others_stay(home: H
     run(main())
 
 
-def test_renewal_and_a_new_key_of_the_authority_leave_links_alone(home: Home) -> None:
+def test_renewal_and_a_new_authority_key_end_no_link(home: Home) -> None:
     async def main() -> None:
         async with served(home) as address:
             target = home.admit("target-1", "target", [address])
@@ -318,7 +320,7 @@ def test_renewal_and_a_new_key_of_the_authority_leave_links_alone(home: Home) ->
                         assert after["issuer"] != before["issuer"]
 
                         home.authority.finish_rotation(home.now)
-                        await log.says("revision=3")
+                        await log.wait_for_line("revision=3")
                         link = node.peers.links["drafter-1"]
                         assert await link.ask(request(2)) == draft_for(request(2))
 
@@ -335,9 +337,9 @@ def test_copied_identity_is_named(home: Home) -> None:
                     await node.until_linked("drafter-1")
                     link = node.peers.links["drafter-1"]
                     async with living(drafter_settings(guard=copied, incarnation=1), static):
-                        told = await log.says("two processes of one node: peer=drafter-1")
+                        told = await log.wait_for_line("two processes of one node: peer=drafter-1")
                         assert "edgecosine cluster revoke drafter-1" in told
-                        await log.says("is its identity copied?")
+                        await log.wait_for_line("is its identity copied?")
                         assert node.peers.links["drafter-1"] is link
 
     run(main())
@@ -360,7 +362,7 @@ def test_certificate_is_renewed_before_it_expires(tmp_path: Path) -> None:
             before = guard.trust
             with logbook() as log:
                 async with kept(credentials, guard, home) as upkeep:
-                    await log.says("certificate renewed: until")
+                    await log.wait_for_line("certificate renewed: until")
                     assert upkeep.credentials.not_after > credentials.not_after
                     assert guard.trust is not before
                     assert Credentials.load(credentials.directory) == upkeep.credentials
@@ -368,7 +370,7 @@ def test_certificate_is_renewed_before_it_expires(tmp_path: Path) -> None:
     run(main())
 
 
-def test_authority_that_is_away_is_said_once_and_waited_for(home: Home) -> None:
+def test_unreachable_authority_is_logged_once_and_waited_for(home: Home) -> None:
     async def main() -> None:
         async with served(home) as address:
             pass
@@ -379,7 +381,7 @@ def test_authority_that_is_away_is_said_once_and_waited_for(home: Home) -> None:
         guard = LinkPolicy(credentials.trust())
         with logbook() as log:
             async with kept(credentials, guard, home):
-                await log.says(
+                await log.wait_for_line(
                     "cannot refresh the trust list: reason=no answer from the cluster's authority"
                 )
                 lines = [line for line in log.lines if "cannot refresh" in line]

@@ -1,4 +1,4 @@
-"""A real Mosquitto under the configuration that `cluster broker-config` writes: who may do what."""
+"""A real Mosquitto under the configuration that `cluster broker-config` writes: permissions."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ TOPICS = Topics("lab")
 
 
 @dataclass
-class Fort:
-    """A broker that lets in whom it knows."""
+class SecuredBroker:
+    """A broker that accepts known clients and nodes only."""
 
     home: Home
     passwords: dict[str, str]
@@ -48,7 +48,7 @@ class Fort:
     node_port: int
 
     def client(self, name: str, password: str | None = None) -> BrokerAddress:
-        """How a person comes in."""
+        """The address for a client."""
         return BrokerAddress.parse(
             f"mqtts://127.0.0.1:{self.port}",
             username=name,
@@ -57,7 +57,7 @@ class Fort:
         )
 
     def node(self, credentials: Credentials | None) -> BrokerAddress:
-        """How a node comes in."""
+        """The address for a node."""
         return BrokerAddress.parse(
             f"mqtts://127.0.0.1:{self.node_port}",
             ca_file=self.home.folder / "ca.pem",
@@ -66,18 +66,18 @@ class Fort:
 
 
 @contextlib.asynccontextmanager
-async def fort(home: Home) -> AsyncIterator[Fort]:
+async def secured_broker(home: Home) -> AsyncIterator[SecuredBroker]:
     """The broker inside the block. A target `target-1`, clients alice and bob."""
     port, node_port = free_port(), free_port()
     folder = home.folder / "broker"
     key, chain = home.authority.issue_broker(["127.0.0.1", "localhost"], home.now)
-    told = home.authority.trust_list(home.now)
-    (home.folder / "ca.pem").write_text(told.authorities)
+    trust = home.authority.trust_list(home.now)
+    (home.folder / "ca.pem").write_text(trust.authorities)
     passwords = write_configuration(
         folder,
         BrokerFiles(
-            topics=TOPICS, key=key, chain=chain, authorities=told.authorities,
-            revoked=told.revoked, targets=["target-1"], clients=["alice", "bob"],
+            topics=TOPICS, key=key, chain=chain, authorities=trust.authorities,
+            revoked=trust.revoked, targets=["target-1"], clients=["alice", "bob"],
             client_port=port, node_port=node_port,
         ),
     )  # fmt: skip
@@ -92,22 +92,20 @@ async def fort(home: Home) -> AsyncIterator[Fort]:
         async with asyncio.timeout(10):
             while b" running" not in (line := await process.stderr.readline()):
                 assert line, "the broker ended"
-        yield Fort(home, passwords, port, node_port)
+        yield SecuredBroker(home, passwords, port, node_port)
     finally:
         process.terminate()
         await process.communicate()
 
 
 @contextlib.asynccontextmanager
-async def at_home(stronghold: Fort) -> AsyncIterator[ScriptedService]:
+async def running_cluster(broker: SecuredBroker) -> AsyncIterator[ScriptedService]:
     """A gateway and a drafter's presence on the broker."""
-    target = stronghold.home.admit("target-1", "target")
-    drafter = stronghold.home.admit("drafter-1")
+    target = broker.home.admit("target-1", "target")
+    drafter = broker.home.admit("drafter-1")
     service = ScriptedService()
-    gateway = Gateway(service, broker=stronghold.node(target), cluster="lab", node_id="target-1")
-    presence = NodeStatusPublisher(
-        broker=stronghold.node(drafter), cluster="lab", node_id="drafter-1"
-    )
+    gateway = Gateway(service, broker=broker.node(target), cluster="lab", node_id="target-1")
+    presence = NodeStatusPublisher(broker=broker.node(drafter), cluster="lab", node_id="drafter-1")
     async with running(gateway.run()), running(presence.run()):
         await gateway.client.connected()
         await presence.connected()
@@ -116,11 +114,11 @@ async def at_home(stronghold: Fort) -> AsyncIterator[ScriptedService]:
 
 
 def guarded(tmp_path: Path, story: Any) -> None:
-    """Run a story in a fort with a cluster in it."""
+    """Run a coroutine with a secured broker and a cluster."""
 
     async def main() -> None:
-        async with fort(Home(tmp_path)) as stronghold, at_home(stronghold) as service:
-            await story(stronghold, service)
+        async with secured_broker(Home(tmp_path)) as broker, running_cluster(broker) as service:
+            await story(broker, service)
 
     coroutine: Coroutine[Any, Any, None] = main()
     run(coroutine)
@@ -141,7 +139,7 @@ async def ask(client: Client, prompt: str = "or not") -> str:
     raise AssertionError("no final message")
 
 
-async def heard(connection: Connection, until: str) -> list[str]:
+async def received(connection: Connection, until: str) -> list[str]:
     """Topics of everything that comes before a message on `until`."""
     topics = []
     async for message in connection.messages():
@@ -151,9 +149,9 @@ async def heard(connection: Connection, until: str) -> list[str]:
     raise AssertionError("the broker hung up")
 
 
-def test_client_with_its_password_asks_and_sees_the_nodes(tmp_path: Path) -> None:
-    async def story(stronghold: Fort, service: ScriptedService) -> None:
-        async with Client(stronghold.client("alice"), "lab") as client:
+def test_client_with_its_password_sends_requests_and_sees_the_nodes(tmp_path: Path) -> None:
+    async def story(broker: SecuredBroker, service: ScriptedService) -> None:
+        async with Client(broker.client("alice"), "lab") as client:
             assert client.client_id == "alice"
             assert await ask(client) == "to be"
             while "drafter-1" not in (nodes := await client.nodes()):
@@ -164,21 +162,21 @@ def test_client_with_its_password_asks_and_sees_the_nodes(tmp_path: Path) -> Non
     guarded(tmp_path, story)
 
 
-def test_client_hears_nothing_of_anothers_answers(tmp_path: Path) -> None:
-    async def story(stronghold: Fort, service: ScriptedService) -> None:
+def test_client_receives_no_answer_of_another(tmp_path: Path) -> None:
+    async def story(broker: SecuredBroker, service: ScriptedService) -> None:
         mark = TOPICS.response("bob", "mark")
-        async with connect(stronghold.client("bob"), client_id="eve") as eve:
+        async with connect(broker.client("bob"), client_id="eve") as eve:
             for filters in (f"{TOPICS.root}/#", TOPICS.response("alice", "#"), "#",
                             TOPICS.stream("+", "+"), TOPICS.job_state("+"),
                             TOPICS.request("completion")):  # fmt: skip
                 with contextlib.suppress(BrokerLost):  # said so at once, or kept silently
                     await eve.subscribe([filters])
             await eve.subscribe([mark])
-            async with Client(stronghold.client("alice"), "lab") as client:
+            async with Client(broker.client("alice"), "lab") as client:
                 assert await ask(client) == "to be"
             await eve.publish(Outgoing(mark, b""))
             public = (TOPICS.status, TOPICS.info, f"{TOPICS.root}/node/")
-            private = [t for t in await heard(eve, mark) if not t.startswith(public)]
+            private = [t for t in await received(eve, mark) if not t.startswith(public)]
             assert private == []
 
     guarded(tmp_path, story)
@@ -202,7 +200,7 @@ def test_client_hears_nothing_of_anothers_answers(tmp_path: Path) -> None:
         "zigbee2mqtt/lock/set",
     ],
 )
-def test_client_cannot_speak_as_the_cluster_as_a_node_or_to_another(
+def test_client_cannot_publish_as_the_cluster_a_node_or_another_client(
     tmp_path: Path, topic: str
 ) -> None:
     assert run(reaches(tmp_path, "bob", topic)) is False
@@ -221,32 +219,34 @@ def test_client_cannot_speak_as_the_cluster_as_a_node_or_to_another(
         (TOPICS.inbox("target-1"), False),
     ],
 )
-def test_drafter_speaks_for_itself_only(tmp_path: Path, topic: str, is_allowed: bool) -> None:
+def test_drafter_publishes_its_own_status_only(
+    tmp_path: Path, topic: str, is_allowed: bool
+) -> None:
     assert run(reaches(tmp_path, "drafter-1", topic)) is is_allowed
 
 
 @pytest.mark.parametrize("is_revoked", [False, True])
-def test_lie_of_a_drafter_keeps_no_target_out(tmp_path: Path, is_revoked: bool) -> None:
+def test_false_message_of_a_drafter_blocks_no_target(tmp_path: Path, is_revoked: bool) -> None:
     home = Home(tmp_path)
 
     async def main() -> None:
-        async with fort(home) as stronghold:
-            adversary = stronghold.node(home.admit("evil"))
-            standing = MembershipStatus("evil", "s", "other", "other", 0.0, "ready")
-            async with connect(adversary, client_id="x", version="5") as mouth:
+        async with secured_broker(home) as broker:
+            adversary = broker.node(home.admit("evil"))
+            status = MembershipStatus("evil", "s", "other", "other", 0.0, "ready")
+            async with connect(adversary, client_id="x", version="5") as publisher:
                 for lie in (
                     node_status_notice(TOPICS, "evil", "ready", session="s", now_s=0.0),
                     node_state_notice(
                         TOPICS, "evil", {"role": "target", "model": "other", "is_full": True}
                     ),
-                    membership_notice(TOPICS, standing),
+                    membership_notice(TOPICS, status),
                 ):
-                    await mouth.publish(replace(lie, expiry_s=None))
+                    await publisher.publish(replace(lie, expiry_s=None))
             if is_revoked:
                 home.authority.revoke("evil", home.now)
             async with (
-                at_home(stronghold),
-                Client(stronghold.client("alice"), "lab") as client,
+                running_cluster(broker),
+                Client(broker.client("alice"), "lab") as client,
             ):
                 assert await ask(client) == "to be"
                 assert (await client.nodes())["evil"].state["role"] == "no target"
@@ -255,60 +255,56 @@ def test_lie_of_a_drafter_keeps_no_target_out(tmp_path: Path, is_revoked: bool) 
     run(main())
 
 
-def test_target_forgets_a_node_and_a_drafter_forgets_none(
+def test_only_a_target_can_clear_another_nodes_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forgetting, "_ANSWER_S", 1.0)
     home = Home(tmp_path)
 
     async def main() -> None:
-        async with fort(home) as stronghold:
-            gone = stronghold.node(home.admit("evil"))
+        async with secured_broker(home) as broker:
+            gone = broker.node(home.admit("evil"))
             lost = node_status_notice(TOPICS, "evil", "lost", session="s", now_s=0.0)
-            async with connect(gone, client_id="x", version="5") as mouth:
-                await mouth.publish(lost)
+            async with connect(gone, client_id="x", version="5") as publisher:
+                await publisher.publish(lost)
             for name in ("alice", "bob"):
                 with pytest.raises(BrokerLost, match="credentials of a target"):
-                    await forgetting.forget(stronghold.client(name), "lab", "evil")
+                    await forgetting.forget(broker.client(name), "lab", "evil")
             with pytest.raises(BrokerLost, match="credentials of a target"):
-                await forgetting.forget(stronghold.node(home.admit("other")), "lab", "evil")
-            target = stronghold.node(home.admit("target-1", "target"))
+                await forgetting.forget(broker.node(home.admit("other")), "lab", "evil")
+            target = broker.node(home.admit("target-1", "target"))
             await forgetting.forget(target, "lab", "evil")
-            async with Client(stronghold.client("alice"), "lab") as client:
+            async with Client(broker.client("alice"), "lab") as client:
                 assert await client.nodes() == {}
 
     run(main())
 
 
-async def reaches(tmp_path: Path, who: str, topic: str) -> bool:
-    """Whether a publication by somebody reaches the target, which hears everything."""
+async def reaches(tmp_path: Path, name: str, topic: str) -> bool:
+    """Whether a publication by this client or node reaches the target, which subscribes to all."""
     home = Home(tmp_path)
-    async with fort(home) as stronghold:
-        target = stronghold.node(home.admit("target-1", "target"))
-        sender = (
-            stronghold.client(who)
-            if who in stronghold.passwords
-            else stronghold.node(home.admit(who))
-        )
-        allowed = TOPICS.request("chat") if who in stronghold.passwords else TOPICS.node_state(who)
+    async with secured_broker(home) as broker:
+        target = broker.node(home.admit("target-1", "target"))
+        sender = broker.client(name) if name in broker.passwords else broker.node(home.admit(name))
+        allowed = TOPICS.request("chat") if name in broker.passwords else TOPICS.node_state(name)
         async with (
-            connect(target, client_id="ear") as ear,
-            connect(sender, client_id="mouth", version="5") as mouth,
+            connect(target, client_id="ear") as subscriber,
+            connect(sender, client_id="mouth", version="5") as publisher,
         ):
-            await ear.subscribe(["#" if topic.startswith("zigbee") else f"{TOPICS.root}/#"])
+            await subscriber.subscribe(["#" if topic.startswith("zigbee") else f"{TOPICS.root}/#"])
             with contextlib.suppress(BrokerLost):
-                await mouth.publish(Outgoing(topic, b"lie"))
-            await mouth.publish(Outgoing(allowed, b"mark"))
-            return topic in await heard(ear, allowed)
+                await publisher.publish(Outgoing(topic, b"lie"))
+            await publisher.publish(Outgoing(allowed, b"mark"))
+            return topic in await received(subscriber, allowed)
 
 
-def test_nobody_comes_in_unknown(tmp_path: Path) -> None:
+def test_anonymous_connections_are_refused(tmp_path: Path) -> None:
     home, away = Home(tmp_path), Home(tmp_path, cluster="away")
     revoked = home.admit("kitchen")
     home.authority.revoke("kitchen", home.now)
 
     async def main() -> None:
-        async with fort(home) as stronghold:
+        async with secured_broker(home) as broker:
 
             async def refused(address: BrokerAddress) -> str:
                 with pytest.raises(BrokerLost) as failure:
@@ -316,13 +312,13 @@ def test_nobody_comes_in_unknown(tmp_path: Path) -> None:
                         pass
                 return str(failure.value)
 
-            assert "ot authorized" in await refused(stronghold.client("", ""))
-            assert "ot authorized" in await refused(stronghold.client("alice", "guessed"))
-            assert "ot authorized" in await refused(stronghold.client("eve", "x"))
+            assert "ot authorized" in await refused(broker.client("", ""))
+            assert "ot authorized" in await refused(broker.client("alice", "guessed"))
+            assert "ot authorized" in await refused(broker.client("eve", "x"))
             for credentials in (None, revoked, away.admit("target-1", "target")):
-                assert await greeting(stronghold.node(credentials)) == b""
-            assert await greeting(stronghold.node(home.admit("cellar"))) == b"\x20\x02\x00\x00"
-            plain = BrokerAddress.parse(f"mqtt://127.0.0.1:{stronghold.port}")
+                assert await greeting(broker.node(credentials)) == b""
+            assert await greeting(broker.node(home.admit("cellar"))) == b"\x20\x02\x00\x00"
+            plain = BrokerAddress.parse(f"mqtt://127.0.0.1:{broker.port}")
             assert await greeting(plain) == b""
 
     run(main())
@@ -343,16 +339,16 @@ async def greeting(address: BrokerAddress) -> bytes:
 # paho leaves the socket of a failed handshake to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_broker_with_another_certificate_is_not_talked_to(tmp_path: Path) -> None:
+def test_broker_with_another_certificate_is_not_used(tmp_path: Path) -> None:
     home = Home(tmp_path)
 
     async def main() -> None:
-        async with fort(home) as stronghold:
+        async with secured_broker(home) as broker:
             (home.folder / "ca.pem").write_text(
                 Home(tmp_path, cluster="away").authority.trust_list(home.now).authorities
             )
             with pytest.raises(BrokerLost, match="CERTIFICATE_VERIFY_FAILED"):
-                async with connect(stronghold.client("alice"), client_id="alice"):
+                async with connect(broker.client("alice"), client_id="alice"):
                     pass
 
     run(main())

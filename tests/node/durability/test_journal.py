@@ -57,7 +57,7 @@ def recovered(journal: DiskJournal, now: BootTime = NOW) -> RecoveredState:
 
 
 @dataclass
-class Told:
+class JournalModel:
     """What a journal holds, written a second time and simply."""
 
     requests: dict[str, tuple[ReplyAddress, dict[int, list[int]]]] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class JournalMachine(RuleBasedStateMachine):
         super().__init__()
         self._directory = tempfile.TemporaryDirectory()
         self._journal = DiskJournal(Path(self._directory.name), now=lambda: NOW)
-        self._written = Told()
+        self._written = JournalModel()
         self._pending: list[tuple[str, tuple[object, ...], bool]] = []
         self._unwritten: list[tuple[str, tuple[object, ...], bool]] = []
         self._num_tokens: dict[tuple[str, int], int] = {}
@@ -141,7 +141,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """What was not written is gone; work goes on from what is there."""
+        """Unwritten records are lost; work continues from the others."""
         self._journal.store.close()
         self._journal = DiskJournal(Path(self._directory.name), now=lambda: NOW)
         self._pending, self._unwritten = [], []

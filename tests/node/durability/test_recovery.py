@@ -51,7 +51,7 @@ REQUESTS = (
 
 @dataclass
 class World:
-    """What the outside has seen, over all lives of the gateway."""
+    """The messages seen outside, over all processes of the gateway."""
 
     texts: dict[int, str] = field(default_factory=dict)
     finals: list[bytes] = field(default_factory=list)
@@ -87,7 +87,7 @@ class MortalJournal(DiskJournal):
     def __init__(self, directory: Path, dies_at: int, *, is_late: bool = False) -> None:
         super().__init__(directory)
         self.is_dead = False
-        self.news = asyncio.Event()
+        self.has_changed = asyncio.Event()
         self._num_left, self._is_late = dies_at, is_late
         self._write_really, self.store.write = self.store.write, self._write_mortally  # type: ignore[method-assign]
 
@@ -103,7 +103,7 @@ class MortalJournal(DiskJournal):
     def _die(self) -> None:
         self.is_dead = True
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self.news.set)
+        self._loop.call_soon_threadsafe(self.has_changed.set)
 
 
 @pytest.fixture(autouse=True)
@@ -120,12 +120,12 @@ def admission(service: Service) -> AdmissionControl:
 async def live(
     service: Service, journal: MortalJournal, world: World, request: Request, *, asks: bool
 ) -> None:
-    """One life of a gateway, until it is killed or has nothing left to do."""
+    """One process of a gateway, until it is killed or has nothing left to do."""
 
     def send(message: Outgoing) -> None:
         if not journal.is_dead:
             world.see(message)
-            journal.news.set()
+            journal.has_changed.set()
             acknowledge(manager, message)
 
     past = recover(journal, model_of(service), BootTime.now())
@@ -139,8 +139,8 @@ async def live(
             if asks:
                 manager.accept(RequestRecord(ticket, request))
             while not (journal.is_dead or world.finals):
-                journal.news.clear()
-                await journal.news.wait()
+                journal.has_changed.clear()
+                await journal.has_changed.wait()
             if not journal.is_dead:
                 await journal.settled()
             running.cancel()
@@ -151,14 +151,14 @@ async def live(
     world.num_deaths += journal.is_dead
 
 
-async def lives(request: Request, directory: Path, *deaths: tuple[int, bool]) -> World:
+async def run_processes(request: Request, directory: Path, *deaths: tuple[int, bool]) -> World:
     """Send a request, kill the gateway as often as given, then finish; with drafters."""
     world = World()
     setups = [Drafter(ScriptedDrafter(LANGUAGE, hits=0.6))]
     for number, (dies_at, is_late) in enumerate([*deaths, (NEVER, False)]):
         async with target_harness(ScriptedTarget(LANGUAGE), setups) as home:
             journal = MortalJournal(directory, dies_at, is_late=is_late)
-            # A client that was not told of acceptance repeats its request.
+            # A client without an `accepted` state repeats its request.
             asks = number == 0 or not world.states
             await live(home.service, journal, world, request, asks=asks)
     return world
@@ -186,16 +186,16 @@ def assert_as_if_nothing_had_happened(world: World, request: Request) -> None:
 def test_killed_at_any_record_the_result_is_the_same(
     request_: Request,
     is_late: bool,
-    tell_every_s: float,
+    yield_every_s: float,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", tell_every_s)
+    monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", yield_every_s)
 
     async def story() -> None:
         for dies_at in range(NEVER):
             directory = tmp_path / str(dies_at)
-            world = await lives(request_, directory, (dies_at, is_late))
+            world = await run_processes(request_, directory, (dies_at, is_late))
             assert_as_if_nothing_had_happened(world, request_)
             if not world.num_deaths:
                 break
@@ -212,7 +212,7 @@ def test_killed_several_times_the_result_is_the_same(
 
     async def story() -> None:
         for request in REQUESTS:
-            world = await lives(request, tmp_path / str(request.n), *deaths)
+            world = await run_processes(request, tmp_path / str(request.n), *deaths)
             assert world.num_deaths == len(deaths)
             assert_as_if_nothing_had_happened(world, request)
 
@@ -498,7 +498,7 @@ def test_request_that_always_breaks_the_engine_is_given_up(tmp_path: Path) -> No
 
 
 class DeadlyService(ScriptedService):
-    """Ends its process at a deadly prompt; knows how many sessions were at work together."""
+    """Ends its process at a deadly prompt; records how many sessions ran together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -522,7 +522,7 @@ class DeadlyService(ScriptedService):
 
 
 def killed(at: Harness) -> None:
-    """This life ends without an order."""
+    """This process ends without shutdown."""
     at.journal.leave = lambda _: None  # type: ignore[method-assign]
 
 

@@ -1,4 +1,4 @@
-"""Bad requests get a clear answer on a real Mosquitto, and the gateway goes on answering."""
+"""Bad requests get a clear answer on a real Mosquitto, and the gateway continues."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_oversized_payload_is_refused() -> None:
 
 
 @pytest.mark.parametrize("num_bytes", [300_000, 900_000])
-def test_oversized_body_is_refused_to_its_asker(num_bytes: int) -> None:
+def test_oversized_body_is_refused_to_its_client(num_bytes: int) -> None:
     async def story() -> None:
         async with gateway_harness() as home:
             ask(home, "big", prompt="x" * num_bytes)

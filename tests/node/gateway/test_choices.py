@@ -63,7 +63,7 @@ class Harness:
         return final
 
     def texts(self, n: int) -> list[str]:
-        """The streamed text of each choice; parts say where they stand, the last one is bare."""
+        """The streamed text of each choice; parts have offsets, the last one is empty."""
         *pieces, last = self.bodies(HOME.stream("a", "1"))
         texts = [""] * n
         for piece in pieces:
@@ -94,7 +94,7 @@ def request(n: int, prompt: str = "To be", **fields: Any) -> Request:
 def test_each_choice_equals_a_request_with_its_seed(n: int, temperature: float) -> None:
     language = babble(eos_every=40)
     asked = request(n, sampling=Sampling(temperature=temperature, seed=3), max_tokens=60)
-    said = [alone(language, choice) for choice in choices_of(asked)]
+    answers = [alone(language, choice) for choice in choices_of(asked)]
     setups = [
         Drafter(ScriptedDrafter(language)),
         Drafter(ScriptedDrafter(language, hits=0.5), [LinkFault.FINE, LinkFault.LINK_LOST]),
@@ -110,12 +110,12 @@ def test_each_choice_equals_a_request_with_its_seed(n: int, temperature: float) 
             final = await at.answer(asked)
             choices = final["choices"]
             assert [choice["index"] for choice in choices] == list(range(n))
-            assert [choice["text"] for choice in choices] == [each.text for each in said]
+            assert [choice["text"] for choice in choices] == [each.text for each in answers]
             assert [choice["finish_reason"] for choice in choices] == [
-                each.finish_reason for each in said
+                each.finish_reason for each in answers
             ]
-            assert at.texts(n) == [each.text for each in said]
-            num_tokens = sum(len(each.tokens) for each in said)
+            assert at.texts(n) == [each.text for each in answers]
+            num_tokens = sum(len(each.tokens) for each in answers)
             assert final["usage"]["completion_tokens"] == num_tokens
             assert final["usage"]["total_tokens"] == num_tokens + 5
             assert len({choice["text"] for choice in choices}) == (n if temperature else 1)

@@ -24,7 +24,7 @@ def at(broker: EmbeddedBroker, version: str = "5") -> tuple[str, ...]:
 
 @contextlib.asynccontextmanager
 async def mosquitto_sub(broker: EmbeddedBroker, *options: str) -> AsyncIterator[Process]:
-    """A subscriber whose subscription stands: it has printed the retained status."""
+    """A subscriber that is subscribed: it has printed the retained status."""
     process = await asyncio.create_subprocess_exec(
         "mosquitto_sub", *at(broker, "311"), "-t", HOME.status, *options, "-v", stdout=PIPE
     )

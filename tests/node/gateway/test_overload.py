@@ -15,7 +15,7 @@ from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.protocol.api.request import Request
-from tests.support.cluster import harness as engine_house
+from tests.support.cluster import harness as engine_harness
 from tests.support.engines import ScriptedTarget, alone, babble
 from tests.support.mqtt import HOME, Listener, free_port, listening, needs_mosquitto, run, running
 
@@ -48,7 +48,7 @@ async def overloaded() -> AsyncIterator[tuple[Gateway, Listener, Brake]]:
     brake = Brake()
     async with (
         EmbeddedBroker(port=free_port()) as broker,
-        engine_house(
+        engine_harness(
             ScriptedTarget(LANGUAGE, before_pass=brake), max_sessions=MAX_SESSIONS
         ) as engine,
     ):
@@ -91,8 +91,8 @@ TEXT = alone(
 
 
 def test_excess_requests_are_refused_and_the_others_answered() -> None:
-    """Six times what fits: each request has one end, those refused know when to come again, the
-    polite client has its answers beside the hog's, and then the house is as before."""
+    """Six times the requests that fit: each ends once, refusals have `retry_after_s`, the moderate
+    client gets its answers beside the flooding one's, and all slots are free afterwards."""
 
     async def story() -> None:
         async with overloaded() as (gateway, listener, brake):
@@ -115,7 +115,7 @@ def test_excess_requests_are_refused_and_the_others_answered() -> None:
                     assert body["error"]["status"] == 429
                 else:
                     assert body["choices"][0]["text"] == TEXT
-            # Its share of the queue, beside the places at work.
+            # Its share of the queue, beside the running sessions.
             assert codes == {"overloaded": len(hog) - MAX_SESSIONS - MAX_QUEUED // 2}
             assert all(ends[topic][0]["choices"][0]["text"] == TEXT for topic in polite)
             assert gateway.admission.num_queued == gateway.admission.num_running == 0

@@ -126,7 +126,7 @@ class Harness:
     admission: AdmissionControl
     journal: DiskJournal
     sent: list[Outgoing]
-    news: asyncio.Event
+    has_sent: asyncio.Event
     intake: RequestParser = field(
         default_factory=lambda: RequestParser(
             HOME, max_request_bytes=1 << 20, draw_id=lambda: "drawn", draw_seed=lambda: 7
@@ -148,8 +148,8 @@ class Harness:
     async def final(self, name: str) -> Any:
         """The one final message."""
         while not (found := [m for m in self.sent if m.topic == HOME.response("a", name)]):
-            self.news.clear()
-            await self.news.wait()
+            self.has_sent.clear()
+            await self.has_sent.wait()
         assert len(found) == 1
         return json.loads(found[0].payload)
 
@@ -157,11 +157,11 @@ class Harness:
 @asynccontextmanager
 async def harness(target: ScriptedTarget, directory: Path) -> AsyncIterator[Harness]:
     """Two sessions at a time, and a drafter."""
-    sent, news = list[Outgoing](), asyncio.Event()
+    sent, has_sent = list[Outgoing](), asyncio.Event()
 
     def send(message: Outgoing) -> None:
         sent.append(message)
-        news.set()
+        has_sent.set()
 
     setups = [Drafter(ScriptedDrafter(LANGUAGE, hits=0.7))]
     async with target_harness(target, setups, max_sessions=2) as home:
@@ -172,7 +172,7 @@ async def harness(target: ScriptedTarget, directory: Path) -> AsyncIterator[Harn
             writing = group.create_task(journal.run())
             running = group.create_task(manager.run())
             await asyncio.sleep(0)
-            yield Harness(home, manager, admission, journal, sent, news)
+            yield Harness(home, manager, admission, journal, sent, has_sent)
             await journal.settled()
             assert journal.store.read("SELECT key FROM jobs") == []
             running.cancel()
@@ -180,7 +180,7 @@ async def harness(target: ScriptedTarget, directory: Path) -> AsyncIterator[Harn
             writing.cancel()
 
 
-def said(name: str, prompt: str) -> str:
+def correct_text(name: str, prompt: str) -> str:
     """The right text."""
     fields = {"client": "a", "prompt": prompt, "max_tokens": LENGTH, "temperature": 0.8, "seed": 5}
     request: Request = intake.parse_request(
@@ -195,16 +195,16 @@ def said(name: str, prompt: str) -> str:
 
 
 async def assert_only_the_bad_one_fails(at: Harness, caplog: pytest.LogCaptureFixture) -> None:
-    """A request beside the bad one, and two after it, which need all places and slots."""
+    """A request beside the bad one, and two after it, which need all slots."""
     at.take("good", "one of the good")
     at.take("bad", "a bad one")
     failed = await at.final("bad")
     assert failed["error"]["code"] == "internal_error"
-    assert (await at.final("good"))["choices"][0]["text"] == said("good", "one of the good")
+    assert (await at.final("good"))["choices"][0]["text"] == correct_text("good", "one of the good")
     for name in ("next", "another"):
         at.take(name, f"the {name}")
     for name in ("next", "another"):
-        assert (await at.final(name))["choices"][0]["text"] == said(name, f"the {name}")
+        assert (await at.final(name))["choices"][0]["text"] == correct_text(name, f"the {name}")
     await at.manager.runner.idle()
     assert at.admission.num_running == at.admission.num_queued == 0
     assert repr(at.home.service).startswith("<TextService scripted [0 sessions")
@@ -244,7 +244,7 @@ def test_exception_at_any_stage_ends_only_its_request(
 
 
 class FailingTarget(ScriptedTarget):
-    """Fails at whole passes with the bad request in them, or at its verdicts alone."""
+    """Fails at whole passes with the bad request in them, or at its verification results alone."""
 
     def __init__(self, is_bad: Callable[[VerifyWork], bool], *, fails_alone: bool) -> None:
         super().__init__(LANGUAGE, chunk=4)
@@ -324,7 +324,7 @@ def test_failed_canary_makes_the_target_unavailable() -> None:
     reasons: list[str] = []
     has_reason = asyncio.Event()
 
-    def tell(reason: str | None) -> None:
+    def on_change(reason: str | None) -> None:
         if reason is not None:
             reasons.append(reason)
             has_reason.set()
@@ -336,7 +336,7 @@ def test_failed_canary_makes_the_target_unavailable() -> None:
     async def story() -> None:
         async with target_harness(ScriptedTarget(LANGUAGE, before_pass=fail)) as home:
             readiness = EngineWatchdog(
-                passes=home.verifier, prompt=[1], is_exact=True, on_change=tell, period_s=0.05
+                passes=home.verifier, prompt=[1], is_exact=True, on_change=on_change, period_s=0.05
             )
             async with asyncio.TaskGroup() as group:
                 watching = group.create_task(readiness.run())

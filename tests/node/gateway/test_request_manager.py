@@ -68,7 +68,7 @@ class Harness:
 
 
 class BreakingService(ScriptedService):
-    """Has a task group fail inside each session, and goes on."""
+    """Has a task group fail inside each session, and continues."""
 
     async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
         with contextlib.suppress(ExceptionGroup):

@@ -37,7 +37,7 @@ NUM_WORDS = 100
 
 @contextlib.asynccontextmanager
 async def stopped_subscriber(port: int) -> AsyncIterator[None]:
-    """Somebody who wants everything and reads nothing."""
+    """A client that subscribes to all topics and reads nothing."""
     process = await asyncio.create_subprocess_exec(
         "mosquitto_sub", "-p", str(port), "-t", "#", "-q", "1", "-F", "%t",
         stdout=asyncio.subprocess.PIPE,
@@ -75,7 +75,7 @@ def test_stopped_subscriber_delays_no_other() -> None:
 
 
 class Valve:
-    """A relay before a broker whose way from us to it can be shut."""
+    """A relay before a broker that can stop forwarding to it."""
 
     def __init__(self, port: int) -> None:
         self._port = port

@@ -19,7 +19,7 @@ from edgecosine.node.links.peers import Peers
 from tests.node.links.wire_fixtures import draft_for, drafter_settings, request, target_settings
 
 
-def say(**facts: object) -> None:
+def report(**facts: object) -> None:
     sys.stdout.write(json.dumps(facts) + "\n")
     sys.stdout.flush()
 
@@ -33,17 +33,17 @@ async def main(role: str, name: str) -> None:
         listen=[Address("", 0)],
         discover=Mdns(look_s=0.2).run,
         on_joined=joined.put_nowait,
-        on_lost=lambda link: say(lost=link.peer.node_id, reason=str(link.closed.result())),
+        on_lost=lambda link: report(lost=link.peer.node_id, reason=str(link.closed.result())),
     )
     async with asyncio.TaskGroup() as group:
         group.create_task(peers.run(), name=f"{name}.peers")
-        say(listening=[str(address) for address in await peers.listening()])
+        report(listening=[str(address) for address in await peers.listening()])
         while True:
             link = await joined.get()
             answer = None
             if role == "target":
                 answer = await link.ask(request(1)) == draft_for(request(1))
-            say(joined=link.peer.node_id, answered=answer)
+            report(joined=link.peer.node_id, answered=answer)
 
 
 if __name__ == "__main__":

@@ -39,11 +39,11 @@ from tests.node.links.test_peers import Node, living
 from tests.node.links.wire_fixtures import (
     QUICK,
     Inbox,
-    door,
     draft_for,
     drafter_hello,
     drafter_settings,
     echo,
+    listening_node,
     logbook,
     request,
     run,
@@ -119,9 +119,9 @@ async def assert_drafter_floods_in_vain(flood: Sequence[AnyMessage]) -> None:
                 with flooding(address, drafter_hello(node_id="hostile"), flood):
                     for number in range(NUM_ASKS):
                         assert await honest.ask(request(number)) == draft_for(request(number))
-                    await until_told(target, "lost")
-                assert REASON in await book.says("lost: peer=hostile")
-                assert "banned_s=60" in await book.says("flooded: peer=hostile")
+                    await until_recorded(target, "lost")
+                assert REASON in await book.wait_for_line("lost: peer=hostile")
+                assert "banned_s=60" in await book.wait_for_line("flooded: peer=hostile")
                 with flooding(address, drafter_hello(node_id="hostile"), flood) as again:
                     await asyncio.to_thread(again.join)
                 assert set(target.peers.links) == {"drafter-1"}
@@ -129,27 +129,27 @@ async def assert_drafter_floods_in_vain(flood: Sequence[AnyMessage]) -> None:
                 assert target.told.count(("joined", "hostile")) == 1
 
 
-async def until_told(node: Node, what: str, times: int = 1) -> None:
+async def until_recorded(node: Node, what: str, times: int = 1) -> None:
     await node.until(lambda: node.told.count((what, "hostile")) >= times)
 
 
-def test_a_drafter_that_floods_pings_is_cut_off_and_kept_out() -> None:
+def test_drafter_that_floods_pings_is_banned() -> None:
     run(assert_drafter_floods_in_vain([Ping(1)] * 1000))
 
 
-def test_a_drafter_that_floods_drafts_which_nobody_asked_for_is_cut_off_and_kept_out() -> None:
+def test_drafter_that_floods_unrequested_drafts_is_banned() -> None:
     run(assert_drafter_floods_in_vain([LATE_DRAFT] * 100))
 
 
-def test_a_drafter_that_comes_and_goes_over_and_over_is_kept_out() -> None:
+def test_drafter_that_reconnects_constantly_is_banned() -> None:
     async def main() -> None:
         async with living(target_settings(QUICK)) as target:
             [address] = await target.peers.listening()
             for number in range(1, MAX_JOINS + 1):
                 hostile = await connect(address, drafter_settings(node_id="hostile"))
-                await until_told(target, "joined", number)
+                await until_recorded(target, "joined", number)
                 hostile.abort("it goes")
-                await until_told(target, "lost", number)
+                await until_recorded(target, "lost", number)
             again = await connect(address, drafter_settings(node_id="hostile"))
             assert "linked 32 times in a minute: banned for 60 s" in str(await again.wait_closed())
             assert target.told.count(("joined", "hostile")) == MAX_JOINS
@@ -157,21 +157,21 @@ def test_a_drafter_that_comes_and_goes_over_and_over_is_kept_out() -> None:
     run(main())
 
 
-def test_a_target_that_floods_releases_is_cut_off() -> None:
+def test_target_that_floods_releases_is_disconnected() -> None:
     async def main() -> None:
         with logbook() as book:
             async with living(drafter_settings(timing=QUICK)) as drafter:
                 [address] = await drafter.peers.listening()
                 with flooding(address, target_hello(node_id="hostile"), [Release("a/b")] * 1000):
-                    await until_told(drafter, "lost")
-            assert REASON in await book.says("lost: peer=hostile")
+                    await until_recorded(drafter, "lost")
+            assert REASON in await book.wait_for_line("lost: peer=hostile")
 
     run(main())
 
 
-def test_a_target_that_floods_requests_leaves_others_their_drafts() -> None:
+def test_flood_of_requests_does_not_starve_other_targets() -> None:
     async def main() -> None:
-        async with door(drafter_settings(timing=QUICK)) as drafter:
+        async with listening_node(drafter_settings(timing=QUICK)) as drafter:
             honest = await connect(drafter.address, target_settings(QUICK))
             flood = [request(number) for number in range(100)]
             with flooding(drafter.address, target_hello(node_id="hostile"), flood) as flooder:
@@ -186,13 +186,13 @@ def test_a_target_that_floods_requests_leaves_others_their_drafts() -> None:
     run(main())
 
 
-def test_a_flood_before_the_handshake_is_over_ends_the_link() -> None:
+def test_flood_during_the_handshake_ends_the_link() -> None:
     async def main() -> None:
         with logbook() as book:
-            async with door(drafter_settings(timing=QUICK)) as drafter:
+            async with listening_node(drafter_settings(timing=QUICK)) as drafter:
                 hostile = socket.create_connection(drafter.address)
                 hostile.sendall(frame(encode(target_hello())) + 1000 * frame(encode(Ping(1))))
-                assert REASON in await book.says("connection rejected")
+                assert REASON in await book.wait_for_line("connection rejected")
                 hostile.close()
 
     run(main())
@@ -201,7 +201,7 @@ def test_a_flood_before_the_handshake_is_over_ends_the_link() -> None:
 def test_late_answers_to_many_requests_are_no_flood() -> None:
     async def main() -> None:
         inbox = Inbox()
-        async with door(drafter_settings(inbox)) as drafter:
+        async with listening_node(drafter_settings(inbox)) as drafter:
             link = await connect(drafter.address, target_settings())
             asked: list[DraftRequest] = []
             async with asyncio.TaskGroup() as group:
@@ -225,14 +225,14 @@ def test_late_answers_to_many_requests_are_no_flood() -> None:
     run(main())
 
 
-def test_what_was_never_answered_is_not_saved_up() -> None:
+def test_allowance_of_unanswered_requests_is_bounded() -> None:
     allowance = PeerBudget()
     for _ in range(10 * MAX_EARNED_MESSAGES):
         allowance.earn()
     assert [allowance.spend() for _ in range(MAX_EARNED_MESSAGES + 1)].count(False) == 1
 
 
-def test_heartbeats_give_a_silent_peer_its_messages_back_up_to_the_burst() -> None:
+def test_heartbeats_restore_the_allowance_up_to_the_burst() -> None:
     allowance = PeerBudget()
     assert all(allowance.spend() for _ in range(BURST_MESSAGES))
     allowance.beat()
@@ -244,7 +244,7 @@ def test_heartbeats_give_a_silent_peer_its_messages_back_up_to_the_burst() -> No
     assert [allowance.spend() for _ in range(BURST_MESSAGES + 1)].count(False) == 1
 
 
-def test_messages_of_a_link_take_their_share_of_the_loop() -> None:
+def test_messages_of_a_link_are_limited_to_their_share_of_the_loop() -> None:
     share, now, used_s = LoopShare(), 0.0, 0.0
     for _ in range(1000):
         now += 0.001
@@ -253,7 +253,7 @@ def test_messages_of_a_link_take_their_share_of_the_loop() -> None:
     assert round(used_s / now, 6) <= LOOP_SHARE
 
 
-def test_a_standstill_of_this_process_is_no_flood() -> None:
+def test_stall_of_this_process_is_no_flood() -> None:
     assert LoopShare().spend(10.0, 10.0) == 0.0
 
 
@@ -268,7 +268,7 @@ def test_bans_grow_end_and_are_bounded() -> None:
     assert bans.objection("hostile", first_s + 1) is None
 
 
-def test_a_peer_may_reconnect_occasionally_but_not_constantly() -> None:
+def test_peer_may_reconnect_occasionally_but_not_constantly() -> None:
     bans = PeerBans()
     assert all(bans.may_join("d", 3.0 * number) for number in range(1000))
     assert [bans.may_join("e", 0.0) for _ in range(MAX_JOINS + 1)].count(False) == 1

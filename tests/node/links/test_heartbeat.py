@@ -15,7 +15,7 @@ def answered(heartbeat: Heartbeat, rtt_s: float) -> None:
     heartbeat.record_pong(number, now=100.0 + rtt_s)
 
 
-def test_the_first_answer_sets_the_round_trip_and_later_ones_move_it() -> None:
+def test_round_trip_time_is_smoothed() -> None:
     heartbeat = Heartbeat()
     assert math.isinf(heartbeat.rtt_s)
     answered(heartbeat, 0.008)
@@ -25,7 +25,7 @@ def test_the_first_answer_sets_the_round_trip_and_later_ones_move_it() -> None:
     assert heartbeat.jitter_s == pytest.approx(0.002)
 
 
-def test_a_round_trip_longer_than_the_interval_is_measured() -> None:
+def test_round_trip_longer_than_the_interval_is_measured() -> None:
     heartbeat = Heartbeat()
     numbers = [heartbeat.next_ping(now=float(beat)) for beat in range(3)]
     for number in numbers:
@@ -33,14 +33,14 @@ def test_a_round_trip_longer_than_the_interval_is_measured() -> None:
     assert heartbeat.rtt_s == pytest.approx(2.5)
 
 
-def test_silence_is_counted_in_beats() -> None:
+def test_silence_is_counted_in_heartbeats() -> None:
     heartbeat = Heartbeat()
     assert [heartbeat.beat(), heartbeat.beat()] == [1, 2]
     heartbeat.received()
     assert [heartbeat.beat(), heartbeat.beat()] == [0, 1]
 
 
-def test_who_is_not_silent_may_still_answer_nothing() -> None:
+def test_unanswered_pings_are_counted_beside_received_bytes() -> None:
     heartbeat = Heartbeat()
     for _ in range(5):
         heartbeat.received()
@@ -50,7 +50,7 @@ def test_who_is_not_silent_may_still_answer_nothing() -> None:
     assert heartbeat.num_unanswered == 0
 
 
-def test_a_pong_without_a_ping_is_the_peers_error() -> None:
+def test_pong_without_a_ping_raises_remote_error() -> None:
     heartbeat = Heartbeat()
     answered(heartbeat, 0.1)
     heartbeat.record_pong(0, now=200.0)

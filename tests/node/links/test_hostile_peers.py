@@ -1,4 +1,4 @@
-"""What strangers do to a door: each is shown out with a reason, and a good peer is served."""
+"""Hostile peers are refused with a reason, and a good peer is served."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from tests.node.links.wire_fixtures import (
     WORDS,
     ListenerFixture,
     assert_serves_a_good_peer,
-    door,
     drafter_settings,
+    listening_node,
     logbook,
     request,
     run,
@@ -42,17 +42,17 @@ from tests.node.links.wire_fixtures import (
 )
 
 
-class Stranger:
-    """A raw connection that says what it likes, and hears messages."""
+class RawPeer:
+    """A raw connection that sends any messages, and receives messages."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
         self._buffer = FrameBuffer(1 << 21)
 
-    def say(self, *messages: AnyMessage) -> None:
+    def send(self, *messages: AnyMessage) -> None:
         self.writer.write(b"".join(frame(encode(message)) for message in messages))
 
-    async def hear(self) -> AnyMessage | None:
+    async def receive(self) -> AnyMessage | None:
         """The next message; None at the end of file."""
         while (payload := self._buffer.next_frame()) is None:
             try:
@@ -64,39 +64,39 @@ class Stranger:
             self._buffer.feed(data)
         return decode(payload)
 
-    async def hear_refusal(self) -> Refuse:
-        while not isinstance(message := await self.hear(), Refuse):
+    async def receive_refusal(self) -> Refuse:
+        while not isinstance(message := await self.receive(), Refuse):
             assert message is not None, "the link ended without a refusal"
         return message
 
-    async def hear_the_end(self) -> None:
-        while await self.hear() is not None:
+    async def receive_end(self) -> None:
+        while await self.receive() is not None:
             pass
 
     async def get_ready(self) -> None:
-        self.say(target_hello(), Ping(0))
-        while not isinstance(message := await self.hear(), Ping):
+        self.send(target_hello(), Ping(0))
+        while not isinstance(message := await self.receive(), Ping):
             assert message is not None
-        self.say(Pong(message.number))
+        self.send(Pong(message.number))
 
 
 @asynccontextmanager
-async def stranger(address: Address) -> AsyncIterator[Stranger]:
+async def raw_peer(address: Address) -> AsyncIterator[RawPeer]:
     reader, writer = await asyncio.open_connection(*address)
     try:
-        yield Stranger(reader, writer)
+        yield RawPeer(reader, writer)
     finally:
         writer.close()
 
 
 @asynccontextmanager
-async def haunted(
+async def raw_link(
     settings: LinkSettings | None = None,
-) -> AsyncIterator[tuple[ListenerFixture, Stranger]]:
-    """A door and a stranger in it; when both have parted, a good peer is served."""
-    async with door(settings) as drafter:
-        async with stranger(drafter.address) as guest:
-            yield drafter, guest
+) -> AsyncIterator[tuple[ListenerFixture, RawPeer]]:
+    """A listening node and a raw peer; after its end a good peer is served."""
+    async with listening_node(settings) as drafter:
+        async with raw_peer(drafter.address) as peer:
+            yield drafter, peer
         await assert_serves_a_good_peer(drafter.address)
 
 
@@ -106,14 +106,14 @@ def chunks_of_noise() -> Iterator[bytes]:
         yield source.randbytes(source.randrange(1, 2000))
 
 
-def test_random_bytes() -> None:
+def test_random_bytes_end_a_connection() -> None:
     async def main() -> None:
-        async with door() as drafter:
+        async with listening_node() as drafter:
             for noise in chunks_of_noise():
-                async with stranger(drafter.address) as guest:
-                    guest.writer.write(noise)
-                    guest.writer.write_eof()
-                    await guest.hear_the_end()
+                async with raw_peer(drafter.address) as peer:
+                    peer.writer.write(noise)
+                    peer.writer.write_eof()
+                    await peer.receive_end()
             await assert_serves_a_good_peer(drafter.address)
 
     run(main())
@@ -134,12 +134,12 @@ REFUSED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("data", "reason"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_is_shown_out_at_the_door(data: bytes, reason: str) -> None:
+def test_invalid_greetings_are_refused(data: bytes, reason: str) -> None:
     async def main() -> None:
-        async with haunted() as (_, guest):
-            guest.writer.write(data)
-            assert reason in (await guest.hear_refusal()).reason
-            await guest.hear_the_end()
+        async with raw_link() as (_, peer):
+            peer.writer.write(data)
+            assert reason in (await peer.receive_refusal()).reason
+            await peer.receive_end()
 
     run(main())
 
@@ -153,179 +153,179 @@ OUT_OF_ORDER: dict[str, tuple[AnyMessage, str]] = {
 
 
 @pytest.mark.parametrize(("message", "reason"), OUT_OF_ORDER.values(), ids=OUT_OF_ORDER.keys())
-def test_what_ends_a_link_at_work(message: AnyMessage, reason: str) -> None:
+def test_protocol_errors_end_a_ready_link(message: AnyMessage, reason: str) -> None:
     async def main() -> None:
-        async with haunted() as (drafter, guest):
-            await guest.get_ready()
+        async with raw_link() as (drafter, peer):
+            await peer.get_ready()
             link = await drafter.ready.get()
-            guest.say(message)
-            assert reason in (await guest.hear_refusal()).reason
+            peer.send(message)
+            assert reason in (await peer.receive_refusal()).reason
             assert reason in str(await link.closed)
 
     run(main())
 
 
-def test_a_wrong_version_is_told_what_to_do() -> None:
+def test_other_protocol_version_gets_advice() -> None:
     async def main() -> None:
-        async with haunted() as (_, guest):
-            guest.say(target_hello(protocol=2))
-            assert "install the same release on both" in (await guest.hear_refusal()).reason
+        async with raw_link() as (_, peer):
+            peer.send(target_hello(protocol=2))
+            assert "install the same release on both" in (await peer.receive_refusal()).reason
 
     run(main())
 
 
-def test_a_greeting_of_a_later_release_is_read_as_far_as_it_is_known() -> None:
+def test_unknown_fields_of_a_later_greeting_are_ignored() -> None:
     async def main() -> None:
-        async with haunted() as (_, guest):
+        async with raw_link() as (_, peer):
             fields = msgspec.to_builtins(target_hello(protocol=2))
-            guest.writer.write(frame(msgspec.msgpack.encode([*fields, "new", 1])))
-            assert "protocol 2 there, 1 here" in (await guest.hear_refusal()).reason
+            peer.writer.write(frame(msgspec.msgpack.encode([*fields, "new", 1])))
+            assert "protocol 2 there, 1 here" in (await peer.receive_refusal()).reason
 
     run(main())
 
 
-def test_a_wrong_vocabulary_gets_the_block_that_differs() -> None:
+def test_different_vocabulary_gets_the_differing_block() -> None:
     other = Vocabulary.of([f"word{n}" if n != 300 else "x" for n in range(600)])
 
     async def main() -> None:
-        async with haunted(drafter_settings(vocabulary=WORDS)) as (_, guest):
+        async with raw_link(drafter_settings(vocabulary=WORDS)) as (_, peer):
             greeting = msgspec.structs.replace(target_hello(), vocabulary=other.digests)
-            guest.say(greeting)
-            refusal = await guest.hear_refusal()
+            peer.send(greeting)
+            refusal = await peer.receive_refusal()
             difference = other.difference(refusal.block_index, refusal.block)
             assert str(difference) == "token 300 is b'x' here and b'word300' there"
 
     run(main())
 
 
-def test_a_refused_stranger_that_keeps_talking_is_let_go() -> None:
+def test_refused_peer_that_keeps_sending_is_dropped() -> None:
     async def main() -> None:
-        async with haunted() as (drafter, guest):
-            guest.say(target_hello(cluster="other"))
-            await guest.hear_refusal()
-            guest.say(Ping(1), Release("a"), Ping(2))
-            await guest.hear_the_end()
+        async with raw_link() as (drafter, peer):
+            peer.send(target_hello(cluster="other"))
+            await peer.receive_refusal()
+            peer.send(Ping(1), Release("a"), Ping(2))
+            await peer.receive_end()
             assert drafter.ready.empty()
 
     run(main())
 
 
-def test_a_slow_greeting_runs_out_of_time() -> None:
+def test_slow_greeting_times_out() -> None:
     async def main() -> None:
         patience = Timing(heartbeat_s=30.0, handshake_s=0.1, linger_s=0.1)
-        async with haunted(drafter_settings(timing=patience)) as (drafter, guest):
-            guest.writer.write(frame(encode(target_hello()))[:7])
-            await guest.hear_the_end()
+        async with raw_link(drafter_settings(timing=patience)) as (drafter, peer):
+            peer.writer.write(frame(encode(target_hello()))[:7])
+            await peer.receive_end()
             assert drafter.ready.empty()
 
     run(main())
 
 
-def test_a_greeting_byte_by_byte_is_taken_if_it_comes_in_time() -> None:
+def test_greeting_byte_by_byte_is_accepted_in_time() -> None:
     async def main() -> None:
-        async with haunted() as (drafter, guest):
+        async with raw_link() as (drafter, peer):
             for byte in frame(encode(target_hello())) + frame(encode(Ping(0))):
-                guest.writer.write(bytes((byte,)))
-                await guest.writer.drain()
-            while not isinstance(message := await guest.hear(), Ping):
+                peer.writer.write(bytes((byte,)))
+                await peer.writer.drain()
+            while not isinstance(message := await peer.receive(), Ping):
                 assert message is not None
-            guest.say(Pong(message.number))
+            peer.send(Pong(message.number))
             (await drafter.ready.get()).abort("seen")
 
     run(main())
 
 
-async def drip(guest: Stranger, data: bytes) -> None:
-    """Say something byte by byte, slowly, until nobody listens any more."""
+async def send_slowly(peer: RawPeer, data: bytes) -> None:
+    """Send data byte by byte, slowly, until the connection ends."""
     for byte in data:
-        if guest.writer.is_closing():
+        if peer.writer.is_closing():
             return
-        guest.writer.write(bytes((byte,)))
+        peer.writer.write(bytes((byte,)))
         await asyncio.sleep(0.01)
 
 
-def test_a_greeting_byte_by_byte_runs_out_of_time() -> None:
+def test_greeting_byte_by_byte_times_out() -> None:
     async def main() -> None:
         patience = Timing(heartbeat_s=30.0, handshake_s=0.2, linger_s=0.1)
-        async with haunted(drafter_settings(timing=patience)) as (drafter, guest):
+        async with raw_link(drafter_settings(timing=patience)) as (drafter, peer):
             async with asyncio.TaskGroup() as group:
                 endless = frame(encode(target_hello(model="x" * 250)))[:-1] + bytes(1000)
-                dripping = group.create_task(drip(guest, endless), name="dripping")
-                await guest.hear_the_end()
+                dripping = group.create_task(send_slowly(peer, endless), name="dripping")
+                await peer.receive_end()
                 dripping.cancel()
             assert drafter.ready.empty()
 
     run(main())
 
 
-def test_half_a_frame_and_silence_ends_a_link_at_work() -> None:
+def test_incomplete_frame_and_silence_end_a_ready_link() -> None:
     async def main() -> None:
-        async with haunted(drafter_settings(timing=QUICK)) as (drafter, guest):
-            await guest.get_ready()
+        async with raw_link(drafter_settings(timing=QUICK)) as (drafter, peer):
+            await peer.get_ready()
             link = await drafter.ready.get()
-            guest.writer.write(frame(bytes(1 << 20))[:1000])
+            peer.writer.write(frame(bytes(1 << 20))[:1000])
             assert "silent for 0.15 s" in str(await link.closed)
 
     run(main())
 
 
-def test_a_frame_byte_by_byte_without_an_answer_ends_a_link_at_work() -> None:
+def test_frame_byte_by_byte_without_a_pong_ends_a_ready_link() -> None:
     async def main() -> None:
         strict = replace(QUICK, unanswered_heartbeats=5)
-        async with haunted(drafter_settings(timing=strict)) as (drafter, guest):
-            await guest.get_ready()
+        async with raw_link(drafter_settings(timing=strict)) as (drafter, peer):
+            await peer.get_ready()
             link = await drafter.ready.get()
             async with asyncio.TaskGroup() as group:
                 frame_without_end = frame(bytes(1 << 20))
-                dripping = group.create_task(drip(guest, frame_without_end), name="dripping")
+                dripping = group.create_task(send_slowly(peer, frame_without_end), name="dripping")
                 assert "answered no ping for 5 heartbeats" in str(await link.closed)
                 dripping.cancel()
 
     run(main())
 
 
-def test_a_flood_of_connections_is_complained_about_once() -> None:
+def test_flood_of_connections_is_logged_once() -> None:
     async def main() -> None:
         with logbook() as book:
-            async with door(max_unfinished=2) as drafter:
-                crowd = [await asyncio.open_connection(*drafter.address) for _ in range(200)]
+            async with listening_node(max_unfinished=2) as drafter:
+                connections = [await asyncio.open_connection(*drafter.address) for _ in range(200)]
                 await assert_serves_a_good_peer(drafter.address)
-                for _, writer in crowd:
+                for _, writer in connections:
                     writer.close()
         assert sum("too many unfinished handshakes" in line for line in book.lines) == 1
 
     run(main())
 
 
-def test_a_greeting_without_a_ping_runs_out_of_time() -> None:
+def test_greeting_without_a_ping_times_out() -> None:
     async def main() -> None:
         patience = Timing(heartbeat_s=30.0, handshake_s=0.1, linger_s=0.1)
-        async with haunted(drafter_settings(timing=patience)) as (drafter, guest):
-            guest.say(target_hello())
-            await guest.hear_the_end()
+        async with raw_link(drafter_settings(timing=patience)) as (drafter, peer):
+            peer.send(target_hello())
+            await peer.receive_end()
             assert drafter.ready.empty()
 
     run(main())
 
 
-def test_a_crowd_at_the_door_does_not_keep_a_good_peer_out() -> None:
+def test_many_unfinished_connections_do_not_block_a_peer() -> None:
     async def main() -> None:
-        async with door(max_unfinished=4) as drafter:
-            crowd = [await asyncio.open_connection(*drafter.address) for _ in range(12)]
-            for reader, _ in crowd:
-                assert isinstance(await Stranger(reader, _).hear(), Hello)
+        async with listening_node(max_unfinished=4) as drafter:
+            connections = [await asyncio.open_connection(*drafter.address) for _ in range(12)]
+            for reader, _ in connections:
+                assert isinstance(await RawPeer(reader, _).receive(), Hello)
             await assert_serves_a_good_peer(drafter.address)
             assert "4 unfinished" in repr(drafter.listener) or "3 unf" in repr(drafter.listener)
-            for _, writer in crowd:
+            for _, writer in connections:
                 writer.close()
 
     run(main())
 
 
-def test_a_stranger_that_never_reads_is_dropped() -> None:
+def test_unauthenticated_peer_that_never_reads_is_dropped() -> None:
     async def main() -> None:
         impatient = replace(drafter_settings(), max_unsent_bytes=1 << 16)
-        async with door(impatient) as drafter:
+        async with listening_node(impatient) as drafter:
             deaf = socket.socket()
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             deaf.setblocking(False)

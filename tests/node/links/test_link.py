@@ -28,9 +28,9 @@ from tests.node.links.wire_fixtures import (
     WORDS,
     Inbox,
     assert_serves_a_good_peer,
-    door,
     draft_for,
     drafter_settings,
+    listening_node,
     request,
     run,
     target_settings,
@@ -45,9 +45,9 @@ async def asked_of(inbox: Inbox) -> tuple[Link, DraftRequest]:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_two_nodes_greet_and_an_ask_is_answered(host: str) -> None:
+def test_nodes_greet_and_a_request_is_answered(host: str) -> None:
     async def main() -> None:
-        async with door(address=Address(host, 0)) as drafter:
+        async with listening_node(address=Address(host, 0)) as drafter:
             link = await connect(drafter.address, target_settings())
             their_end = await drafter.ready.get()
             assert link.peer.node_id == "drafter-1"
@@ -62,20 +62,20 @@ def test_two_nodes_greet_and_an_ask_is_answered(host: str) -> None:
     run(main())
 
 
-def test_one_door_takes_ipv4_and_ipv6() -> None:
+def test_listener_accepts_ipv4_and_ipv6() -> None:
     async def main() -> None:
         settings = drafter_settings(guard=LinkPolicy(is_insecure=True))
-        async with door(settings, Address("", 0)) as drafter:
+        async with listening_node(settings, Address("", 0)) as drafter:
             for host in ("127.0.0.1", "::1"):
                 await assert_serves_a_good_peer(Address(host, drafter.listener.port))
 
     run(main())
 
 
-def test_answers_find_their_asks_in_any_order() -> None:
+def test_answers_are_matched_to_requests_in_any_order() -> None:
     async def main() -> None:
         inbox = Inbox()
-        async with door(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
+        async with listening_node(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
             link = await connect(drafter.address, target_settings())
             asks = [request(1), request(2), request(2, is_ahead=True), request(2, request_id="b/2")]
             tasks = [group.create_task(link.ask(ask)) for ask in asks]
@@ -91,7 +91,7 @@ def test_answers_find_their_asks_in_any_order() -> None:
 def test_out_of_step_is_an_answer_and_release_needs_none() -> None:
     async def main() -> None:
         inbox = Inbox()
-        async with door(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
+        async with listening_node(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
             link = await connect(drafter.address, target_settings())
             task = group.create_task(link.ask(request(1)))
             their_end, asked = await asked_of(inbox)
@@ -104,10 +104,10 @@ def test_out_of_step_is_an_answer_and_release_needs_none() -> None:
     run(main())
 
 
-def test_drafter_that_leaves_says_so_and_still_answers_what_it_was_asked() -> None:
+def test_leaving_drafter_announces_it_and_answers_pending_requests() -> None:
     async def main() -> None:
         inbox = Inbox()
-        async with door(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
+        async with listening_node(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
             link = await connect(drafter.address, target_settings())
             first, second = group.create_task(link.ask(request(1))), request(2)
             their_end, asked = await asked_of(inbox)
@@ -123,10 +123,10 @@ def test_drafter_that_leaves_says_so_and_still_answers_what_it_was_asked() -> No
     run(main())
 
 
-def test_a_cancelled_ask_leaves_nothing_and_its_answer_is_dropped() -> None:
+def test_answer_to_a_cancelled_request_is_dropped() -> None:
     async def main() -> None:
         inbox = Inbox()
-        async with door(drafter_settings(inbox)) as drafter:
+        async with listening_node(drafter_settings(inbox)) as drafter:
             link = await connect(drafter.address, target_settings())
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0):
@@ -146,10 +146,10 @@ def test_a_cancelled_ask_leaves_nothing_and_its_answer_is_dropped() -> None:
     run(main())
 
 
-def test_the_same_ask_twice_is_our_own_error() -> None:
+def test_repeated_pending_request_raises_local_error() -> None:
     async def main() -> None:
         inbox = Inbox()
-        async with door(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
+        async with listening_node(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
             link = await connect(drafter.address, target_settings())
             task = group.create_task(link.ask(request(1)))
             their_end, asked = await asked_of(inbox)
@@ -162,9 +162,9 @@ def test_the_same_ask_twice_is_our_own_error() -> None:
     run(main())
 
 
-def test_a_target_cannot_send_drafts() -> None:
+def test_target_cannot_send_drafts() -> None:
     async def main() -> None:
-        async with door() as drafter:
+        async with listening_node() as drafter:
             link = await connect(drafter.address, target_settings())
             with pytest.raises(LocalProtocolError, match="a target sends no draft while ready"):
                 link.send(Draft("a", 0, b"", b""))
@@ -174,11 +174,11 @@ def test_a_target_cannot_send_drafts() -> None:
 
 
 @pytest.mark.parametrize("end", ["close", "abort", "cut"])
-def test_an_ask_ends_when_the_link_does(end: str) -> None:
+def test_pending_request_ends_with_the_link(end: str) -> None:
     async def main() -> None:
         inbox = Inbox()
         async with (
-            door(drafter_settings(inbox)) as drafter,
+            listening_node(drafter_settings(inbox)) as drafter,
             relayed(drafter.address) as conditions,
             asyncio.TaskGroup() as group,
         ):
@@ -209,9 +209,9 @@ async def _outcome(link: Link, asked: DraftRequest) -> object:
         return error
 
 
-def test_a_half_open_link_is_lost_after_three_silent_heartbeats() -> None:
+def test_half_open_link_is_lost_after_three_silent_heartbeats() -> None:
     async def main() -> None:
-        async with door(drafter_settings(timing=QUICK)) as drafter:
+        async with listening_node(drafter_settings(timing=QUICK)) as drafter:
             async with relayed(drafter.address) as conditions:
                 link = await connect(conditions.address, target_settings(QUICK))
                 their_end = await drafter.ready.get()
@@ -225,7 +225,7 @@ def test_a_half_open_link_is_lost_after_three_silent_heartbeats() -> None:
 
 def test_heartbeats_measure_the_round_trip() -> None:
     async def main() -> None:
-        async with door() as drafter, relayed(drafter.address) as conditions:
+        async with listening_node() as drafter, relayed(drafter.address) as conditions:
             conditions.delay_s = 0.02
             started = time.perf_counter()
             link = await connect(conditions.address, target_settings())
@@ -235,10 +235,10 @@ def test_heartbeats_measure_the_round_trip() -> None:
     run(main())
 
 
-def test_a_peer_that_does_not_read_is_dropped() -> None:
+def test_peer_that_does_not_read_is_dropped() -> None:
     async def main() -> None:
         inbox = Inbox()
-        async with door(drafter_settings(inbox)) as drafter:
+        async with listening_node(drafter_settings(inbox)) as drafter:
             async with relayed(drafter.address) as conditions:
                 link = await connect(conditions.address, target_settings())
                 conditions.stop_reading()
@@ -261,9 +261,9 @@ async def assert_serves_a_good_peer_behind(inbox: Inbox, address: Address) -> No
     link.abort("done")
 
 
-def test_the_largest_prefix_travels() -> None:
+def test_longest_prefix_is_transferred() -> None:
     async def main() -> None:
-        async with door() as drafter:
+        async with listening_node() as drafter:
             link = await connect(drafter.address, target_settings())
             large = request(1, prefix_len=1 << 18, new_tokens=bytes(4 << 18))
             assert await link.ask(large) == draft_for(large)
@@ -281,9 +281,9 @@ def test_the_largest_prefix_travels() -> None:
         ({"node_id": "drafter-1", "incarnation": 7}, "two nodes are called drafter-1"),
     ],
 )
-def test_a_misfit_learns_why(changes: dict[str, Any], reason: str) -> None:
+def test_incompatible_peer_gets_the_reason(changes: dict[str, Any], reason: str) -> None:
     async def main() -> None:
-        async with door() as drafter:
+        async with listening_node() as drafter:
             with pytest.raises(PeerMismatched, match=reason):
                 await connect(drafter.address, target_settings(**changes))
             await assert_serves_a_good_peer(drafter.address)
@@ -295,18 +295,18 @@ def test_another_vocabulary_is_refused_with_its_first_difference() -> None:
     other = Vocabulary.of([f"word{n}" if n != 300 else "x" for n in range(600)])
 
     async def main() -> None:
-        async with door(drafter_settings(vocabulary=other)) as drafter:
+        async with listening_node(drafter_settings(vocabulary=other)) as drafter:
             with pytest.raises(PeerMismatched, match="token 300 is b'word300' here and b'x' there"):
                 await connect(drafter.address, target_settings())
-        async with door(drafter_settings(vocabulary=WORDS)) as drafter:
+        async with listening_node(drafter_settings(vocabulary=WORDS)) as drafter:
             await assert_serves_a_good_peer(drafter.address)
 
     run(main())
 
 
-def test_nobody_at_the_address_is_a_lost_link() -> None:
+def test_refused_connection_is_a_lost_link() -> None:
     async def main() -> None:
-        async with door() as drafter:
+        async with listening_node() as drafter:
             nowhere = drafter.address
         with pytest.raises(LinkLost, match="cannot be reached"):
             await connect(nowhere, target_settings())
@@ -314,9 +314,9 @@ def test_nobody_at_the_address_is_a_lost_link() -> None:
     run(main())
 
 
-def test_a_cancelled_dial_leaves_no_connection() -> None:
+def test_cancelled_dial_leaves_no_connection() -> None:
     async def main() -> None:
-        async with door() as drafter, relayed(drafter.address) as conditions:
+        async with listening_node() as drafter, relayed(drafter.address) as conditions:
             conditions.hold()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
@@ -327,9 +327,9 @@ def test_a_cancelled_dial_leaves_no_connection() -> None:
     run(main())
 
 
-def test_a_dial_without_a_greeting_times_out() -> None:
+def test_dial_without_a_greeting_times_out() -> None:
     async def main() -> None:
-        async with door() as drafter, relayed(drafter.address) as conditions:
+        async with listening_node() as drafter, relayed(drafter.address) as conditions:
             conditions.swallow()
             with pytest.raises(LinkLost, match=r"did not finish the handshake within 0.1 s"):
                 await connect(conditions.address, target_settings(Timing(handshake_s=0.1)))
@@ -337,9 +337,9 @@ def test_a_dial_without_a_greeting_times_out() -> None:
     run(main())
 
 
-def test_an_occupied_port_is_the_operators_error() -> None:
+def test_occupied_port_is_a_configuration_error() -> None:
     async def main() -> None:
-        async with door() as drafter:
+        async with listening_node() as drafter:
             with pytest.raises(ConfigError, match=r"listen = .*Address already in use"):
                 await listen(drafter.address, drafter_settings(), lambda _: None)
             await assert_serves_a_good_peer(drafter.address)
@@ -347,9 +347,9 @@ def test_an_occupied_port_is_the_operators_error() -> None:
     run(main())
 
 
-def test_a_closed_listener_aborts_unfinished_handshakes() -> None:
+def test_closed_listener_aborts_unfinished_handshakes() -> None:
     async def main() -> None:
-        async with door(drafter_settings(timing=SLOW_HEART)) as drafter:
+        async with listening_node(drafter_settings(timing=SLOW_HEART)) as drafter:
             reader, writer = await asyncio.open_connection(*drafter.address)
             assert await reader.readexactly(4)
             drafter.listener.close()

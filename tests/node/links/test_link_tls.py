@@ -1,4 +1,4 @@
-"""Links under TLS with certificates on both sides: the same talk, and strangers stay outside."""
+"""Links under TLS with certificates on both sides, and the peers that are refused."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def home(tmp_path: Path) -> Home:
 async def secured(
     settings: LinkSettings, max_unfinished: int = 32
 ) -> AsyncIterator[tuple[Listener, asyncio.Queue[Link]]]:
-    """A door whose TLS handshakes are done in a group."""
+    """A listener whose TLS handshakes run in a task group."""
     ready: asyncio.Queue[Link] = asyncio.Queue()
     async with asyncio.TaskGroup() as group:
         listener = await listen(
@@ -62,7 +62,7 @@ async def secured(
             listener.close()
 
 
-def test_nodes_of_one_cluster_talk(home: Home) -> None:
+def test_nodes_of_one_cluster_link(home: Home) -> None:
     async def main() -> None:
         drafter = drafter_settings(guard=home.guard("drafter-1"))
         target = target_settings(guard=home.guard("target-1", "target"))
@@ -89,14 +89,14 @@ def test_node_of_another_cluster_is_not_linked(home: Home, tmp_path: Path) -> No
     run(main())
 
 
-def test_plain_dialler_at_a_tls_door_is_told_on_both_sides(home: Home) -> None:
+def test_plain_dialler_of_a_tls_listener_is_reported_on_both_sides(home: Home) -> None:
     async def main() -> None:
         drafter = drafter_settings(guard=home.guard("drafter-1"))
         with logbook() as log:
             async with secured(drafter) as (listener, ready):
                 with pytest.raises(LinkLost, match="it may accept TLS only; give this node cred"):
                     await connect(listener.addresses[0], target_settings())
-                await log.says(
+                await log.wait_for_line(
                     "connection rejected: from=127.0.0.1 reason=it is unencrypted, this node"
                 )
                 assert ready.empty()
@@ -104,19 +104,19 @@ def test_plain_dialler_at_a_tls_door_is_told_on_both_sides(home: Home) -> None:
     run(main())
 
 
-def test_tls_dialler_at_a_plain_door_is_told_on_both_sides(home: Home) -> None:
+def test_tls_dialler_of_a_plain_listener_is_reported_on_both_sides(home: Home) -> None:
     async def main() -> None:
         with logbook() as log:
             async with secured(drafter_settings()) as (listener, _):
                 target = target_settings(guard=home.guard("target-1", "target"))
                 with pytest.raises(PeerRefused, match="is unencrypted, this node requires TLS"):
                     await connect(listener.addresses[0], target)
-                await log.says("reason=the peer speaks TLS, this node plain text")
+                await log.wait_for_line("reason=the peer speaks TLS, this node plain text")
 
     run(main())
 
 
-def test_dialler_without_certificate_is_told_after_its_own_handshake(home: Home) -> None:
+def test_dialler_without_certificate_gets_the_reason_after_its_handshake(home: Home) -> None:
     naked = replace(home.admit("naked", "target").trust(), dialling=unverified_context())
 
     async def main() -> None:
@@ -125,13 +125,13 @@ def test_dialler_without_certificate_is_told_after_its_own_handshake(home: Home)
             async with secured(drafter) as (listener, ready):
                 with pytest.raises(LinkError, match="reject this node's certificate"):
                     await connect(listener.addresses[0], target_settings(guard=LinkPolicy(naked)))
-                await log.says("it has no certificate")
+                await log.wait_for_line("it has no certificate")
                 assert ready.empty()
 
     run(main())
 
 
-def test_peer_under_another_name_than_its_certificates_is_named(home: Home) -> None:
+def test_peer_with_a_name_not_in_its_certificate_is_refused(home: Home) -> None:
     async def main() -> None:
         drafter = drafter_settings(guard=home.guard("drafter-1"))
         with logbook() as log:
@@ -141,13 +141,13 @@ def test_peer_under_another_name_than_its_certificates_is_named(home: Home) -> N
                     await connect(
                         listener.addresses[0], target_settings(guard=guard, node_id="target-2")
                     )
-                await log.says("is this a copied identity?")
+                await log.wait_for_line("is this a copied identity?")
                 assert ready.empty()
 
     run(main())
 
 
-def test_drafters_certificate_lets_nobody_in_as_a_target(home: Home) -> None:
+def test_certificate_of_a_drafter_is_refused_for_a_target(home: Home) -> None:
     async def main() -> None:
         drafter = drafter_settings(guard=home.guard("drafter-1"))
         async with secured(drafter) as (listener, ready):
@@ -159,7 +159,7 @@ def test_drafters_certificate_lets_nobody_in_as_a_target(home: Home) -> None:
     run(main())
 
 
-def test_listener_under_another_name_than_its_certificates_is_refused(home: Home) -> None:
+def test_listener_with_a_name_not_in_its_certificate_is_refused(home: Home) -> None:
     async def main() -> None:
         drafter = drafter_settings(guard=home.guard("drafter-1"), node_id="drafter-2")
         async with secured(drafter) as (listener, ready):
@@ -171,7 +171,7 @@ def test_listener_under_another_name_than_its_certificates_is_refused(home: Home
     run(main())
 
 
-def test_revoked_node_is_refused_at_either_end_and_others_are_not(home: Home) -> None:
+def test_only_the_revoked_node_is_refused_at_either_end(home: Home) -> None:
     target, drafter = home.admit("target-1", "target"), home.admit("drafter-1")
     revoked = home.admit("drafter-2")
     home.authority.revoke("drafter-2", home.now)
@@ -199,7 +199,7 @@ def test_revoked_node_is_refused_at_either_end_and_others_are_not(home: Home) ->
     run(main())
 
 
-def test_certificate_of_a_broker_or_of_the_endpoint_makes_no_node(home: Home) -> None:
+def test_certificates_of_broker_and_ca_server_are_refused_for_nodes(home: Home) -> None:
     key, chain = home.authority.issue_broker(["127.0.0.1"], home.now)
     target = target_settings(guard=home.guard("target-1", "target"))
     drafter = home.admit("drafter-1")
@@ -226,7 +226,7 @@ def test_tls_is_1_3_and_sessions_are_not_resumed(home: Home) -> None:
     assert trust.listening.num_tickets == 0
 
 
-def test_who_never_finishes_the_tls_handshake_is_shown_out(home: Home) -> None:
+def test_unfinished_tls_handshake_times_out(home: Home) -> None:
     async def main() -> None:
         drafter = drafter_settings(timing=SHORT, guard=home.guard("drafter-1"))
         async with secured(drafter, max_unfinished=2) as (listener, ready):
@@ -244,7 +244,7 @@ def test_who_never_finishes_the_tls_handshake_is_shown_out(home: Home) -> None:
 
 
 @pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "192.0.2.7"])  # noqa: S104
-def test_without_credentials_nothing_but_loopback(host: str) -> None:
+def test_only_loopback_is_accepted_without_credentials(host: str) -> None:
     async def main() -> None:
         with pytest.raises(ConfigError, match="edgecosine cluster init"):
             await listen(Address(host, 0), drafter_settings(), lambda _: None)
@@ -254,7 +254,7 @@ def test_without_credentials_nothing_but_loopback(host: str) -> None:
     run(main())
 
 
-def test_insecure_opens_the_door_to_all() -> None:
+def test_insecure_accepts_all_peers() -> None:
     async def main() -> None:
         settings = drafter_settings(guard=LinkPolicy(is_insecure=True))
         listener = await listen(Address("", 0), settings, lambda _: None)
@@ -266,7 +266,7 @@ def test_insecure_opens_the_door_to_all() -> None:
     run(main())
 
 
-def test_a_peer_that_floods_is_cut_off_under_tls_too(home: Home) -> None:
+def test_flooding_peer_is_disconnected_under_tls(home: Home) -> None:
     async def main() -> None:
         drafter = drafter_settings(guard=home.guard("drafter-1"), timing=SHORT)
         target = target_settings(guard=home.guard("target-1", "target"), timing=SHORT)

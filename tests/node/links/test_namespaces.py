@@ -70,12 +70,12 @@ def two_machines(family: str) -> Iterator[None]:
 
 
 class Process:
-    """A node in a namespace, and what it says."""
+    """A node in a namespace, and its reports."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
 
-    async def says(self, key: str) -> dict[str, Any]:
+    async def report(self, key: str) -> dict[str, Any]:
         """The next line that holds `key`."""
         assert self.process.stdout is not None
         while line := await self.process.stdout.readline():
@@ -113,16 +113,16 @@ FAULT = _fault()
 @pytest.mark.network
 @pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
 @pytest.mark.parametrize("family", ADDRESSES)
-def test_nodes_of_two_machines_find_each_other_and_notice_a_death(family: str) -> None:
+def test_nodes_of_two_machines_link_and_detect_a_death(family: str) -> None:
     async def main() -> None:
         async with living(NEAR, "target", "target-1") as target:
-            await target.says("listening")
+            await target.report("listening")
             for name in ("drafter-1", "drafter-2"):
                 async with living(FAR, "drafter", name) as drafter:
-                    assert await target.says("joined") == {"joined": name, "answered": True}
-                    assert (await drafter.says("joined"))["joined"] == "target-1"
+                    assert await target.report("joined") == {"joined": name, "answered": True}
+                    assert (await drafter.report("joined"))["joined"] == "target-1"
                     drafter.process.kill()
-                    assert (await target.says("lost"))["lost"] == name
+                    assert (await target.report("lost"))["lost"] == name
 
     with two_machines(family):
         run(main())
@@ -141,18 +141,18 @@ def plug(name: str, address: str) -> None:
 @pytest.mark.network
 @pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
 @pytest.mark.parametrize("late", ["target", "drafter"])
-def test_a_node_that_starts_before_its_network_is_found_when_that_comes(late: str) -> None:
+def test_node_started_before_its_network_is_found_later(late: str) -> None:
     async def main() -> None:
         unplug(NEAR if late == "target" else FAR)
         async with (
             living(NEAR, "target", "target-1") as target,
             living(FAR, "drafter", "drafter-1") as drafter,
         ):
-            await target.says("listening")
-            await drafter.says("listening")
-            await asyncio.sleep(1)  # time to hear nothing
+            await target.report("listening")
+            await drafter.report("listening")
+            await asyncio.sleep(1)  # time in which no report comes
             plug(*(NEAR, "10.77.1.1/24") if late == "target" else (FAR, "10.77.1.2/24"))
-            assert await target.says("joined") == {"joined": "drafter-1", "answered": True}
+            assert await target.report("joined") == {"joined": "drafter-1", "answered": True}
 
     with two_machines("IPv4"):
         run(main())
@@ -160,18 +160,18 @@ def test_a_node_that_starts_before_its_network_is_found_when_that_comes(late: st
 
 @pytest.mark.network
 @pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
-def test_a_cable_that_is_plugged_in_later_is_noticed() -> None:
+def test_later_network_is_detected() -> None:
     async def main() -> None:
         ip("-n", FAR, "link", "set", "cable", "down")
         async with (
             living(NEAR, "target", "target-1") as target,
             living(FAR, "drafter", "drafter-1") as drafter,
         ):
-            await target.says("listening")
-            await drafter.says("listening")
+            await target.report("listening")
+            await drafter.report("listening")
             await asyncio.sleep(1)
             ip("-n", FAR, "link", "set", "cable", "up")
-            assert await target.says("joined") == {"joined": "drafter-1", "answered": True}
+            assert await target.report("joined") == {"joined": "drafter-1", "answered": True}
 
     with two_machines("IPv4"):
         run(main())
@@ -179,16 +179,16 @@ def test_a_cable_that_is_plugged_in_later_is_noticed() -> None:
 
 @pytest.mark.network
 @pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
-def test_a_node_is_announced_at_the_address_that_it_has_now() -> None:
+def test_changed_address_is_announced() -> None:
     async def main() -> None:
         async with living(FAR, "drafter", "drafter-1") as drafter:
-            await drafter.says("listening")
+            await drafter.report("listening")
             await asyncio.sleep(0.5)
             ip("-n", FAR, "addr", "flush", "dev", "cable")
             plug(FAR, "10.77.1.77/24")
             await asyncio.sleep(0.5)
             async with living(NEAR, "target", "target-1") as target:
-                assert await target.says("joined") == {"joined": "drafter-1", "answered": True}
+                assert await target.report("joined") == {"joined": "drafter-1", "answered": True}
 
     with two_machines("IPv4"):
         run(main())
@@ -196,12 +196,12 @@ def test_a_node_is_announced_at_the_address_that_it_has_now() -> None:
 
 @pytest.mark.network
 @pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
-def test_nodes_of_a_machine_without_a_network_find_each_other() -> None:
+def test_nodes_of_a_machine_without_a_network_link() -> None:
     async def main() -> None:
         async with living(NEAR, "target", "target-1") as target:
-            await target.says("listening")
+            await target.report("listening")
             async with living(NEAR, "drafter", "drafter-1"):
-                assert await target.says("joined") == {"joined": "drafter-1", "answered": True}
+                assert await target.report("joined") == {"joined": "drafter-1", "answered": True}
 
     with two_machines("IPv4"):
         ip("-n", NEAR, "link", "del", "cable")
@@ -214,10 +214,10 @@ from edgecosine.discovery.mdns import Mdns, multicast_works
 from tests.discovery.adverts import advert
 
 async def main():
-    assert not await multicast_works(hearing_s=0.5)
+    assert not await multicast_works(self_test_s=0.5)
     try:
         async with asyncio.timeout(1.0):
-            await Mdns(hearing_s=0.5).run(advert(addresses=("127.0.0.1",)), print)
+            await Mdns(self_test_s=0.5).run(advert(addresses=("127.0.0.1",)), print)
     except TimeoutError:
         pass
 
@@ -228,12 +228,12 @@ uvloop.run(main())
 @pytest.mark.network
 @pytest.mark.skipif(FAULT is not None, reason=f"no network namespaces: {FAULT}")
 @pytest.mark.skipif(shutil.which("nft") is None, reason="there is no nft command")
-def test_multicast_that_is_swallowed_is_noticed() -> None:
+def test_dropped_multicast_is_detected() -> None:
     rules = "add table inet t; add chain inet t o { type filter hook output priority 0; }; "
     rules += "add rule inet t o udp dport 5353 drop"
     with two_machines("IPv4"):
         ip("netns", "exec", NEAR, "nft", rules)
         command = ["ip", "netns", "exec", NEAR, sys.executable, "-c", DEAF]
-        told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "our own announcement did not come back within 0.5 s" in told.stderr
-    assert "--peer HOST:PORT" in told.stderr
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "our own announcement did not come back within 0.5 s" in process.stderr
+    assert "--peer HOST:PORT" in process.stderr

@@ -1,4 +1,4 @@
-"""Several nodes in one loop: who is linked with whom, exactly once, and who is gone."""
+"""Several nodes in one loop: each pair is linked exactly once, and lost nodes are reported."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ EAGER = Backoff(0.01, 0.05)
 
 @dataclass
 class Air:
-    """mDNS without a network: everybody hears everybody, and the dead are never taken back."""
+    """mDNS without a network: all nodes see all adverts, which are never withdrawn."""
 
     told: dict[str, Advert] = field(default_factory=dict)
     ears: list[Callable[[PeerSeen | PeerGone], None]] = field(default_factory=list)
 
     def tell(self, advert: Advert) -> None:
-        """Everybody hears this, now or on arrival."""
+        """Announce an advert to all nodes, present and future."""
         self.told[advert.node_id] = advert
         for ear in self.ears:
             ear(PeerSeen(advert))
@@ -66,7 +66,7 @@ class Diary(logging.Handler):
 
 
 class Node:
-    """Peers of one node, and what they told."""
+    """Peers of one node, and the events that they reported."""
 
     def __init__(
         self, settings: LinkSettings, static: list[Address], discover: Discover | None
@@ -78,12 +78,12 @@ class Node:
             listen=[LOCALHOST],
             static=static,
             discover=discover,
-            on_joined=lambda link: self._tell("joined", link),
-            on_lost=lambda link: self._tell("lost", link),
+            on_joined=lambda link: self._record("joined", link),
+            on_lost=lambda link: self._record("lost", link),
             backoff=EAGER,
         )
 
-    def _tell(self, what: str, link: Link) -> None:
+    def _record(self, what: str, link: Link) -> None:
         self.told.append((what, link.peer.node_id))
         self.changed.set()
 
@@ -124,7 +124,7 @@ async def address_of(node: Node) -> Address:
     return (await node.peers.listening())[0]
 
 
-def test_a_target_dials_every_drafter_that_it_hears_of() -> None:
+def test_target_dials_every_announced_drafter() -> None:
     async def main() -> None:
         air = Air()
         async with AsyncExitStack() as nodes:
@@ -160,13 +160,13 @@ def test_static_peers_need_no_discovery() -> None:
     run(main())
 
 
-def test_of_two_dials_at_once_exactly_one_link_survives() -> None:
+def test_one_of_two_simultaneous_links_survives() -> None:
     async def main() -> None:
         air = Air()
         async with living(target_settings(), discover=air.run) as target:
             static = [await address_of(target)]
-            drafter_life = living(drafter_settings(), static=static, discover=air.run)
-            async with drafter_life as drafter:
+            drafter_process = living(drafter_settings(), static=static, discover=air.run)
+            async with drafter_process as drafter:
                 await target.until(lambda: "drafter-1" in target.peers.links)
                 await drafter.until(lambda: "target-1" in drafter.peers.links)
                 await target.until(lambda: not target.peers.links["drafter-1"].is_dialled)
@@ -178,7 +178,7 @@ def test_of_two_dials_at_once_exactly_one_link_survives() -> None:
     run(main())
 
 
-def test_a_node_dialled_at_two_addresses_is_linked_once() -> None:
+def test_node_dialled_at_two_addresses_is_linked_once() -> None:
     async def main() -> None:
         air = Air()
         async with living(drafter_settings(), discover=air.run) as drafter:
@@ -198,19 +198,19 @@ def test_a_node_dialled_at_two_addresses_is_linked_once() -> None:
     run(main())
 
 
-def test_a_node_that_started_anew_replaces_its_ghost_at_once() -> None:
+def test_restarted_node_replaces_its_dead_link_at_once() -> None:
     async def main() -> None:
         air = Air()
         async with (
             living(target_settings(), discover=air.run) as target,
-            living(drafter_settings(incarnation=1)) as ghost,
-            relayed(await address_of(ghost)) as conditions,
+            living(drafter_settings(incarnation=1)) as stalled,
+            relayed(await address_of(stalled)) as conditions,
         ):
             air.tell(_advert("drafter-1", 1, *conditions.address))
             await target.until_linked("drafter-1")
             conditions.swallow()
             async with living(drafter_settings(incarnation=2), discover=air.run) as anew:
-                await target.until(lambda: _life(target) == 2)
+                await target.until(lambda: _incarnation_of(target) == 2)
                 await anew.until_linked("target-1")
                 link = target.peers.links["drafter-1"]
                 assert await link.ask(request(4)) == draft_for(request(4))
@@ -219,7 +219,7 @@ def test_a_node_that_started_anew_replaces_its_ghost_at_once() -> None:
     run(main())
 
 
-def test_who_claims_anothers_name_neither_ends_its_link_nor_hides_it() -> None:
+def test_false_announcement_neither_ends_a_link_nor_hides_its_node() -> None:
     async def main() -> None:
         air = Air()
         asked: asyncio.Queue[None] = asyncio.Queue()
@@ -244,14 +244,14 @@ def test_who_claims_anothers_name_neither_ends_its_link_nor_hides_it() -> None:
                 their_end.abort("cable")
             await target.until(lambda: ("lost", "drafter-1") in target.told)
             await target.until_linked("drafter-1")
-            assert _life(target) == 1
+            assert _incarnation_of(target) == 1
         adversary.close()
         await adversary.wait_closed()
 
     run(main())
 
 
-def test_a_crowd_of_false_names_does_not_keep_a_known_peer_waiting() -> None:
+def test_many_false_names_do_not_delay_a_known_peer() -> None:
     async def main() -> None:
         air = Air()
         async with (
@@ -272,12 +272,12 @@ def test_a_crowd_of_false_names_does_not_keep_a_known_peer_waiting() -> None:
 
 @asynccontextmanager
 async def silence() -> AsyncIterator[Address]:
-    """Where connections are taken, and nothing is ever said."""
+    """An address that accepts connections and never sends."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as deaf:
         yield Address(*deaf.getsockname()[:2])
 
 
-def _life(node: Node) -> int | None:
+def _incarnation_of(node: Node) -> int | None:
     link = node.peers.links.get("drafter-1")
     return link.peer.incarnation if link is not None else None
 
@@ -286,7 +286,7 @@ def _advert(node_id: str, incarnation: int, host: str, port: int) -> Advert:
     return Advert(node_id, incarnation, "lab", 1, "drafter", "toy", "", (host,), port)
 
 
-def test_a_killed_node_is_gone_though_its_announcement_stays() -> None:
+def test_killed_node_is_lost_despite_its_announcement() -> None:
     async def main() -> None:
         air = Air()
         async with living(target_settings(), discover=air.run) as target:
@@ -303,7 +303,7 @@ def test_a_killed_node_is_gone_though_its_announcement_stays() -> None:
     run(main())
 
 
-def test_a_silent_node_is_lost_and_found_again() -> None:
+def test_silent_node_is_lost_and_linked_again() -> None:
     async def main() -> None:
         async with (
             living(drafter_settings(timing=QUICK)) as drafter,
@@ -319,7 +319,7 @@ def test_a_silent_node_is_lost_and_found_again() -> None:
     run(main())
 
 
-def test_a_misfit_is_explained() -> None:
+def test_reason_for_an_incompatible_peer_is_reported() -> None:
     async def main() -> None:
         air = Air()
         async with (
@@ -339,7 +339,7 @@ def test_a_misfit_is_explained() -> None:
     run(main())
 
 
-def test_another_node_at_an_announced_address_is_not_taken_for_it() -> None:
+def test_other_node_at_an_announced_address_is_not_confused_with_it() -> None:
     async def main() -> None:
         air = Air()
         async with living(drafter_settings(node_id="drafter-2")) as drafter:
@@ -356,7 +356,7 @@ def test_another_node_at_an_announced_address_is_not_taken_for_it() -> None:
     run(main())
 
 
-def test_a_stopping_node_says_so() -> None:
+def test_stopping_node_announces_it() -> None:
     async def main() -> None:
         async with living(target_settings(SLOW_HEART)) as target:
             static = [await address_of(target)]

@@ -1,4 +1,4 @@
-"""What link and peers tests share: a loop to run in, greetings, doors and rude strangers."""
+"""Shared by tests of links and peers: an event loop, greetings, settings and listening nodes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def request(number: int = 0, **changes: Any) -> DraftRequest:
 
 
 def draft_for(asked: DraftRequest) -> Draft:
-    """What the echoing drafter answers."""
+    """The answer of the echoing drafter."""
     tokens = pack_tokens([asked.round] * asked.num_tokens)
     return Draft(
         asked.request_id, asked.round, tokens, bytes(asked.num_tokens), b"", 5, asked.is_ahead
@@ -73,7 +73,7 @@ def echo(link: Link, message: DraftRequest | Release) -> None:
 
 
 class Logbook(logging.Handler):
-    """What was logged, for tests that wait for a line."""
+    """Logged lines, for tests that wait for one."""
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
@@ -84,7 +84,7 @@ class Logbook(logging.Handler):
         self.lines.append(record.getMessage())
         self._news.set()
 
-    async def says(self, text: str) -> str:
+    async def wait_for_line(self, text: str) -> str:
         """Wait for a line with this text."""
         while True:
             for line in self.lines:
@@ -100,7 +100,7 @@ class Logbook(logging.Handler):
 
 @contextmanager
 def logbook(name: str = "edgecosine") -> Iterator[Logbook]:
-    """Everything that is logged inside the block."""
+    """Yields the lines that are logged within the block."""
     log, book = logging.getLogger(name), Logbook()
     level = log.level
     log.setLevel(logging.DEBUG)
@@ -114,7 +114,7 @@ def logbook(name: str = "edgecosine") -> Iterator[Logbook]:
 
 @dataclass
 class Inbox:
-    """Keeps what was asked, for tests that answer later or never."""
+    """Keeps requests, for tests that answer later or never."""
 
     asked: asyncio.Queue[tuple[Link, DraftRequest | Release]] = field(default_factory=asyncio.Queue)
 
@@ -122,8 +122,8 @@ class Inbox:
         self.asked.put_nowait((link, message))
 
 
-def unasked(_link: Link, message: DraftRequest | Release) -> None:
-    """For targets: nobody asks them."""
+def reject_request(_link: Link, message: DraftRequest | Release) -> None:
+    """For targets, which get no requests."""
     raise AssertionError(f"a target was asked {message}")
 
 
@@ -132,7 +132,7 @@ def target_settings(
 ) -> LinkSettings:
     """Settings of the target of most tests."""
     hello = target_hello(**changes)
-    return LinkSettings(hello, WORDS, unasked, timing, guard=guard or LinkPolicy())
+    return LinkSettings(hello, WORDS, reject_request, timing, guard=guard or LinkPolicy())
 
 
 def drafter_settings(
@@ -161,7 +161,7 @@ class ListenerFixture:
 
 
 @asynccontextmanager
-async def door(
+async def listening_node(
     settings: LinkSettings | None = None, address: Address = LOCALHOST, max_unfinished: int = 32
 ) -> AsyncIterator[ListenerFixture]:
     """A drafter that listens."""
@@ -177,7 +177,7 @@ async def door(
 
 
 async def assert_serves_a_good_peer(address: Address) -> None:
-    """The node behind this address greets, answers and says good-bye."""
+    """The node at this address greets, answers and ends the link."""
     link = await connect(address, target_settings(node_id="good-peer"))
     asked = request(7)
     assert await link.ask(asked) == draft_for(asked)

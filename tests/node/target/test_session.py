@@ -31,10 +31,10 @@ from edgecosine.protocol.wire.prefix import Prefix
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import Drafter, LinkFault, TargetHarness, harness
 from tests.support.engines import (
+    AlternatingDrafter,
     Language,
     ScriptedDrafter,
     ScriptedTarget,
-    TurnTaker,
     alone,
     babble,
     recital,
@@ -262,7 +262,7 @@ def test_no_drafter_is_asked_beyond_the_longest_request(max_context: int) -> Non
             home.links["drafter-0"].max_context = max_context
             sequence = Prefix(range(LONGEST_PREFIX))
             draft_client = DraftClient(
-                key="a/1", sequence=sequence, coupling=SharedNoise(), num_vocabulary=1 << 20,
+                key="a/1", sequence=sequence, noise=SharedNoise(), num_vocabulary=1 << 20,
                 links=lambda: home.links, statistics=home.planner.statistics,
                 metrics=RequestMetrics(),
             )  # fmt: skip
@@ -362,7 +362,7 @@ def test_drafters_continue_a_common_trunk_and_the_text_stays_the_same() -> None:
     language = babble()
 
     async def answer(policy: str) -> Answer:
-        setups = [Drafter(TurnTaker(language, turn)) for turn in (0, 1)]
+        setups = [Drafter(AlternatingDrafter(language, parity)) for parity in (0, 1)]
         async with harness(ScriptedTarget(language), setups) as home:
             return await home.answer(request(max_tokens=200, policy=policy, trace=True))
 
@@ -491,14 +491,14 @@ def test_resumed_session_yields_all_text(
     asked = request(max_tokens=12, ignore_eos=True)
     whole = alone(language, asked)
 
-    async def main(num_said: int) -> list[Delta]:
+    async def main(num_resumed: int) -> list[Delta]:
         async with harness(ScriptedTarget(language)) as home:
-            said = Committed(tuple(whole.tokens[:num_said]))
+            said = Committed(tuple(whole.tokens[:num_resumed]))
             steps = await home.ask(replace(asked, said=said))
             return [step for step in steps if isinstance(step, Delta)]
 
-    for num_said in range(1, len(whole.tokens) + 1):
-        deltas = run(main(num_said))
+    for num_resumed in range(1, len(whole.tokens) + 1):
+        deltas = run(main(num_resumed))
         assert "".join(delta.text for delta in deltas) == whole.text
         assert [delta.index for delta in deltas] == list(range(len(deltas)))
 
@@ -508,20 +508,20 @@ def test_session_releases_everything_wherever_it_is_cancelled() -> None:
     language = babble()
     setups = 2
 
-    async def cancelled_after(num_turns: int) -> bool:
+    async def cancelled_after(num_yields: int) -> bool:
         engines = [ScriptedDrafter(language) for _ in range(setups)]
         target = ScriptedTarget(language)
         async with harness(target, [Drafter(engine) for engine in engines]) as home:
             async with asyncio.TaskGroup() as group:
                 task = group.create_task(home.answer(request(max_tokens=30)))
-                for _ in range(num_turns):
+                for _ in range(num_yields):
                     await asyncio.sleep(0)
                 task.cancel()
             await assert_nothing_is_held(home, engines)
             return task.cancelled()
 
     async def main() -> None:
-        outcomes = [await cancelled_after(num_turns) for num_turns in (*range(30), 60, 120)]
+        outcomes = [await cancelled_after(num_yields) for num_yields in (*range(30), 60, 120)]
         assert outcomes[0]
         assert sum(outcomes) > 10
 

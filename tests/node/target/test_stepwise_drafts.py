@@ -1,4 +1,4 @@
-"""Rounds step by step: used if drafters are right in turns and exchanges are cheap, dropped when
+"""Rounds step by step: used if drafters are right alternately and exchanges are cheap, dropped when
 they become expensive. Time is simulated."""
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def stepped(forms: Sequence[int]) -> float:
     return sum(map(bool, forms)) / len(forms)
 
 
-def test_drafters_right_in_turns_go_step_by_step_if_exchanges_are_cheap() -> None:
+def test_drafters_right_alternately_go_step_by_step_if_exchanges_are_cheap() -> None:
     world, without = World(), World("edgecosine-without-steps")
     world.play(60)
     without.play(60)

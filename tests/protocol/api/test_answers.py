@@ -49,7 +49,7 @@ ANSWER = Answer(
 )
 
 
-def test_rounds_are_told_when_they_were_recorded() -> None:
+def test_trace_has_the_recorded_rounds() -> None:
     draft = DraftTimes("d1", asked_s=0.01, ended_s=0.03, compute_s=0.005, num_tokens=4)
     times = RoundTimes(
         0.01, 0.031, 0.06, 0.02, num_nodes=4, num_accepted=2, drafts=(draft,), deadline_s=0.05,
@@ -57,8 +57,8 @@ def test_rounds_are_told_when_they_were_recorded() -> None:
     )  # fmt: skip
     answer = replace(ANSWER, metrics=replace(ANSWER.metrics, rounds=(times,)))
     request = Request("cli", "1", "completion", "x")
-    (told,) = json.loads(render_final(request, answer, created_s=99))["edgecosine"]["rounds"]
-    assert told == {
+    (round_json,) = json.loads(render_final(request, answer, created_s=99))["edgecosine"]["rounds"]
+    assert round_json == {
         "started_s": 0.01,
         "submitted_s": 0.031,
         "verified_s": 0.06,
@@ -79,7 +79,7 @@ def test_rounds_are_told_when_they_were_recorded() -> None:
     }
 
 
-def test_completion_has_openais_shape() -> None:
+def test_completion_has_the_format_of_openai() -> None:
     request = Request("cli", "1", "completion", "x")
     assert json.loads(render_final(request, ANSWER, created_s=99)) == {
         "id": "1",
@@ -112,7 +112,7 @@ def test_completion_has_openais_shape() -> None:
     }
 
 
-def test_chat_has_openais_shape() -> None:
+def test_chat_has_the_format_of_openai() -> None:
     body = json.loads(render_final(Request("cli", "1", "chat", ()), ANSWER, created_s=1))
     assert body["object"] == "chat.completion"
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "to be"}
@@ -127,7 +127,7 @@ LOGPROBS = (
 SCORED = replace(ANSWER, choices=(Choice("to€", (5, 6, 7), "stop", LOGPROBS),))
 
 
-def test_completion_tells_log_probabilities_in_openais_shape() -> None:
+def test_log_probabilities_of_a_completion_have_the_format_of_openai() -> None:
     body = json.loads(render_final(Request("cli", "1", "completion", "x"), SCORED, created_s=1))
     assert body["choices"][0]["logprobs"] == {
         "tokens": ["to", "bytes:\\xe2\\x82", "!"],
@@ -141,7 +141,7 @@ def test_completion_tells_log_probabilities_in_openais_shape() -> None:
     }
 
 
-def test_chat_tells_log_probabilities_in_openais_shape() -> None:
+def test_log_probabilities_of_a_chat_have_the_format_of_openai() -> None:
     body = json.loads(render_final(Request("cli", "1", "chat", ()), SCORED, created_s=1))
     torn = {"token": "bytes:\\xe2\\x82", "logprob": -1.5, "bytes": [0xE2, 0x82]}
     content = body["choices"][0]["logprobs"]["content"]
@@ -152,7 +152,7 @@ def test_chat_tells_log_probabilities_in_openais_shape() -> None:
     }
 
 
-def test_choices_are_numbered_and_their_tokens_counted_together() -> None:
+def test_choices_are_numbered_and_usage_is_their_sum() -> None:
     choices = (*ANSWER.choices, Choice("or not", (7, 8, 9), "stop"))
     payload = render_final(
         Request("cli", "1", "chat", (), n=2), replace(ANSWER, choices=choices), created_s=1
@@ -165,7 +165,7 @@ def test_choices_are_numbered_and_their_tokens_counted_together() -> None:
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=17), st.integers(0, 10**6))
-def test_figures_agree_with_each_other(histogram: list[int], num_draft: int) -> None:
+def test_metrics_are_consistent(histogram: list[int], num_draft: int) -> None:
     figures = speculation_figures(Metrics(tuple(histogram), num_draft_tokens=num_draft))
     shares = figures["acceptance_histogram"]
     assert len(shares) == figures["num_spec_tokens"] + 1
@@ -175,14 +175,14 @@ def test_figures_agree_with_each_other(histogram: list[int], num_draft: int) -> 
         assert figures["mean_acceptance_length"] >= 1
 
 
-def test_ratios_of_nothing_are_null() -> None:
+def test_ratios_without_data_are_null() -> None:
     figures = speculation_figures(Metrics())
     assert figures["mean_acceptance_length"] is None
     assert figures["draft_acceptance_rate"] is None
 
 
 @pytest.mark.parametrize("kind", ["chat", "completion"])
-def test_final_message_is_read_again(kind: str) -> None:
+def test_final_message_round_trips(kind: str) -> None:
     request = Request("cli", "1", kind, "x")  # type: ignore[arg-type]
     final = parse_final(render_final(request, ANSWER, created_s=1))
     assert (final.request_id, final.text, final.finish_reason) == ("1", "to be", "length")
@@ -197,7 +197,7 @@ def test_final_message_is_read_again(kind: str) -> None:
         (500, "server_error"),
     ],
 )
-def test_error_is_read_again(status: int, kind: str) -> None:
+def test_error_round_trips(status: int, kind: str) -> None:
     error = RequestError("no", code="c", parameter="p", status=status)
     payload = render_error(error, "1")
     assert json.loads(payload)["id"] == "1"
@@ -208,7 +208,7 @@ def test_error_is_read_again(status: int, kind: str) -> None:
     assert (read.message, read.code, read.parameter, read.status) == ("no", "c", "p", status)
 
 
-def test_overload_keeps_its_hint() -> None:
+def test_overload_keeps_retry_after() -> None:
     with pytest.raises(RequestError, match="capacity") as caught:
         parse_final(render_error(Overloaded(2.5), "1"))
     assert caught.value.retry_after_s == 2.5
@@ -224,13 +224,13 @@ def test_overload_keeps_its_hint() -> None:
         st.none() | st.integers(0, 7),
     )
 )
-def test_piece_is_read_again(piece: StreamPart) -> None:
+def test_stream_part_round_trips(piece: StreamPart) -> None:
     assert parse_piece(render_piece(piece)) == piece
     assert (b"choice" in render_piece(replace(piece, text=""))) == (piece.choice is not None)
 
 
 @given(st.binary(max_size=50))
-def test_strange_bytes_are_no_answer(payload: bytes) -> None:
+def test_arbitrary_bytes_are_no_answer(payload: bytes) -> None:
     for parse in (parse_final, parse_piece):
         with pytest.raises(ValueError):  # noqa: PT011 -- whatever it says
             parse(payload)
@@ -249,12 +249,12 @@ def test_strange_bytes_are_no_answer(payload: bytes) -> None:
     ],
     ids=lambda payload: payload[:30],
 )
-def test_strange_json_is_no_answer(payload: bytes) -> None:
+def test_arbitrary_json_is_no_answer(payload: bytes) -> None:
     for parse in (parse_final, parse_piece):
         with pytest.raises(ValueError):  # noqa: PT011 -- whatever it says
             parse(payload)
 
 
-def test_final_message_with_a_strange_choice_is_none() -> None:
+def test_final_message_with_an_invalid_choice_is_rejected() -> None:
     with pytest.raises(ValueError, match="no"):
         parse_final(b'{"id": "1", "choices": [{"finish_reason": "stop", "message": 5}]}')

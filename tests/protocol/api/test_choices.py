@@ -32,13 +32,13 @@ def test_choices_differ_in_name_and_seed_only(seed: int, n: int) -> None:
 
 
 @given(seeds, st.integers(2, 8))
-def test_first_choice_is_the_request_without_the_others(seed: int, n: int) -> None:
+def test_first_choice_is_the_request_with_n_1(seed: int, n: int) -> None:
     alone = Request("a", "1", "ask", "x", sampling=Sampling(seed=seed))
     several = Request("a", "1", "ask", "x", sampling=Sampling(seed=seed), n=n)
     assert choices_of(several)[0] == choices_of(alone)[0] == alone
 
 
-def test_seeds_of_choices_are_the_same_for_ever() -> None:
+def test_seeds_of_choices_never_change() -> None:
     assert [choice_seed(7, choice) for choice in range(3)] == [
         7,
         14818979533484651488,
@@ -50,12 +50,12 @@ def answer(text: str, metrics: Metrics) -> Answer:
     return Answer((Choice(text, (1, 2), "stop"),), 5, 7, "m", metrics)
 
 
-def test_one_answer_stays_as_it_is() -> None:
+def test_single_answer_is_unchanged() -> None:
     alone = answer("a", Metrics(plan="p"))
     assert join_answers([alone]) is alone
 
 
-def test_counts_are_summed_and_times_are_of_sessions_side_by_side() -> None:
+def test_counts_are_summed_and_times_are_those_of_concurrent_sessions() -> None:
     share = DrafterShare(proposed=4, accepted=2, late=1, led=3, first=1)
     first = Metrics((1, 2), 4, 3, 1, {"d1": share}, "p", queue_s=0.1, prefill_s=0.2, decode_s=3.0)
     second = Metrics(

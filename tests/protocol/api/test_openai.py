@@ -53,12 +53,12 @@ def test_defaults_are_greedy_and_the_seed_is_drawn() -> None:
     assert not request.trace
 
 
-def test_null_is_absent_and_unknown_fields_are_ignored() -> None:
+def test_null_and_unknown_fields_are_ignored() -> None:
     body = {"prompt": "x", "temperature": None, "stop": None, "user": "me", "store": True}
     assert read(body) == read({"prompt": "x"})
 
 
-def test_every_field_arrives() -> None:
+def test_every_field_is_read() -> None:
     request = read(
         {
             "prompt": ["x"],
@@ -129,7 +129,7 @@ def test_every_field_arrives() -> None:
         ("chat", {"logprobs": True, "top_logprobs": 20}, 20),
     ],
 )
-def test_log_probabilities_are_asked_for_as_each_kind_does(
+def test_log_probabilities_have_the_fields_of_each_kind(
     kind: RequestKind, fields: dict[str, Any], num_top: int | None
 ) -> None:
     body = {"prompt": "x", "messages": [{"role": "user", "content": "x"}], **fields}
@@ -147,7 +147,7 @@ def test_log_probabilities_are_asked_for_as_each_kind_does(
         ({"logprobs": True, "top_logprobs": True}, "top_logprobs"),
     ],
 )
-def test_wrong_count_of_log_probabilities_is_refused_in_a_chat(
+def test_invalid_number_of_log_probabilities_is_refused_in_a_chat(
     fields: dict[str, Any], parameter: str
 ) -> None:
     error = refusal({"messages": [{"role": "user", "content": "x"}], **fields}, "chat")
@@ -243,12 +243,12 @@ def test_chat_content_may_come_in_parts() -> None:
         ({"reply_to": 5}, "invalid_type"),
     ],
 )
-def test_wrong_field_is_refused_by_name(fields: dict[str, Any], code: str) -> None:
+def test_invalid_field_is_refused_by_name(fields: dict[str, Any], code: str) -> None:
     error = refusal({"prompt": "x", **fields})
     assert (error.code, error.parameter) == (code, next(iter(fields)))
 
 
-def test_length_is_a_default_where_none_is_named() -> None:
+def test_max_tokens_has_a_default() -> None:
     assert read({"prompt": "x"}).is_default_length
     assert read({"prompt": "x", "max_tokens": None}).is_default_length
     assert not read({"prompt": "x", "max_tokens": DEFAULT_MAX_TOKENS}).is_default_length
@@ -257,7 +257,7 @@ def test_length_is_a_default_where_none_is_named() -> None:
     assert read(render_body(asked)) == asked
 
 
-def test_two_different_limits_are_refused() -> None:
+def test_contradictory_limits_are_refused() -> None:
     error = refusal({"prompt": "x", "max_tokens": 5, "max_completion_tokens": 6})
     assert error.parameter == "max_completion_tokens"
 
@@ -282,7 +282,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{
     ],
     ids=str,
 )
-def test_former_turns_are_read_as_clients_keep_them(turn: dict[str, Any], content: str) -> None:
+def test_former_messages_may_keep_fields_of_the_answer(turn: dict[str, Any], content: str) -> None:
     body = {"messages": [{"role": "user", "content": "a"}, turn]}
     [_, former] = read(body, "chat").prompt
     assert former == ChatMessage(turn["role"], content)
@@ -309,7 +309,7 @@ def test_former_turns_are_read_as_clients_keep_them(turn: dict[str, Any], conten
         ([{"role": "user", "content": "\udfff"}], "messages[0].content"),
     ],
 )
-def test_wrong_chat_is_refused(messages: object, parameter: str) -> None:
+def test_invalid_chat_is_refused(messages: object, parameter: str) -> None:
     assert refusal({"messages": messages}, "chat").parameter == parameter
 
 
@@ -325,11 +325,11 @@ def test_wrong_chat_is_refused(messages: object, parameter: str) -> None:
         (b'{"a": ' + b"9" * 5000 + b"}", "invalid_json"),
     ],
 )
-def test_wrong_json_is_refused(payload: bytes, code: str) -> None:
+def test_invalid_json_is_refused(payload: bytes, code: str) -> None:
     assert refusal(payload).code == code
 
 
-def test_nan_literal_is_the_fields_fault() -> None:
+def test_nan_literal_is_refused_with_its_field() -> None:
     error = refusal(b'{"prompt": "x", "temperature": NaN}')
     assert error.parameter == "temperature"
 
@@ -382,7 +382,7 @@ kinds_and_prompts = st.one_of(
     priority=st.integers(-(1 << 31) + 1, (1 << 31) - 1),
 )
 @settings(max_examples=100)
-def test_what_is_written_is_read_again(
+def test_written_requests_round_trip(
     kind_and_prompt: tuple[Any, Any], stream: bool, **fields: Any
 ) -> None:
     kind, prompt = kind_and_prompt

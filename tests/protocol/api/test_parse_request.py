@@ -1,4 +1,4 @@
-"""Who asks, under which name, and where the answer goes, also when the request is no good."""
+"""Client, request id and reply topic of a request, also of an invalid one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read(
         (b"x" * 1001, {"client": "b", "correlation": b"2"}, "b/2"),
     ],
 )
-def test_names_come_in_order(
+def test_client_and_request_ids_are_read_in_order_of_precedence(
     body: bytes | dict[str, Any], properties: dict[str, Any], key: str
 ) -> None:
     if isinstance(body, dict):
@@ -52,7 +52,7 @@ def test_names_come_in_order(
     assert ticket.reply_topic == f"edgecosine/home/response/{key}"
 
 
-def test_reply_topic_is_taken_from_property_then_body() -> None:
+def test_property_precedes_the_body_as_reply_topic() -> None:
     topics = [f"edgecosine/home/response/me/{name}" for name in "ab"]
     body = {"prompt": "x", "client": "me", "reply_to": topics[1]}
     assert read(body).ticket.reply_topic == topics[1]
@@ -73,20 +73,20 @@ def test_reply_topic_is_taken_from_property_then_body() -> None:
         HOME.response("a", "1").replace("/a/", "//"),
     ],
 )
-def test_refusal_of_a_foreign_reply_topic_goes_to_the_askers_own(topic: object) -> None:
+def test_refusal_of_a_foreign_reply_topic_goes_to_the_clients_own(topic: object) -> None:
     reading = read({"prompt": "x", "client": "a", "id": "1", "reply_to": topic})
     assert isinstance(reading, RefusedRequest)
     assert reading.error.parameter == "reply_to"
     assert reading.ticket.reply_topic == HOME.response("a", "1")
 
 
-def test_request_without_a_name_has_no_reply_topic_of_others() -> None:
+def test_anonymous_request_cannot_use_a_clients_reply_topic() -> None:
     reading = read({"prompt": "x", "id": "1", "reply_to": HOME.response("alice", "77")})
     assert isinstance(reading, RefusedRequest)
     assert reading.ticket.reply_topic == HOME.response("anon", "1")
 
 
-def test_response_topic_names_the_client_where_nothing_else_does() -> None:
+def test_response_topic_is_the_last_source_of_the_client_id() -> None:
     topic = HOME.response("me", "77")
     assert read({"prompt": "x"}, response_topic=topic).ticket.client_id == "me"
     for named in ({"client": "you"}, {}):
@@ -108,7 +108,7 @@ def test_response_topic_names_the_client_where_nothing_else_does() -> None:
         ({}, {"response_topic": HOME.response("me", "1")}, HOME.response("me", "1")),
     ],
 )
-def test_request_that_is_too_large_finds_its_asker(
+def test_refusal_of_a_too_large_request_goes_to_its_client(
     body: dict[str, Any], properties: dict[str, Any], topic: str
 ) -> None:
     for whole in ({"prompt": "x" * 5000, **body}, {**body, "prompt": "x" * 5000}):
@@ -126,7 +126,7 @@ def test_large_body_that_is_no_request_is_refused(body: bytes) -> None:
     assert reading.ticket.client_id == "me"
 
 
-def test_earlier_of_expiry_and_deadline_counts() -> None:
+def test_deadline_is_the_earlier_of_expiry_and_deadline() -> None:
     for deadline_ms, expiry_s, expected in ((5000, 9.0, 5.0), (5000, 2.0, 2.0), (None, 3.0, 3.0)):
         reading = read({"prompt": "x", "deadline_ms": deadline_ms}, expiry_s=expiry_s)
         assert isinstance(reading, RequestRecord)
@@ -141,7 +141,7 @@ def test_bare_prompt_is_a_request() -> None:
         assert isinstance(read(payload, "ask"), RefusedRequest)
 
 
-def test_same_request_has_the_same_digest_and_another_does_not() -> None:
+def test_digest_identifies_kind_and_body() -> None:
     one, same, other = (read({"prompt": each}).ticket.digest for each in ("x", "x", "y"))
     assert one == same != other
     assert read(b"x", "ask").ticket.digest != read(b"x", "chat").ticket.digest
@@ -160,7 +160,9 @@ def test_correlation_and_stream_are_kept() -> None:
     correlation=st.none() | st.binary(max_size=10),
     response_topic=st.none() | st.text(max_size=10),
 )
-def test_whatever_comes_has_a_reader(payload: bytes, kind: RequestKind, **properties: Any) -> None:
+def test_every_message_is_parsed_or_refused(
+    payload: bytes, kind: RequestKind, **properties: Any
+) -> None:
     ticket = read(payload, kind, **properties).ticket
     assert is_identifier(ticket.client_id)
     assert is_identifier(ticket.request_id)

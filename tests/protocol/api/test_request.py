@@ -1,4 +1,4 @@
-"""Requests and answers: what their fields say together."""
+"""Requests and answers: values that follow from several fields."""
 
 from __future__ import annotations
 
@@ -21,17 +21,19 @@ from edgecosine.protocol.api.request import Answer, Choice, Metrics, Request, Sa
         (Sampling(logit_bias=((1, 0.0),)), True, False),
     ],
 )
-def test_sampling_knows_how_it_chooses(sampling: Sampling, is_greedy: bool, is_plain: bool) -> None:
+def test_sampling_parameters_determine_the_method(
+    sampling: Sampling, is_greedy: bool, is_plain: bool
+) -> None:
     assert (sampling.is_greedy, sampling.is_plain) == (is_greedy, is_plain)
 
 
-def test_request_is_named_by_who_asks_and_what() -> None:
+def test_request_key_is_client_and_request_id() -> None:
     assert Request("client", "7", "ask", "x").key == "client/7"
     assert Request("client", "7", "ask", "x", choice=2).key == "client/7/2"
 
 
 @given(st.lists(st.integers(0, 12), max_size=40))
-def test_histogram_gives_rounds_and_accepted_tokens(lengths: list[int]) -> None:
+def test_rounds_and_accepted_tokens_follow_from_the_histogram(lengths: list[int]) -> None:
     counts = tuple(lengths.count(n) for n in range(13))
     metrics = Metrics(acceptance_histogram=counts)
     assert metrics.num_rounds == len(lengths)

@@ -38,7 +38,7 @@ def test_all_notices_are_retained() -> None:
     assert notices[4].payload == b""
 
 
-def test_nodes_are_seen_in_order_and_cleared_ones_are_not() -> None:
+def test_nodes_are_listed_in_order_without_cleared_ones() -> None:
     lost = node_status_notice(HOME, "b", "lost", session="s", now_s=5.0).payload
     views = view_nodes(
         {
@@ -62,7 +62,7 @@ def test_nodes_are_seen_in_order_and_cleared_ones_are_not() -> None:
     ],
     ids=["array", "field", "whole"],
 )
-def test_what_is_nested_too_deeply_is_as_if_unsaid(payload: bytes) -> None:
+def test_too_deeply_nested_json_is_ignored(payload: bytes) -> None:
     [view] = view_nodes({"a": {"status": payload, "state": payload}}).values()
     assert view.status is None
     assert view.state == {}
@@ -72,7 +72,7 @@ def test_what_is_nested_too_deeply_is_as_if_unsaid(payload: bytes) -> None:
 
 
 @given(st.binary(max_size=50), st.binary(max_size=50))
-def test_strange_bytes_are_as_if_unsaid(status: bytes, state: bytes) -> None:
+def test_arbitrary_bytes_are_ignored(status: bytes, state: bytes) -> None:
     for view in view_nodes({"a": {"status": status, "state": state}}).values():
         assert view.status is None
         assert isinstance(view.state, dict)

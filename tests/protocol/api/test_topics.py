@@ -37,13 +37,13 @@ def test_names_begin_with_prefix_and_cluster() -> None:
 
 
 @pytest.mark.parametrize("cluster", ["", "a/b", "+", "#", "$SYS", "a b", "a\n", "x" * 65])
-def test_cluster_that_cannot_be_a_level_is_refused(cluster: str) -> None:
+def test_invalid_cluster_name_is_refused(cluster: str) -> None:
     with pytest.raises(ConfigError, match="cluster"):
         Topics(cluster)
 
 
 @given(client=identifiers, request=identifiers)
-def test_every_name_can_be_read_again(client: str, request: str) -> None:
+def test_every_topic_round_trips(client: str, request: str) -> None:
     assert HOME.parse(HOME.request("chat")) == RequestTopic("chat")
     assert HOME.parse(HOME.request("ask")) == RequestTopic("ask")
     assert HOME.parse(HOME.job_cancel(request)) == CancelTopic(request)
@@ -72,7 +72,7 @@ def test_every_name_can_be_read_again(client: str, request: str) -> None:
         "edgecosine/homely/status",
     ],
 )
-def test_other_topics_mean_nothing(topic: str) -> None:
+def test_foreign_topics_are_not_parsed(topic: str) -> None:
     assert HOME.parse(topic) is None
 
 
@@ -110,7 +110,7 @@ def test_reply_topic_outside_the_response_tree_is_refused(topic: str) -> None:
 
 
 @given(st.text())
-def test_no_text_gets_out_of_the_response_tree(text: str) -> None:
+def test_no_text_escapes_the_response_tree(text: str) -> None:
     for topic in (text, "edgecosine/home/response/" + text):
         try:
             accepted = HOME.check_reply(topic)
@@ -121,7 +121,7 @@ def test_no_text_gets_out_of_the_response_tree(text: str) -> None:
 
 
 @pytest.mark.parametrize("tail", ["my/own/topic", "a\ufdcf", "a\ufffd", "a\U0001f600", 190 * "/"])
-def test_reply_topic_may_have_levels_of_its_own(tail: str) -> None:
+def test_reply_topic_may_have_further_levels(tail: str) -> None:
     assert HOME.check_reply(f"edgecosine/home/response/{tail}")
 
 
@@ -140,10 +140,10 @@ def test_reply_topic_may_have_levels_of_its_own(tail: str) -> None:
         ("$SYS", True),
     ],
 )
-def test_what_a_broker_takes_for_a_topic(topic: str, is_one: bool) -> None:
+def test_valid_topics_are_those_of_the_broker(topic: str, is_one: bool) -> None:
     assert can_publish_to(topic) is is_one
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "ä", "a\n", "x" * 65, "a b", "+"])
-def test_bad_identifiers(name: str) -> None:
+def test_invalid_identifiers_are_refused(name: str) -> None:
     assert not is_identifier(name)

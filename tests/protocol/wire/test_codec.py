@@ -29,12 +29,12 @@ from tests.protocol.wire.values import hello, messages
 
 
 @given(messages)
-def test_every_message_comes_back_as_it_went(message: AnyMessage) -> None:
+def test_every_message_round_trips(message: AnyMessage) -> None:
     assert decode(encode(message)) == message
 
 
 @given(st.binary(max_size=300))
-def test_random_bytes_are_the_peers_error_or_a_message(payload: bytes) -> None:
+def test_random_bytes_decode_or_raise_remote_error(payload: bytes) -> None:
     try:
         message = decode(payload)
     except RemoteProtocolError:
@@ -43,7 +43,7 @@ def test_random_bytes_are_the_peers_error_or_a_message(payload: bytes) -> None:
 
 
 @given(messages, st.data())
-def test_damaged_messages_are_the_peers_error_or_a_message(
+def test_damaged_messages_decode_or_raise_remote_error(
     message: AnyMessage, data: st.DataObject
 ) -> None:
     payload = bytearray(encode(message))
@@ -68,7 +68,7 @@ plain_values = st.recursive(
 
 
 @given(st.sampled_from(["hello", "refuse", "ping", "draft?", "draft"]), st.lists(plain_values))
-def test_right_names_with_wrong_fields_are_the_peers_error(tag: str, fields: list[object]) -> None:
+def test_invalid_fields_raise_remote_error(tag: str, fields: list[object]) -> None:
     try:
         message = decode(msgpack.packb([tag, *fields]))
     except RemoteProtocolError:
@@ -117,7 +117,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("payload", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_bytes_are_the_peers_error(payload: bytes) -> None:
+def test_hostile_bytes_raise_remote_error(payload: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match="the peer sent"):
         decode(payload)
 
@@ -132,7 +132,7 @@ def test_hostile_bytes_are_the_peers_error(payload: bytes) -> None:
     ],
     ids=["wide", "deep and wide", "open arrays", "deep"],
 )
-def test_a_small_frame_never_becomes_large(payload: bytes) -> None:
+def test_decoded_message_is_not_much_larger_than_its_frame(payload: bytes) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(RemoteProtocolError):
@@ -143,7 +143,7 @@ def test_a_small_frame_never_becomes_large(payload: bytes) -> None:
     assert peak < 4 * MAX_FRAME_BYTES
 
 
-def test_the_longest_prefix_and_the_longest_greeting_fit_their_frames() -> None:
+def test_longest_prefix_and_longest_greeting_fit_their_frames() -> None:
     prefix = DraftRequest(
         "k" * 160, 1, MAX_PREFIX_TOKENS, 7, bytes(4 * MAX_PREFIX_TOKENS), num_tokens=64
     )
@@ -156,17 +156,17 @@ def test_the_longest_prefix_and_the_longest_greeting_fit_their_frames() -> None:
         assert decode(encode(message)) == message
 
 
-def test_a_later_release_may_append_fields() -> None:
+def test_fields_appended_by_a_later_release_are_ignored() -> None:
     assert decode(msgpack.packb(["ping", 3, "new"])) == Ping(3)
     assert decode(msgpack.packb(["outofstep", "a", 1, 2])) == OutOfStep("a", 1, 2)
 
 
-def test_what_msgpack_cannot_carry_is_our_own_error() -> None:
+def test_unencodable_message_raises_local_error() -> None:
     with pytest.raises(LocalProtocolError, match="cannot send this ping"):
         encode(msgspec.structs.replace(Ping(1), number=1 << 80))
 
 
-def test_a_greeting_without_the_newest_field_and_one_with_fields_to_come_are_understood() -> None:
+def test_greetings_of_earlier_and_later_releases_are_decoded() -> None:
     ours = hello(max_context=64)
     items = msgpack.unpackb(encode(ours))
     assert decode(msgpack.packb(items[:-1])) == hello()

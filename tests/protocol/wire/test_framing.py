@@ -15,7 +15,7 @@ def drain(buffer: FrameBuffer) -> list[bytes]:
 
 
 @given(st.lists(st.binary(max_size=80), max_size=12), st.lists(st.integers(1, 40), min_size=1))
-def test_any_cut_of_the_stream_gives_the_same_frames(
+def test_frames_do_not_depend_on_the_division_of_the_stream(
     payloads: list[bytes], sizes: list[int]
 ) -> None:
     stream = b"".join(frame(payload) for payload in payloads)
@@ -30,7 +30,7 @@ def test_any_cut_of_the_stream_gives_the_same_frames(
 
 
 @given(st.lists(st.binary(max_size=200), max_size=20))
-def test_random_bytes_never_hold_more_than_a_frame(chunks: list[bytes]) -> None:
+def test_buffer_never_holds_more_than_a_frame(chunks: list[bytes]) -> None:
     buffer = FrameBuffer(max_frame_bytes=100)
     for chunk in chunks:
         buffer.feed(chunk)
@@ -41,7 +41,7 @@ def test_random_bytes_never_hold_more_than_a_frame(chunks: list[bytes]) -> None:
             assert len(buffer) == 0
 
 
-def test_an_announcement_beyond_the_cap_is_refused_at_once_and_for_ever() -> None:
+def test_too_long_frame_is_refused_by_its_length() -> None:
     buffer = FrameBuffer()
     buffer.feed(frame(b"good") + b"\xff\xff\xff\xff")
     assert buffer.next_frame() == b"good"
@@ -52,7 +52,7 @@ def test_an_announcement_beyond_the_cap_is_refused_at_once_and_for_ever() -> Non
         assert len(buffer) == 0
 
 
-def test_the_cap_may_rise_between_two_frames() -> None:
+def test_limit_may_be_raised_between_two_frames() -> None:
     buffer = FrameBuffer(max_frame_bytes=4)
     buffer.feed(frame(b"abcd") + frame(b"abcdefgh"))
     assert buffer.next_frame() == b"abcd"
@@ -60,7 +60,7 @@ def test_the_cap_may_rise_between_two_frames() -> None:
     assert buffer.next_frame() == b"abcdefgh"
 
 
-def test_a_frame_in_many_pieces_is_copied_in_linear_time() -> None:
+def test_frame_in_many_pieces_is_copied_in_linear_time() -> None:
     payload = bytes(MAX_FRAME_BYTES)
     stream, buffer = memoryview(frame(payload)), FrameBuffer(MAX_FRAME_BYTES)
     frames: list[bytes] = []
@@ -70,6 +70,6 @@ def test_a_frame_in_many_pieces_is_copied_in_linear_time() -> None:
     assert frames == [payload]
 
 
-def test_we_never_send_what_a_peer_must_refuse() -> None:
+def test_frame_that_a_peer_would_refuse_is_not_sent() -> None:
     with pytest.raises(LocalProtocolError, match="frame cap"):
         frame(bytes(MAX_FRAME_BYTES + 1))

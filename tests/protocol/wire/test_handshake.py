@@ -74,7 +74,7 @@ def test_each_message_in_each_state(state: HandshakeState, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["draft", "outofstep"])
-def test_a_target_may_not_send_what_a_drafter_sends(name: str) -> None:
+def test_target_may_not_send_messages_of_a_drafter(name: str) -> None:
     handshake = Handshake(hello(**DRAFTER), ANY_VOCABULARY)
     for message in (hello(), Pong(0), SAMPLES["draft?"], SAMPLES["release"]):
         handshake.receive(message)
@@ -92,7 +92,7 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "reason"), MISFITS, ids=[reason for _, reason in MISFITS])
-def test_a_misfit_is_refused_with_what_to_do(changes: dict[str, Any], reason: str) -> None:
+def test_incompatible_peer_is_refused_with_advice(changes: dict[str, Any], reason: str) -> None:
     handshake = Handshake(OURS, WORDS)
     assert handshake.receive(hello(**(DRAFTER | changes))) is HandshakeState.REFUSING
     assert handshake.refusal is not None
@@ -123,7 +123,7 @@ def test_both_sides_name_the_first_token_that_differs() -> None:
 
 
 @pytest.mark.parametrize("block_index", [-1, 0, 2])
-def test_a_refusal_of_another_block_names_nothing(block_index: int) -> None:
+def test_refusal_of_another_vocabulary_block_names_no_token(block_index: int) -> None:
     target = Handshake(OURS, WORDS)
     target.receive(hello(**DRAFTER, vocabulary=OTHER_WORDS.digests))
     target.receive(Refuse("no", block_index=block_index, block=[b"x"]))
@@ -131,18 +131,18 @@ def test_a_refusal_of_another_block_names_nothing(block_index: int) -> None:
 
 
 @pytest.mark.parametrize("theirs", [b"", WORDS.digests])
-def test_an_equal_vocabulary_or_none_is_taken(theirs: bytes) -> None:
+def test_equal_or_empty_vocabulary_is_accepted(theirs: bytes) -> None:
     handshake = Handshake(OURS, WORDS)
     assert handshake.receive(hello(**DRAFTER, vocabulary=theirs)) is HandshakeState.AGREED
 
 
 @given(st.lists(messages), st.sampled_from(HandshakeState))
-def test_any_messages_in_any_order_end_in_a_state_or_are_the_peers_error(
-    said: list[AnyMessage], start: HandshakeState
+def test_any_messages_lead_to_a_state_or_raise_remote_error(
+    messages: list[AnyMessage], start: HandshakeState
 ) -> None:
     handshake = Handshake(OURS, WORDS)
     handshake.state = start if start is not HandshakeState.REFUSING else HandshakeState.GREETING
-    for message in said:
+    for message in messages:
         was = handshake.state
         try:
             assert handshake.receive(message) is handshake.state
@@ -157,7 +157,7 @@ def test_any_messages_in_any_order_end_in_a_state_or_are_the_peers_error(
             assert handshake.state is HandshakeState.CLOSED
 
 
-def test_a_strangers_reason_cannot_write_into_the_log() -> None:
+def test_reason_of_a_peer_cannot_forge_log_lines() -> None:
     handshake = Handshake(OURS, ANY_VOCABULARY)
     assert handshake.receive(Refuse("go\naway\x1b[2J")) is HandshakeState.CLOSED
     assert isinstance(handshake.ending, PeerRefused)

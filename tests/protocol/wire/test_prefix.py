@@ -13,7 +13,7 @@ tokens = st.lists(st.integers(0, (1 << 32) - 1), max_size=8)
 
 
 @given(tokens)
-def test_digest_behind_each_token_is_that_of_the_prefix(sequence: list[int]) -> None:
+def test_running_digests_are_those_of_the_prefixes(sequence: list[int]) -> None:
     prefix = Prefix(sequence)
     for length in range(len(sequence) + 1):
         assert prefix.digest(length) == prefix_digest(sequence[:length])
@@ -21,7 +21,7 @@ def test_digest_behind_each_token_is_that_of_the_prefix(sequence: list[int]) -> 
 
 
 @given(tokens, tokens, st.integers(0, 8))
-def test_reconciled_prefix_is_the_senders(held: list[int], new: list[int], kept: int) -> None:
+def test_reconciled_prefix_equals_the_senders(held: list[int], new: list[int], kept: int) -> None:
     prefix = Prefix(held)
     whole = [*held[:kept], *new]
     assert prefix.reconcile(kept, new, prefix_digest(whole)) == (kept <= len(held))
@@ -39,9 +39,7 @@ def test_refused_reconciliation_changes_nothing(
 
 
 @given(tokens, tokens, tokens)
-def test_what_was_learned_wrong_is_noticed(
-    ours: list[int], theirs: list[int], new: list[int]
-) -> None:
+def test_wrong_prefix_is_detected(ours: list[int], theirs: list[int], new: list[int]) -> None:
     same_length = theirs[: len(ours)] + ours[len(theirs) :]
     prefix = Prefix(ours)
     fits = prefix.reconcile(len(ours), new, prefix_digest([*same_length, *new]))
@@ -49,7 +47,7 @@ def test_what_was_learned_wrong_is_noticed(
 
 
 class TwoEnds(RuleBasedStateMachine):
-    """A sender that grows and cuts its sequence, a receiver that hears only some of it."""
+    """A sender that grows and cuts its sequence, a receiver that gets only some of it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +70,7 @@ class TwoEnds(RuleBasedStateMachine):
         self.receiver = Prefix()
 
     @rule(is_lost=st.booleans())
-    def tell(self, is_lost: bool) -> None:
+    def send(self, is_lost: bool) -> None:
         kept, self.believed = min(self.believed, len(self.sender)), len(self.sender)
         if is_lost:
             return

@@ -1,4 +1,4 @@
-"""Token trees: the invariants of the value, and what its views say of any tree."""
+"""Token trees: the invariants of the value, and its views for any tree."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_path_leads_from_the_root_down_to_its_node(tree: TokenTree) -> None:
 
 
 @given(trees(), st.integers(0, 20))
-def test_child_is_found_by_its_token_and_nothing_else_is(tree: TokenTree, token: int) -> None:
+def test_child_is_found_by_its_token(tree: TokenTree, token: int) -> None:
     for parent in range(ROOT, len(tree)):
         found = [
             node
@@ -51,7 +51,7 @@ def test_chain_is_a_tree_whose_nodes_have_at_most_one_child(tree: TokenTree) -> 
 
 
 @given(st.lists(st.integers(0, 99), max_size=12).map(tuple))
-def test_chain_holds_its_tokens_one_below_the_other(tokens: tuple[int, ...]) -> None:
+def test_chain_holds_its_tokens_in_order(tokens: tuple[int, ...]) -> None:
     tree = chain(tokens)
     assert tree.is_chain
     assert tree.tokens == tokens
@@ -72,6 +72,6 @@ def test_chain_holds_its_tokens_one_below_the_other(tokens: tuple[int, ...]) -> 
         (((3, 1, 1), (-1, 0, 0), (1.0,) * 3, (1,) * 3), "different tokens"),
     ],
 )
-def test_malformed_tree_is_refused_with_its_reason(fields: tuple, reason: str) -> None:  # type: ignore[type-arg]
+def test_malformed_tree_is_refused_with_the_reason(fields: tuple, reason: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(ValueError, match=reason):
         TokenTree(*fields)

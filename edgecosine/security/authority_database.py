@@ -166,15 +166,15 @@ def make_database(path: Path) -> None:
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[AuthorityDatabase]:
     """A read transaction."""
-    with _transaction(path, "BEGIN") as ledger:
-        yield ledger
+    with _transaction(path, "BEGIN") as database:
+        yield database
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[AuthorityDatabase]:
     """A write transaction; other writers wait for it."""
-    with _transaction(path, "BEGIN IMMEDIATE") as ledger:
-        yield ledger
+    with _transaction(path, "BEGIN IMMEDIATE") as database:
+        yield database
 
 
 @contextlib.contextmanager
