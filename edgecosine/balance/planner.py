@@ -23,7 +23,14 @@ from edgecosine.balance.plan import (
     probe_plan,
     worthwhile_nodes,
 )
-from edgecosine.balance.probes import choose_probe, may_probe, pace_of
+from edgecosine.balance.probes import (
+    OTHERS_TURN,
+    SHARED_PACE,
+    choose_probe,
+    is_due,
+    may_probe,
+    pace_of,
+)
 from edgecosine.balance.rendezvous_hash import weight
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.round import Round, union_of
@@ -47,7 +54,7 @@ FIRST_ASKED = 8
 PROMISING = 5
 """Those among them that are chosen by their expected rate; the others have the least evidence."""
 FIRST_ASKED_PER_HOST = 2
-"""Those of one machine: more of them slow each other down, and delay the first round's draft."""
+"""Those of one machine in one of `OTHERS_TURN` requests, else one: they slow each other down."""
 AHEAD_WIDTH = 6
 """Nodes that a drafter reads per step while it drafts ahead, with a pass's time."""
 AHEAD_STEPS = (3, 24)
@@ -87,19 +94,22 @@ class Planner:
         promising ones and some with the least evidence. Empty while no request speculates."""
         if not self.statistics.speculates(request):
             return Plan()
-        candidates = self._first_asked(self._candidates(request, drafters))
+        candidates = self._first_asked(request, self._candidates(request, drafters))
         if not candidates or room < 2:
             return Plan()
         return replace(probe_plan(candidates, room), is_probe=True)
 
-    def _first_asked(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+    def _first_asked(
+        self, request: RequestState, candidates: Sequence[Candidate]
+    ) -> list[Candidate]:
         by_rate = sorted(candidates, key=lambda c: -c.rate)
         by_evidence = sorted(
             candidates, key=lambda c: self.statistics.drafter(c.node_id).record.rate.evidence
         )
         asked = list[Candidate]()
         self._extend(asked, by_rate, PROMISING, per_host=1)
-        self._extend(asked, by_evidence, FIRST_ASKED, per_host=FIRST_ASKED_PER_HOST)
+        per_host = 1 if request.number % OTHERS_TURN else FIRST_ASKED_PER_HOST
+        self._extend(asked, by_evidence, FIRST_ASKED, per_host=per_host)
         return asked
 
     def _extend(
@@ -206,15 +216,31 @@ class Planner:
         speeds = [self.statistics.drafter(node_id).speed for node_id in ahead.drafters]
         return max((speed.overhead_s or 0.0 for speed in speeds), default=0.0)
 
-    def probe(self, request: RequestState, drafters: Collection[str], plan: Plan) -> Plan:
-        """The plan to probe one of the drafters that `plan` leaves out, in turns; mostly empty."""
+    def probe(
+        self,
+        request: RequestState,
+        drafters: Collection[str],
+        plan: Plan,
+        probed: Collection[str] = (),
+    ) -> Plan:
+        """The plan to probe one of the drafters that `plan` leaves out, in turns; mostly empty.
+
+        While drafters are `probed`, none of their machines is probed; the machines of the plan's
+        drafters are probed `SHARED_PACE` times more rarely.
+        """
         request.rounds_since_probe += 1
         num_probes, since = request.num_probes, request.rounds_since_probe
         is_resting = not self.statistics.speculates(request)
         pace = pace_of(self.statistics.num_active, is_resting=is_resting)
         if not may_probe(since, pace):
             return Plan()
-        others = self._candidates(request, set(drafters) - set(plan.drafters))
+        busy = set(plan.drafters) | set(probed)
+        hosts = self.statistics.hosts(probed if is_due(since, pace * SHARED_PACE) else busy)
+        others = [
+            candidate
+            for candidate in self._candidates(request, set(drafters) - busy)
+            if self.statistics.drafter(candidate.node_id).host not in hosts
+        ]
         is_plain = not plan.drafters
         chosen = choose_probe(others, num_probes, since, pace, is_plain=is_plain)
         if chosen is None:

@@ -25,6 +25,9 @@ PROMISING_RATE = 0.5
 since its measured speed may be out of date."""
 RESTING_PACE = 8
 """How much rarer probes are while no request speculates."""
+SHARED_PACE = 8
+"""How much rarer probes of a machine are while it drafts for the plan: reading the text takes a
+drafter as long as some drafts."""
 OTHERS_TURN = 4
 """One in so many probes does not go to the most promising drafter."""
 

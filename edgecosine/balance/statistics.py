@@ -19,6 +19,10 @@ from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.speculation_switch import SpeculationSwitch
 from edgecosine.balance.steps import StepwiseGain
 
+BOOKKEEPING_SHARE, FORGOTTEN_SHARE = 0.05, 0.01
+"""Weights of a round's time outside of passes and waits: of one more, and, for speculative rounds,
+of each plain round in which none was measured."""
+
 
 class Statistics:
     """Observes the node's events; plans are made from its estimates."""
@@ -59,6 +63,10 @@ class Statistics:
     def drafter(self, node_id: str) -> DrafterState:
         """The state of a drafter, created where there is none."""
         return self.drafters.get(node_id)
+
+    def hosts(self, drafters: Iterable[str]) -> set[str]:
+        """The known machines of drafters."""
+        return {self.drafters.get(node_id).host for node_id in drafters} - {""}
 
     def available(self, drafters: Iterable[str]) -> list[str]:
         """The drafters that do not rest after late answers, sorted."""
@@ -162,8 +170,12 @@ class Statistics:
     def observe_bookkeeping(self, seconds: float, *, is_plain: bool) -> None:
         """Learn the time of a round outside of passes and waits for drafts: in the event loop, and,
         of a request that is alone, between the loop and the engine."""
-        known_s = self._bookkeeping_s[is_plain] or None
-        self._bookkeeping_s[is_plain] = smooth(known_s, seconds, 0.05)
+        times_s = self._bookkeeping_s
+        times_s[is_plain] = smooth(times_s[is_plain], seconds, BOOKKEEPING_SHARE)
+        if is_plain:
+            # Too high a time of speculative rounds would prevent the rounds that correct it.
+            lowest_s = min(times_s.values())
+            times_s[False] = smooth(times_s[False], lowest_s, FORGOTTEN_SHARE)
 
     def observe_wait(self, plan: Plan, waited_s: float) -> None:
         """Learn the time that the drafters of a plan took together."""

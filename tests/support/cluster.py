@@ -19,7 +19,7 @@ from edgecosine.balance.statistics import Statistics
 from edgecosine.engine.base import (
     DraftEngine,
 )
-from edgecosine.errors import EngineError, LinkLost
+from edgecosine.errors import EngineError, LinkLost, root_of
 from edgecosine.node.drafter.draft_worker import DraftWorker
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.target.draft_client import DrafterLink
@@ -178,8 +178,14 @@ class TargetHarness:
 
     async def ask(self, request: Request) -> list[Progress]:
         """All progress that a request yields."""
-        async with aclosing(self.service.answer(request)) as steps:
-            return [step async for step in steps]
+        try:
+            async with (
+                asyncio.TaskGroup() as tasks,
+                aclosing(self.service.answer(request, tasks)) as steps,
+            ):
+                return [step async for step in steps]
+        except BaseExceptionGroup as failures:
+            raise root_of(failures) from None
 
     async def answer(self, request: Request) -> Answer:
         """The request's answer; checks that it comes last, after deltas that make up its text."""

@@ -74,13 +74,18 @@ class DraftClient:
         links: DrafterLinks,
         statistics: Statistics,
         metrics: RequestMetrics,
+        tasks: asyncio.TaskGroup,
     ) -> None:
         self._key, self._sequence, self._noise = key, sequence, noise
         self._num_vocabulary, self._links = num_vocabulary, links
-        self._statistics, self._metrics = statistics, metrics
+        self._statistics, self._metrics, self._tasks = statistics, metrics, tasks
         self._num_sent: dict[str, int] = {}
         """Tokens of the sequence that each drafter has, by node id."""
         self._round = 0
+        self._has_drafted: set[str] = set()
+        """Node ids of the drafters that have read the prompt and drafted."""
+        self._probes: dict[str, DraftTask] = {}
+        """Probes whose drafts have not been taken, by node id."""
         self._too_short: dict[str, str] = {}
         """Why drafters cannot read the sequence any more, by node id."""
 
@@ -98,6 +103,11 @@ class DraftClient:
             else:
                 able.append(node_id)
         return able
+
+    @property
+    def ready(self) -> Collection[str]:
+        """Those of `linked` that have drafted for this request: others first read its text."""
+        return [node_id for node_id in self.linked if node_id in self._has_drafted]
 
     def explain(self, plan: Plan) -> Plan:
         """The plan; one without drafters also names those that cannot read the sequence."""
@@ -134,13 +144,42 @@ class DraftClient:
         """Request drafts from the plan's drafters; with `ahead`, after that tree's endpoints."""
         links = self._links()
         chosen = [(node_id, links[node_id]) for node_id in plan.drafters if node_id in links]
+        for node_id, _ in chosen:
+            self._end_probe(node_id)
         return [
             group.create_task(self._draft(node_id, link, plan, trunk, ahead), name=f"ask {node_id}")
             for node_id, link in chosen
         ]
 
+    @property
+    def probes(self) -> Mapping[str, DraftTask]:
+        """The probes whose drafts have not been taken, by node id."""
+        return self._probes
+
+    def probe(self, plan: Plan) -> None:
+        """Request drafts that no round waits for: a probe may take several rounds, and ends when
+        its drafter is requested to draft again."""
+        links = self._links()
+        for node_id in plan.drafters:
+            if node_id in links:
+                self._end_probe(node_id)
+                self._probes[node_id] = self._tasks.create_task(
+                    self._draft(node_id, links[node_id], plan, (), None), name=f"probe {node_id}"
+                )
+
+    def take_probes(self) -> list[DrafterTree]:
+        """The drafts of the probes that have ended."""
+        ended = [node_id for node_id, task in self._probes.items() if task.done()]
+        return drafts_of([self._probes.pop(node_id) for node_id in ended])
+
+    def _end_probe(self, node_id: str) -> None:
+        if (task := self._probes.pop(node_id, None)) is not None:
+            task.cancel()
+
     def release(self) -> None:
         """End the session: request the drafters to drop its prefix."""
+        for node_id in list(self._probes):
+            self._end_probe(node_id)
         links = self._links()
         for node_id in self._num_sent:
             if node_id in links:
@@ -169,7 +208,10 @@ class DraftClient:
             return None
         except LinkError:
             self._num_sent.pop(node_id, None)
+            self._has_drafted.discard(node_id)
             return None
+        if draft is not None:
+            self._has_drafted.add(node_id)
         elapsed_s = now() - started
         compute_s = draft.compute_us * 1e-6 if draft else 0.0
         tree = self._checked(node_id, prefix_len, draft)

@@ -64,6 +64,7 @@ class Session:
         verifier: Verifier,
         planner: Planner,
         drafters: DrafterLinks,
+        tasks: asyncio.TaskGroup,
     ) -> None:
         self._request, self._model = request, model
         self._verifier, self._planner = verifier, planner
@@ -86,6 +87,7 @@ class Session:
             links=drafters,
             statistics=self._statistics,
             metrics=self._metrics,
+            tasks=tasks,
         )
         self._state = self._statistics.open(
             request.policy, is_greedy=request.sampling.is_greedy, num_prompt=len(prompt)
@@ -161,7 +163,8 @@ class Session:
         self._metrics.trace.begin()
         started = now()
         linked, room = self._draft_client.linked, self._output.room
-        plan = self._draft_client.explain(self._planner.plan(self._state, linked, room))
+        asked = self._draft_client.ready if self._state.policy.is_adaptive else linked
+        plan = self._draft_client.explain(self._planner.plan(self._state, asked, room))
         self._metrics.trace.plan(plan.deadline_s)
         current = self._planner.start_round(self._state, plan, ahead)
         self._metrics.count_plan(plan, is_ready=current.is_ready)
@@ -172,7 +175,7 @@ class Session:
         waited_s = drafted - started
         tree = self._planner.fuse(self._state, current, room - 1, waited_s)
         plan_ahead = self._planner.ahead(self._state, linked, plan, tree)
-        probe = self._planner.probe(self._state, linked, plan)
+        probe = self._planner.probe(self._state, linked, plan, self._draft_client.probes)
         began_s, busy_s = self._round_ended_s, (now() - drafted) + (planned - self._round_ended_s)
         result, next_drafts, probed = await self._verify_beside(tree, plan_ahead, probe)
         if self._statistics.num_active == 1:
@@ -212,25 +215,25 @@ class Session:
     async def _verify_beside(
         self, tree: TokenTree, plan_ahead: Plan, probe: Plan, grace_s: float = 0.0
     ) -> tuple[VerificationResult, list[DrafterTree], list[DrafterTree]]:
-        """The verification result, and the drafts that arrived meanwhile for both plans; for
-        `probe` until `grace_s` after the result."""
+        """The verification result, the drafts that arrived meanwhile for `plan_ahead`, and those of
+        probes that ended until `grace_s` after the result."""
         self._metrics.trace.submit()
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = self._draft_client.start(group, plan_ahead, ahead=tree)
-                probes = self._draft_client.start(group, probe)
+                self._draft_client.probe(probe)
                 result = await self._verify(tree)
                 patience_s = self._planner.patience_s(plan_ahead)
                 self._verifier.expect(self._request.key, patience_s, 1 + len(tree))
                 await _wait_for_any(tasks, patience_s)
-                await _wait_for_any(probes, grace_s)
-                for task in (*tasks, *probes):
+                await _wait_for_any([*self._draft_client.probes.values()], grace_s)
+                for task in tasks:
                     task.cancel()
         except BaseExceptionGroup as failures:
             raise root_of(failures) from None
         self._metrics.trace.end(len(tree), len(result.path), self._metrics.plan)
         self._round_ended_s = now()
-        return result, drafts_of(tasks), drafts_of(probes)
+        return result, drafts_of(tasks), self._draft_client.take_probes()
 
     async def _verify(self, tree: TokenTree) -> VerificationResult:
         work = VerifyWork(

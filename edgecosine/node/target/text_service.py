@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -81,8 +82,10 @@ class TextService:
         """Raises RequestError if the model can never serve the request."""
         self._fitted(request, len(self._prompt_tokens(request)))
 
-    async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
-        """Run a session and yield its progress.
+    async def answer(
+        self, request: Request, tasks: asyncio.TaskGroup
+    ) -> AsyncGenerator[Progress, None]:
+        """Run a session and yield its progress; its probes are `tasks`, and end with it.
 
         Raises RequestError if the request does not fit the model.
         """
@@ -97,6 +100,7 @@ class TextService:
             verifier=self._verifier,
             planner=self._planner,
             drafters=self._drafters,
+            tasks=tasks,
         )
         self._sessions[request.key] = session
         try:

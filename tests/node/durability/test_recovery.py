@@ -181,7 +181,9 @@ def assert_as_if_nothing_had_happened(world: World, request: Request) -> None:
     ]
 
 
-@pytest.mark.parametrize(("is_late", "tell_every_s"), [(False, 0.0), (True, 0.0), (True, math.inf)])
+@pytest.mark.parametrize(
+    ("is_late", "yield_every_s"), [(False, 0.0), (True, 0.0), (True, math.inf)]
+)
 @pytest.mark.parametrize("request_", REQUESTS, ids=["greedy", "sampled"])
 def test_killed_at_any_record_the_result_is_the_same(
     request_: Request,
@@ -507,12 +509,14 @@ class DeadlyService(ScriptedService):
         """The active prompts at each start of a session."""
         self.has_ended = asyncio.Event()
 
-    async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
+    async def answer(
+        self, request: Request, tasks: asyncio.TaskGroup
+    ) -> AsyncGenerator[Progress, None]:
         prompt = str(request.prompt)
         self.at_work.add(prompt)
         self.beside.append(set(self.at_work))
         try:
-            async for step in super().answer(request):
+            async for step in super().answer(request, tasks):
                 yield step
                 if prompt == "deadly" and "deadly" not in self.held:
                     self.has_ended.set()

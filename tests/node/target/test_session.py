@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import threading
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.plan import ALONE
 from edgecosine.balance.policy import POLICIES
+from edgecosine.engine.base import DraftResult, DraftWork, never
 from edgecosine.node.target.draft_client import LONGEST_PREFIX, DraftClient
 from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.protocol.api.request import (
@@ -29,7 +32,7 @@ from edgecosine.protocol.api.request import (
 from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.prefix import Prefix
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import Drafter, LinkFault, TargetHarness, harness
+from tests.support.cluster import Drafter, FakeLink, LinkFault, TargetHarness, harness
 from tests.support.engines import (
     AlternatingDrafter,
     Language,
@@ -187,6 +190,45 @@ def test_every_token_is_the_first_or_accepted_or_a_bonus() -> None:
         assert 1 + metrics.num_rounds + metrics.num_accepted_tokens == answer.num_tokens == 60
 
 
+class _SlowReader(ScriptedDrafter):
+    """Its first draft takes until it `may_draft`."""
+
+    def __init__(self, language: Language) -> None:
+        super().__init__(language)
+        self.may_draft = threading.Event()
+
+    def draft(
+        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+    ) -> list[DraftResult]:
+        assert self.may_draft.wait(10)
+        return super().draft(batch, is_awaited)
+
+
+def test_no_round_waits_for_a_drafter_that_still_reads_the_prompt() -> None:
+    """Its probe takes many passes; as soon as it has drafted it is part of the plans."""
+    language = babble()
+    drafter = _SlowReader(language)
+    num_asked: list[int] = []
+
+    async def main() -> Answer:
+        async with harness(target, [Drafter(drafter)], pass_s=0.05) as home:
+            links.append(home.links["drafter-0"])
+            return await home.answer(request(max_tokens=200, ignore_eos=True))
+
+    def before_pass(number: int, _: list[str]) -> None:
+        if number < 30:
+            num_asked.append(len(links[0].asked))
+        else:
+            drafter.may_draft.set()
+
+    links: list[FakeLink] = []
+    target = ScriptedTarget(language, before_pass=before_pass)
+    answer = run(main())
+    assert max(num_asked) == 1
+    assert answer.metrics.drafters["drafter-0"].accepted > 50
+    assert not answer.metrics.drafters["drafter-0"].late
+
+
 def test_expert_is_found_among_useless_drafters() -> None:
     language, another = babble(), babble(salt=1)
     asked = request(max_tokens=150)
@@ -258,13 +300,16 @@ def test_drafter_is_asked_up_to_its_context_and_the_reason_is_reported() -> None
 @pytest.mark.parametrize("max_context", [0, 1 << 30])
 def test_no_drafter_is_asked_beyond_the_longest_request(max_context: int) -> None:
     async def main() -> None:
-        async with harness(ScriptedTarget(babble()), [Drafter(ScriptedDrafter(babble()))]) as home:
+        async with (
+            harness(ScriptedTarget(babble()), [Drafter(ScriptedDrafter(babble()))]) as home,
+            asyncio.TaskGroup() as tasks,
+        ):
             home.links["drafter-0"].max_context = max_context
             sequence = Prefix(range(LONGEST_PREFIX))
             draft_client = DraftClient(
                 key="a/1", sequence=sequence, noise=SharedNoise(), num_vocabulary=1 << 20,
                 links=lambda: home.links, statistics=home.planner.statistics,
-                metrics=RequestMetrics(),
+                metrics=RequestMetrics(), tasks=tasks,
             )  # fmt: skip
             assert list(draft_client.linked) == ["drafter-0"]
             sequence.extend([1])
@@ -534,7 +579,10 @@ def test_session_closed_between_deltas_releases_everything() -> None:
     async def main() -> None:
         engine = ScriptedDrafter(language)
         async with harness(ScriptedTarget(language), [Drafter(engine)]) as home:
-            async with aclosing(home.service.answer(request(max_tokens=40))) as steps:
+            async with (
+                asyncio.TaskGroup() as tasks,
+                aclosing(home.service.answer(request(max_tokens=40), tasks)) as steps,
+            ):
                 async for step in steps:
                     if isinstance(step, Delta) and step.index == 2:
                         break
