@@ -168,4 +168,4 @@ def test_list_and_show_name_every_model(
     shown = CliRunner().invoke(command, ["show", entry.name])
     assert f"edgecosine model fetch {entry.name}" in shown.output
     assert (entry.terms or entry.licence) in shown.output
-    assert check_models(entry.name, tmp_path)[0].finding.startswith("not here")
+    assert check_models(entry.name, tmp_path)[0].finding.startswith("not on this machine")
