@@ -114,4 +114,4 @@ def test_lab_command_runs_until_interrupted_and_changes_network_conditions() -> 
         assert lab.wait(60) == 130
     after = CliRunner().invoke(main, ["lab", "weather", "--cluster", cluster[1]])
     assert after.exit_code == 1
-    assert "name one lab" in after.output
+    assert "select one lab" in after.output
