@@ -9,6 +9,7 @@ from edgecosine.balance.drafter_table import FIRST_REST, LONGEST_REST
 from edgecosine.balance.plan import MAX_NODES, Plan
 from edgecosine.balance.planner import Planner
 from edgecosine.balance.request_state import RequestState
+from edgecosine.balance.statistics import Statistics
 from edgecosine.fusion.drafter_tree import DrafterTree
 from tests.fusion.drafts import draft_of
 
@@ -113,3 +114,14 @@ def test_cosine_routing_explores_all_drafters_and_exploits_the_best_two() -> Non
     assert made.plan(request, names, 100).drafters == ("b", "d")
     accept(0)
     assert set(made.plan(request, names, 100).drafters) == set(names)
+
+
+def test_plain_rounds_forget_what_speculative_rounds_once_cost() -> None:
+    """Otherwise no speculative round would ever correct it."""
+    made = Statistics()
+    for _ in range(200):
+        made.observe_bookkeeping(0.05, is_plain=False)
+    assert made.bookkeeping_s > 0.04
+    for _ in range(500):
+        made.observe_bookkeeping(0.001, is_plain=True)
+    assert made.bookkeeping_s < 0.003
