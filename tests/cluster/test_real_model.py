@@ -25,8 +25,6 @@ from tests.support.mqtt import free_port, run_patiently
 
 pytestmark = pytest.mark.timeout(120)
 
-ALWAYS = "specinfer"
-"""A policy that drafts in every round, on a busy machine too."""
 GENERALIST = f"{models.DEFAULT_TARGET}/generalist"
 
 
@@ -47,10 +45,7 @@ def test_text_of_the_real_model_is_exact_and_drafts_are_accepted() -> None:
             Client(cluster.broker_url, plan.cluster) as client,
         ):
             return [
-                [
-                    await _ask(client, prompt, policy, sampling)
-                    for policy in (ALONE, WITH_DRAFTERS, ALWAYS)
-                ]
+                [await _ask(client, prompt, policy, sampling) for policy in (ALONE, WITH_DRAFTERS)]
                 for sampling, prompt in (
                     (Sampling(), held_out()["code"][0]),
                     (Sampling(temperature=0.8, seed=3), held_out()["facts"][0]),
@@ -58,10 +53,10 @@ def test_text_of_the_real_model_is_exact_and_drafts_are_accepted() -> None:
             ]
 
     answers = run_patiently(scenario())
-    for alone, *together in answers:
-        assert [answer.text for answer in together] == [alone.text] * 2
+    for alone, together in answers:
+        assert together.text == alone.text
         assert alone.num_tokens > 8
-    assert sum(always.num_accepted for *_, always in answers) > 0
+    assert sum(together.num_accepted for _, together in answers) > 0
 
 
 async def _ask(client: Client, prompt: str, policy: str, sampling: Sampling) -> MeasuredAnswer:

@@ -162,7 +162,6 @@ class DraftClient:
         links = self._links()
         for node_id in plan.drafters:
             if node_id in links:
-                self._end_probe(node_id)
                 self._probes[node_id] = self._tasks.create_task(
                     self._draft(node_id, links[node_id], plan, (), None), name=f"probe {node_id}"
                 )
@@ -173,7 +172,9 @@ class DraftClient:
         return drafts_of([self._probes.pop(node_id) for node_id in ended])
 
     def _end_probe(self, node_id: str) -> None:
-        if (task := self._probes.pop(node_id, None)) is not None:
+        task = self._probes.get(node_id)
+        if task is not None and not task.done():
+            del self._probes[node_id]
             task.cancel()
 
     def release(self) -> None:

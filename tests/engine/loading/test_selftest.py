@@ -41,8 +41,6 @@ from tests.engine.models import FAMILIES, VOCABULARY, build, build_deep, prompt_
 Change = Callable[..., Any]
 DTYPES = [pytest.param(torch.float32, marks=pytest.mark.soak), torch.bfloat16]
 MISTRAL = "mistral with a window"
-LAYERS = 24
-"""Of the deep models, which all tests of a family share."""
 
 
 @functools.cache
@@ -178,7 +176,7 @@ PLANTED = [
 def test_mistake_is_refused_with_both_figures(
     family: str, way: str, mistake: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, reference = _deep(family, LAYERS, dtype)
+    model, reference = _deep(family, 30, dtype)
     model = copy.deepcopy(model)
     if (way == "fused" and mistake in MODELS) or mistake == "base":
         MODELS[mistake](model)
@@ -197,15 +195,15 @@ def test_mistake_is_refused_with_both_figures(
     ("family", "way"), sorted({(family, way) for family, way, _ in PLANTED}), ids=str
 )
 def test_models_without_mistakes_pass(family: str, way: str, dtype: torch.dtype) -> None:
-    model, reference = _deep(family, LAYERS, dtype)
+    model, reference = _deep(family, 30, dtype)
     check_family(_run_as(way, copy.deepcopy(model)), reference, family)
 
 
 DEEP = {"llama", "gemma2", "gpt_oss"}
 """Families that the default run tests at full depth: fused, by layers, and with stock experts."""
 DEPTHS = [
-    *((family, LAYERS if family in DEEP else 4) for family in FAMILIES),
-    *(pytest.param(each, LAYERS, marks=pytest.mark.soak) for each in FAMILIES if each not in DEEP),
+    *((family, 24 if family in DEEP else 4) for family in FAMILIES),
+    *(pytest.param(each, 24, marks=pytest.mark.soak) for each in FAMILIES if each not in DEEP),
 ]
 
 
@@ -232,7 +230,7 @@ def test_every_family_passes_deep_in_bfloat16(family: str, layers: int, tmp_path
 
 def test_float32_check_removes_rounding() -> None:
     """The check in float32 detects small mistakes for every dtype."""
-    model, reference = _deep("qwen3", LAYERS, torch.bfloat16)
+    model, reference = _deep("qwen3", 30, torch.bfloat16)
     model = copy.deepcopy(model)
     _other_base(model)
     runner = _run_as("layers", model)
@@ -247,7 +245,7 @@ def test_model_without_wider_reference_is_compared_with_its_own_output(
     def fails(*_: object) -> None:
         raise RuntimeError("not made for it")
 
-    model, _ = _deep("llama", LAYERS, torch.bfloat16)
+    model, _ = _deep("llama", 24, torch.bfloat16)
     monkeypatch.setattr("edgecosine.engine.loading.selftest.computing_in", fails)
     reference = take_reference(model, 256)
     assert "not made for it" in caplog.text
