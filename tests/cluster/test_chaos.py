@@ -31,7 +31,7 @@ def test_no_request_is_lost_repeated_changed_or_hung() -> None:
     lines: list[str] = []
     target_cores, drafter_cores = split_cores()
     settings = ChaosSettings(
-        requests=10, kinds=KINDS, at_work=4, max_tokens=16, ballast=2, drafters=("ngram", "ngram"),
+        requests=14, kinds=KINDS, at_work=4, max_tokens=16, ballast=2, drafters=("ngram", "ngram"),
         target_cores=target_cores, drafter_cores=drafter_cores,
     )  # fmt: skip
 
