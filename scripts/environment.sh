@@ -15,7 +15,7 @@ if [ ! -e "$stamp" ]; then
     "$python" -m venv "$environment"
     "$environment/bin/python" -m pip install --quiet --quiet --upgrade pip
     "$environment/bin/python" -m pip install --quiet --quiet --constraint scripts/constraints.txt \
-        --editable '.[models,broker,lab,dev]'
+        --editable '.[models,http,broker,lab,dev]'
     rm -f "$environment"/.edgecosine-*
     touch "$stamp"
     say "environment ready"

@@ -7,13 +7,13 @@ import logging
 from edgecosine.config import NodeConfig
 from edgecosine.models import NGRAM
 from edgecosine.models.packages import require_packages
-from edgecosine.node.common import run_all
 from edgecosine.node.credentials.membership import Membership
-from edgecosine.node.drafter_node import run_drafter
 from edgecosine.node.links.link_policy import is_loopback
+from edgecosine.node.roles.common import run_all
+from edgecosine.node.roles.drafter_node import run_drafter
+from edgecosine.node.roles.target_node import run_target
 from edgecosine.node.runtime.drain import Drain, Drained
 from edgecosine.node.runtime.engine_thread import EngineThread
-from edgecosine.node.target_node import run_target
 
 logger = logging.getLogger(__name__)
 

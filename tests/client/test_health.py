@@ -9,7 +9,7 @@ import pytest
 from edgecosine.client.health import concerns, counted
 from edgecosine.counters import Counters
 from edgecosine.discovery.events import Explanation, PeerState
-from edgecosine.node.state_report import _is_missing
+from edgecosine.node.roles.state_report import _is_missing
 from edgecosine.protocol.api.retained_topics import NodePresence, NodeStatus, NodeView
 
 WELL: dict[str, Any] = {"role": "target", "drafters": {"d": {}}, "not_linked": []}

@@ -14,12 +14,6 @@ from edgecosine.engine.base import TargetEngine
 from edgecosine.engine.options import Loaded
 from edgecosine.mqtt.name_check import check_name
 from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state
-from edgecosine.node.common import (
-    client_ids_of,
-    count_lost,
-    linked_peers,
-    run_all,
-)
 from edgecosine.node.credentials.membership import Membership
 from edgecosine.node.durability.boot_clock import BootTime
 from edgecosine.node.durability.journal import DiskJournal
@@ -27,10 +21,16 @@ from edgecosine.node.durability.recovery import NOTHING_RECOVERED, recover
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.node.gateway.service import model_of
 from edgecosine.node.links.link import Link
+from edgecosine.node.roles.common import (
+    client_ids_of,
+    count_lost,
+    linked_peers,
+    run_all,
+)
+from edgecosine.node.roles.state_report import target_state
 from edgecosine.node.runtime.drain import Drain
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.load_engine import load_target
-from edgecosine.node.state_report import target_state
 from edgecosine.node.target.draft_client import DrafterLink
 from edgecosine.node.target.engine_watchdog import EngineWatchdog
 from edgecosine.node.target.text_service import TextService

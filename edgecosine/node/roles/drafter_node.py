@@ -14,19 +14,19 @@ from edgecosine.engine.options import Loaded
 from edgecosine.errors import LinkError
 from edgecosine.mqtt.name_check import check_name
 from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state
-from edgecosine.node.common import (
+from edgecosine.node.credentials.membership import Membership
+from edgecosine.node.drafter.draft_worker import MAX_TOKEN, DraftWorker
+from edgecosine.node.links.link import Link
+from edgecosine.node.roles.common import (
     client_ids_of,
     count_lost,
     linked_peers,
     run_all,
 )
-from edgecosine.node.credentials.membership import Membership
-from edgecosine.node.drafter.draft_worker import MAX_TOKEN, DraftWorker
-from edgecosine.node.links.link import Link
+from edgecosine.node.roles.state_report import drafter_state
 from edgecosine.node.runtime.drain import Drain
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.load_engine import load_drafter
-from edgecosine.node.state_report import drafter_state
 from edgecosine.protocol.api.request import NodeState
 from edgecosine.protocol.wire.messages import DraftRequest, Leave, Release
 
