@@ -80,12 +80,29 @@ class StepResult:
     num_rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class KvUse:
+    """The use of a KV cache, and of the prefixes that ended sessions left in it; in tokens."""
+
+    num_used: int = 0
+    """Tokens of running sessions."""
+    capacity: int = 1
+    num_looked_up: int = 0
+    """Tokens that sessions began with, since the start."""
+    num_found: int = 0
+    """Those of them that the cache had."""
+
+
 class TargetEngine(Protocol):
     """Verifies drafts. An outcome depends on its work alone, not on the rest of the batch."""
 
     @property
     def max_context(self) -> int:
         """Most tokens of a sequence, prompt and answer together."""
+
+    @property
+    def kv_use(self) -> KvUse:
+        """The use of the KV cache; may be read from any thread."""
 
     def step(self, batch: Sequence[VerifyWork]) -> StepResult:
         """Run one forward pass over all works and verify their trees.

@@ -57,12 +57,21 @@ class KvSlots:
         self._slots = [KvSlot(index) for index in range(count)]
         self._by_key: dict[str, KvSlot] = {}
         self._clock = 0
+        self.num_looked_up = 0
+        """Tokens of sessions that got a slot, since the start."""
+        self.num_found = 0
+        """Those of them that the slot held."""
 
     def __len__(self) -> int:
         return len(self._slots)
 
     def __repr__(self) -> str:
         return f"<KvSlots [{len(self._by_key)} of {len(self._slots)} owned]>"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the slots that sessions own."""
+        return sum(len(slot.tokens) for slot in self._slots if slot.key is not None)
 
     def acquire(self, key: str, tokens: Sequence[int], busy: Collection[str]) -> KvSlot:
         """The slot of session `key`, cut to a prefix of `tokens`.
@@ -72,7 +81,8 @@ class KvSlots:
         """
         self._clock += 1
         slot = self._by_key.get(key) or self._find(tokens, busy)
-        if slot.key != key:
+        is_new = slot.key != key
+        if is_new:
             if slot.key is not None:
                 del self._by_key[slot.key]
             slot.key = key
@@ -82,6 +92,9 @@ class KvSlots:
             slot.mark = mark
             slot.keep(0)
         slot.keep(common_prefix(slot.tokens, tokens))
+        if is_new:
+            self.num_looked_up += len(tokens)
+            self.num_found += len(slot.tokens)
         return slot
 
     def _find(self, tokens: Sequence[int], busy: Collection[str]) -> KvSlot:

@@ -20,6 +20,7 @@ from edgecosine.engine.base import (
     DraftEngine,
 )
 from edgecosine.errors import EngineError, LinkLost, root_of
+from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.drafter.draft_worker import DraftWorker
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.target.draft_client import DrafterLink
@@ -175,6 +176,7 @@ class TargetHarness:
     planner: Planner
     links: dict[str, FakeLink]
     drafters: list[DraftWorker]
+    measurements: Measurements
 
     async def ask(self, request: Request) -> list[Progress]:
         """All progress that a request yields."""
@@ -233,7 +235,7 @@ async def harness(
 
     If the engine `may_fail`, the other tasks continue after its failure.
     """
-    planner = Planner()
+    planner, measurements = Planner(), Measurements()
     links: dict[str, FakeLink] = {}
 
     def look() -> Mapping[str, DrafterLink]:
@@ -261,11 +263,12 @@ async def harness(
             verifier=verifier,
             planner=planner,
             drafters=look,
+            measurements=measurements,
         )
         async with asyncio.TaskGroup() as group:
             loops = [_verify(verifier, may_fail), *(worker.run() for worker in drafters)]
             tasks = [group.create_task(loop, name="harness") for loop in loops]
-            yield TargetHarness(service, verifier, target, planner, links, drafters)
+            yield TargetHarness(service, verifier, target, planner, links, drafters, measurements)
             for task in tasks:
                 task.cancel()
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from edgecosine.engine.base import (
     DraftResult,
     DraftWork,
+    KvUse,
     Prefilling,
     StepResult,
     VerificationResult,
@@ -175,6 +176,10 @@ class ScriptedTarget:
     @property
     def max_context(self) -> int:
         return self._max_context
+
+    @property
+    def kv_use(self) -> KvUse:
+        return KvUse(sum(self.fed.values()), 4 * self._max_context)
 
     def step(self, batch: Sequence[VerifyWork]) -> StepResult:
         keys = [work.key for work in batch]

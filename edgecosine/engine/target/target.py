@@ -9,6 +9,7 @@ import torch
 
 from edgecosine.engine.base import (
     FailedWork,
+    KvUse,
     Outcome,
     Prefilling,
     StepResult,
@@ -69,6 +70,16 @@ class TransformerTarget:
     def max_context(self) -> int:
         """Most tokens of a sequence."""
         return self._max_context
+
+    @property
+    def kv_use(self) -> KvUse:
+        """The use of the KV cache."""
+        return KvUse(
+            num_used=self._slots.num_tokens,
+            capacity=len(self._slots) * self._model.slot_size,
+            num_looked_up=self._slots.num_looked_up,
+            num_found=self._slots.num_found,
+        )
 
     def step(self, batch: Sequence[VerifyWork]) -> StepResult:
         """Run one forward pass over all works and verify their trees."""

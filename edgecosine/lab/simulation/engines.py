@@ -13,6 +13,7 @@ from edgecosine.balance.statistics import Statistics
 from edgecosine.engine.base import (
     DraftResult,
     DraftWork,
+    KvUse,
     Outcome,
     Prefilling,
     StepResult,
@@ -52,6 +53,10 @@ class RecitingTarget:
     @property
     def max_context(self) -> int:
         return len(self._texts.lists[0])
+
+    @property
+    def kv_use(self) -> KvUse:
+        return KvUse(num_used=sum(self._cached.values()))
 
     def step(self, batch: Sequence[VerifyWork]) -> StepResult:
         outcomes: list[Outcome] = []

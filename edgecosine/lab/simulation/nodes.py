@@ -17,6 +17,7 @@ from edgecosine.lab.simulation.engines import (
 from edgecosine.lab.simulation.texts import Texts
 from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
 from edgecosine.lab.simulation.wire import VirtualLink
+from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.target.session import Session
 from edgecosine.protocol.api.request import Request
 
@@ -95,7 +96,7 @@ class SimulatedTargetNode:
         return Session(
             request=request, prompt=prompt, model="zoo", codec=self._codec,
             verifier=self.verifier, planner=self.planner, drafters=lambda: self._links,
-            tasks=tasks,
+            tasks=tasks, measurements=Measurements(),
         )  # fmt: skip
 
     def counters(self) -> Mapping[str, float]:

@@ -20,6 +20,7 @@ from edgecosine.balance.admission import AdmissionControl
 from edgecosine.counters import Counters
 from edgecosine.errors import RequestError
 from edgecosine.log_throttle import LogThrottle
+from edgecosine.metrics.measurements import Measurements
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.inbox import Inbox
 from edgecosine.mqtt.reconnecting_client import ReconnectingClient
@@ -82,6 +83,7 @@ class Gateway:
         keep_answers_s: float = KEEP_ANSWERS_S,
         identity: str = "",
         client_ids: ClientIds | None = None,
+        measurements: Measurements | None = None,
     ) -> None:
         self._service, self._node_id, self._max_queued = service, node_id, max_queued
         self._topics = Topics(cluster)
@@ -121,6 +123,7 @@ class Gateway:
             counters=self._counters,
             recovered=recovered,
             keep_answers_s=keep_answers_s,
+            measurements=measurements,
         )
         self._disconnected = DisconnectedClients(self._manager.cancel_all, absence_s)
 

@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 from edgecosine.balance.admission import AdmissionControl
 from edgecosine.counters import Counters
 from edgecosine.errors import JournalUnavailable, Refusal, RequestError
+from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.cluster_queue.interface import RequestQueue
 from edgecosine.node.durability.interface import KEEP_ANSWERS_S, Journal
 from edgecosine.node.durability.recovery import DEADLY, NOTHING_RECOVERED, RecoveredState
@@ -64,6 +65,7 @@ class RequestManager:
         counters: Counters,
         recovered: RecoveredState = NOTHING_RECOVERED,
         keep_answers_s: float = KEEP_ANSWERS_S,
+        measurements: Measurements | None = None,
     ) -> None:
         self._service, self._journal, self._queue = service, journal, queue
         self._counters, self._keep_answers_s = counters, keep_answers_s
@@ -93,6 +95,7 @@ class RequestManager:
             journal=journal,
             keep_answers_s=keep_answers_s,
             counters=counters,
+            measurements=measurements or Measurements(),
         )
 
     def __repr__(self) -> str:

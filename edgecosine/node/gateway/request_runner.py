@@ -18,6 +18,7 @@ from dataclasses import replace
 from edgecosine.counters import Counters
 from edgecosine.errors import ActorStopped, Refusal, RequestError, root_of
 from edgecosine.log_throttle import LogThrottle
+from edgecosine.metrics.measurements import ChoiceWatch, Measurements
 from edgecosine.node.durability.interface import FinishedRecord, Journal
 from edgecosine.node.gateway.reply_publisher import ReplyPublisher
 from edgecosine.node.gateway.request_table import RequestTable
@@ -54,11 +55,13 @@ class RequestRunner:
         journal: Journal,
         keep_answers_s: float,
         counters: Counters,
+        measurements: Measurements,
     ) -> None:
         self._service = service
         self._table, self._slots, self._publisher = table, slots, publisher
         self._journal, self._keep_answers_s = journal, keep_answers_s
         self._counters, self._log_throttle = counters, LogThrottle()
+        self._measurements = measurements
         self._positions: dict[RequestRecord, list[tuple[Request, QueuePosition]]] = {}
         """The choices of each active request, and their queue positions."""
         self._deadlines: dict[RequestRecord, asyncio.Timeout] = {}
@@ -135,6 +138,7 @@ class RequestRunner:
     ) -> None:
         """End a request without an answer."""
         self._counters.count("failed", error.code)
+        self._measurements.count_failure("error" if state == "failed" else "abort")
         self._finish(record, state, error_reply(record.ticket, error))
 
     async def idle(self) -> None:
@@ -220,6 +224,7 @@ class RequestRunner:
     ) -> Answer:
         """Generate one choice; its tokens are journalled and its text is streamed."""
         num_tokens = len(request.said.tokens)
+        watch = self._measurements.watch(record.accepted_at)
         async with position, contextlib.aclosing(self._service.answer(request, group)) as progress:
             started_at = loop_time()
             if not record.has_started:
@@ -232,22 +237,32 @@ class RequestRunner:
                     case Started():
                         self._advance(record, "running")
                     case Committed():
-                        num_tokens = self._commit(record, request, num_tokens, step)
+                        num_tokens = self._commit(record, request, num_tokens, step, watch)
                     case Delta():
                         self._advance(record, "running")
-                        num_tokens = self._commit(record, request, num_tokens, step.committed)
+                        num_tokens = self._commit(
+                            record, request, num_tokens, step.committed, watch
+                        )
                         self._publisher.send_part(record, request.choice, step.text)
                     case Answer():
                         self._slots.learn(position, request, step, loop_time() - started_at)
                         queue_s = started_at - position.since
+                        request_s = loop_time() - record.accepted_at
+                        self._measurements.count_answer(step, queue_s=queue_s, request_s=request_s)
                         return replace(step, metrics=replace(step.metrics, queue_s=queue_s))
         raise RuntimeError("the service ended without an answer")
 
     def _commit(
-        self, record: RequestRecord, request: Request, num_before: int, committed: Committed
+        self,
+        record: RequestRecord,
+        request: Request,
+        num_before: int,
+        committed: Committed,
+        watch: ChoiceWatch,
     ) -> int:
         """Journal the tokens of a round; return the number of tokens so far."""
         if committed.tokens:
+            watch.deliver(len(committed.tokens), loop_time())
             self._journal.commit(record.key, request.choice, num_before, committed)
         return num_before + len(committed.tokens)
 

@@ -30,7 +30,7 @@ def target_state(
 ) -> NodeState:
     """The state of a target."""
     rounds = max(1, service.num_rounds)
-    admission = gateway.admission
+    admission, kv = gateway.admission, verifier.kv_use
     return {
         "role": "target",
         "model": loaded.name,
@@ -58,6 +58,11 @@ def target_state(
         "counters": _counts(
             counters, late_drafts=service.num_late, asked_again=planner.statistics.num_retries
         ),
+        "kv_cache": {
+            "use": round(kv.num_used / kv.capacity, 4),
+            "looked_up": kv.num_looked_up,
+            "found": kv.num_found,
+        },
         "journal": "off" if journal is None else journal.failure or "ok",
         "drafters": {
             node_id: {

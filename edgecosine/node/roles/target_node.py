@@ -12,6 +12,7 @@ from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
 from edgecosine.engine.base import TargetEngine
 from edgecosine.engine.options import Loaded
+from edgecosine.metrics.measurements import Measurements
 from edgecosine.mqtt.name_check import check_name
 from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state
 from edgecosine.node.credentials.membership import Membership
@@ -80,6 +81,7 @@ class TargetNode:
         self._counters = Counters()
         self._counters.count("restarts", by=journal.num_starts - 1 if journal else 0)
         self._planner = Planner()
+        self._measurements = Measurements()
         self._verifier = Verifier(
             engine=engine,
             thread=thread,
@@ -103,6 +105,7 @@ class TargetNode:
             verifier=self._verifier,
             planner=self._planner,
             drafters=self._drafters,
+            measurements=self._measurements,
         )
         recovered = (
             recover(journal, model_of(self._service), BootTime.now())
@@ -121,6 +124,7 @@ class TargetNode:
             keep_answers_s=config.state.keep_answers,
             identity=self._identity,
             client_ids=client_ids,
+            measurements=self._measurements,
         )
         self._status = NodeStatusPublisher(
             broker=config.broker,

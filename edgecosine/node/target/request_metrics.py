@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from edgecosine.balance.plan import Plan
 from edgecosine.engine.base import VerificationResult
+from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.target.round_trace import RoundTrace
 from edgecosine.protocol.api.request import DrafterShare, Metrics
 from edgecosine.protocol.wire.tree import TokenTree
@@ -29,12 +30,15 @@ class RequestMetrics:
     """The first drafter of the first plan with drafters."""
     plan: str = ""
     trace: RoundTrace = field(default_factory=RoundTrace)
+    totals: Measurements = field(default_factory=Measurements)
+    """Of all requests."""
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
     def count_plan(self, plan: Plan, *, is_ready: bool) -> None:
         """Count the plan of a round; `is_ready` if its drafts were made ahead."""
         self.plan = plan.reason
+        self.totals.gamma.observe(plan.gamma)
         if plan.drafters:
             self.num_speculative_rounds += 1
             self.num_ahead_rounds += is_ready
@@ -47,12 +51,13 @@ class RequestMetrics:
         """Count a verified tree; bit i of a node's proposers is drafters[i]."""
         self.by_length[len(result.path)] += 1
         self.num_draft_tokens += len(tree)
-        accepted = set(result.path)
-        for node, proposers in enumerate(tree.proposers):
-            for bit, drafter in enumerate(drafters):
-                if proposers >> bit & 1:
-                    self.proposed[drafter] += 1
-                    self.accepted[drafter] += node in accepted
+        proposed, accepted = Counter[str](), Counter[str]()
+        for bit, drafter in enumerate(drafters):
+            proposed[drafter] = sum(each >> bit & 1 for each in tree.proposers)
+            accepted[drafter] = sum(tree.proposers[node] >> bit & 1 for node in result.path)
+        self.proposed += proposed
+        self.accepted += accepted
+        self.totals.count_round(len(tree), len(result.path), proposed, accepted)
 
     def metrics(self) -> Metrics:
         """The counts as an immutable value."""

@@ -20,6 +20,7 @@ from edgecosine.engine.base import VerificationResult, VerifyWork
 from edgecosine.engine.tokenizer import MAX_CONTEXT, TextCodec
 from edgecosine.errors import root_of
 from edgecosine.fusion.drafter_tree import DrafterTree
+from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.runtime.clock import now
 from edgecosine.node.target.draft_client import DraftClient, DrafterLinks, DraftTask, drafts_of
 from edgecosine.node.target.output_processor import OutputProcessor
@@ -65,6 +66,7 @@ class Session:
         planner: Planner,
         drafters: DrafterLinks,
         tasks: asyncio.TaskGroup,
+        measurements: Measurements,
     ) -> None:
         self._request, self._model = request, model
         self._verifier, self._planner = verifier, planner
@@ -78,7 +80,7 @@ class Session:
         self._logprobs: list[Logprobs] = [*request.said.logprobs]
         """Of the answer's tokens, if the request asks for them."""
         self._output = OutputProcessor(request, codec, prompt[-MAX_CONTEXT:])
-        self._metrics = RequestMetrics(trace=RoundTrace(is_on=request.trace))
+        self._metrics = RequestMetrics(trace=RoundTrace(is_on=request.trace), totals=measurements)
         self._draft_client = DraftClient(
             key=request.key,
             sequence=self._sequence,
@@ -184,6 +186,10 @@ class Session:
         self._statistics.observe_bookkeeping(busy_s, is_plain=not plan.drafters)
         drafters = [draft.node_id for draft in current.drafts]
         self._metrics.count_round(tree, drafters, result)
+        self._metrics.totals.count_times(
+            plan=planned - started, draft=waited_s - (planned - started),
+            verify=self._round_ended_s - drafted,
+        )  # fmt: skip
         logger.debug(
             "round: request=%s drafters=%s nodes=%d accepted=%d plan=%s",
             self._request.key, drafters, len(tree), len(result.path), plan.reason,

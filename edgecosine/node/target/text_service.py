@@ -14,6 +14,7 @@ from edgecosine.balance.planner import Planner
 from edgecosine.balance.policy import POLICIES
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import RequestError
+from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.target.draft_client import DrafterLinks
 from edgecosine.node.target.session import Session
 from edgecosine.node.target.verifier import Verifier
@@ -36,10 +37,12 @@ class TextService:
         verifier: Verifier,
         planner: Planner,
         drafters: DrafterLinks,
+        measurements: Measurements | None = None,
     ) -> None:
         self._model, self._codec, self._max_context = model, codec, max_context
         self._max_sessions, self._exactness = max_sessions, exactness
         self._verifier, self._planner, self._drafters = verifier, planner, drafters
+        self._measurements = measurements or Measurements()
         self._sessions: dict[str, Session] = {}
         self.num_answers = 0
         self.num_tokens = 0
@@ -101,7 +104,9 @@ class TextService:
             planner=self._planner,
             drafters=self._drafters,
             tasks=tasks,
+            measurements=self._measurements,
         )
+        self._measurements.num_prompt_tokens += len(prompt)
         self._sessions[request.key] = session
         try:
             async with contextlib.aclosing(session.run()) as steps:

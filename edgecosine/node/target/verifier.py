@@ -19,6 +19,7 @@ from edgecosine.balance.batch_wait import ExpectedArrival
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.engine.base import (
     FailedWork,
+    KvUse,
     Outcome,
     Prefilling,
     StepResult,
@@ -97,6 +98,11 @@ class Verifier:
     def num_held(self) -> int:
         """Works that wait for a pass or are in one."""
         return len(self._mailbox) + len(self._batch)
+
+    @property
+    def kv_use(self) -> KvUse:
+        """The use of the engine's KV cache."""
+        return self._engine.kv_use
 
     async def verify(self, work: VerifyWork) -> VerificationResult:
         """The verification result of a tree.

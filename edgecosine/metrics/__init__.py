@@ -1,0 +1,1 @@
+"""What a target measures while it serves, and its form for Prometheus."""
