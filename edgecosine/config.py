@@ -79,6 +79,7 @@ class NodeConfig:
     links: LinkOptions = LinkOptions()
     state: StateOptions = StateOptions()
     cores: tuple[int, ...] = ()
+    home_assistant: bool = False
     max_sessions: int = 8
     drain_timeout_s: float = DRAIN_TIMEOUT_S
     stall_timeout_s: float = STALL_TIMEOUT_S

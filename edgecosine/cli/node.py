@@ -225,6 +225,13 @@ def _literals(hint: Any) -> Iterator[str]:
     type=click.IntRange(1, 3600),
     metavar="SECONDS",
 )
+@_setting(
+    NodeConfig,
+    "home_assistant",
+    "Announce this node, and a target also its cluster, as devices of Home Assistant at the same "
+    "broker.",
+    "--home-assistant/--no-home-assistant",
+)
 @_option(
     "--state-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -300,6 +307,7 @@ def node_config(**options: Any) -> NodeConfig:
             keep_answers=options["keep_answers"],
         ),
         cores=cores,
+        home_assistant=options["home_assistant"],
         max_sessions=min(options["max_sessions"], engine.slots),
         drain_timeout_s=options["drain_timeout"],
         stall_timeout_s=options["stall_timeout"],

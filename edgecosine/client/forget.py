@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 from collections.abc import Iterable
 from typing import Final
@@ -15,9 +16,12 @@ from typing import Final
 from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.connection import Connection, connect
+from edgecosine.protocol.api.home_assistant import node_topic
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.retained_topics import KEEP_S, LEASE_S, read_node_status
 from edgecosine.protocol.api.topics import Topics
+
+logger = logging.getLogger(__name__)
 
 _ANSWER_S: Final = 5.0
 
@@ -49,6 +53,13 @@ async def forget(broker: BrokerAddress, cluster: str, node_id: str) -> None:
         cleared = {each.topic for each in await _until(connection, mark) if not each.payload}
         if not cleared >= {message.topic for message in held if message.payload}:
             raise BrokerLost(_NOT_ALLOWED)
+        # Not subscribed to, since only a target may read it.
+        try:
+            await connection.publish(Outgoing(node_topic(topics, node_id), b"", retain=True))
+        except BrokerLost as error:
+            logger.warning(
+                "device not cleared in Home Assistant: node=%s reason=%s", node_id, error
+            )
 
 
 _NOT_ALLOWED: Final = (

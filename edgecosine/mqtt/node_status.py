@@ -18,6 +18,7 @@ from edgecosine.errors import BrokerLost
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.name_check import is_question
 from edgecosine.mqtt.reconnecting_client import ReconnectingClient
+from edgecosine.protocol.api import home_assistant
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.request import NodeState
 from edgecosine.protocol.api.retained_topics import (
@@ -50,12 +51,15 @@ class NodeStatusPublisher:
         wall_clock_s: Callable[[], float] = time.time,
         counters: Counters | None = None,
         client_ids: ClientIds | None = None,
+        devices: Sequence[Outgoing] = (),
     ) -> None:
+        """`devices` are for Home Assistant."""
         self._topics = Topics(cluster)
         self._node_id = node_id
         self._broker = broker
         self._session = session or secrets.token_hex(8)
         self._wall_clock_s = wall_clock_s
+        self._devices = devices
         self._presence: NodePresence = "starting"
         self._reason = ""
         self._state: NodeState | None = None
@@ -67,7 +71,10 @@ class NodeStatusPublisher:
             name=name,
             client_id=(client_ids or ClientIds()).of(name),
             receive=self._receive,
-            filters=(self._topics.node_status(node_id),),
+            filters=(
+                self._topics.node_status(node_id),
+                *([home_assistant.STATUS_TOPIC] if devices else ()),
+            ),
             will=self._status("lost"),
             announce=self._announcements,
             disconnect_messages=self._disconnect_messages,
@@ -117,7 +124,12 @@ class NodeStatusPublisher:
 
     def _receive(self, message: Incoming) -> None:
         """Correct a status from the will of an earlier connection or process, and answer a name
-        query."""
+        query; send the devices again to a Home Assistant that has started."""
+        if message.topic == home_assistant.STATUS_TOPIC:
+            if message.payload == home_assistant.ONLINE:
+                for device in self._devices:
+                    self._mqtt.send(device)
+            return
         if self._topics.parse(message.topic) != NodeStatusTopic(self._node_id):
             return
         status = read_node_status(message.payload)
@@ -139,9 +151,10 @@ class NodeStatusPublisher:
         )
 
     def _announcements(self) -> Sequence[Outgoing]:
-        if self._state is None:
-            return (self._announcement,)
-        return (node_state_notice(self._topics, self._node_id, self._state), self._announcement)
+        first = list(self._devices)
+        if self._state is not None:
+            first.append(node_state_notice(self._topics, self._node_id, self._state))
+        return (*first, self._announcement)
 
     def _disconnect_messages(self) -> Sequence[Outgoing]:
         return (

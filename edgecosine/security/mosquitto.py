@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from edgecosine.errors import ConfigError
+from edgecosine.protocol.api import home_assistant
 from edgecosine.protocol.api.topics import REQUEST_KINDS, Topics, is_identifier
 from edgecosine.security.certificates import ENROLMENT_NAME
 from edgecosine.security.files import check_unshared, make_private_directory, write_private
@@ -193,10 +194,21 @@ def client_rules(topics: Topics, clients: Sequence[str]) -> str:
 
 
 def node_rules(topics: Topics, targets: Sequence[str]) -> str:
-    """What nodes may read and write, as an ACL file: targets by name, drafters by pattern."""
-    own = topics.root + "/node/%u/#"
-    rules = [f"pattern readwrite {own}\n"]
-    rules += [f"user {name}\ntopic readwrite {topics.root}/#\n" for name in targets]
+    """What nodes may read and write, as an ACL file: targets by name, drafters by pattern.
+
+    A node may announce itself to Home Assistant, and a target may announce and clear all devices of
+    its cluster.
+    """
+    rules = [
+        f"pattern readwrite {topics.root}/node/%u/#\n"
+        f"pattern readwrite {home_assistant.node_topic(topics, '%u')}\n"
+        f"pattern read {home_assistant.STATUS_TOPIC}\n"
+    ]
+    rules += [
+        f"user {name}\ntopic readwrite {topics.root}/#\n"
+        f"topic readwrite {home_assistant.root(topics)}/#\n"
+        for name in targets
+    ]
     return "\n".join(rules)
 
 

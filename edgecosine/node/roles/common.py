@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from edgecosine import __version__
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
 from edgecosine.engine.options import Loaded
@@ -15,6 +16,9 @@ from edgecosine.errors import EdgecosineError, PeerFlooded, root_of
 from edgecosine.node.credentials.membership import Membership
 from edgecosine.node.links.link import Link, LinkSettings
 from edgecosine.node.links.peers import Peers
+from edgecosine.protocol.api.home_assistant import cluster_device, node_device
+from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.topics import Topics
 from edgecosine.protocol.wire.messages import PROTOCOL_VERSION, DraftRequest, Hello, Release
 from edgecosine.protocol.wire.vocabulary import Vocabulary
 from edgecosine.security.client_ids import ClientIds
@@ -32,6 +36,15 @@ def client_ids_of(config: NodeConfig) -> ClientIds:
     except OSError as error:
         logger.warning("client ids change at each start: reason=%s", error)
         return ClientIds()
+
+
+def devices_of(config: NodeConfig, model: str) -> list[Outgoing]:
+    """What a node announces to Home Assistant; empty unless its settings ask for it."""
+    if not config.home_assistant:
+        return []
+    topics = Topics(config.cluster)
+    node = node_device(topics, config.node_id, config.role, model, __version__)
+    return [cluster_device(topics, __version__), node] if config.role == "target" else [node]
 
 
 async def run_all(node_id: str, **loops: Coroutine[Any, Any, Any]) -> None:

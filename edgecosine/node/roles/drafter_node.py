@@ -20,6 +20,7 @@ from edgecosine.node.links.link import Link
 from edgecosine.node.roles.common import (
     client_ids_of,
     count_lost,
+    devices_of,
     linked_peers,
     run_all,
 )
@@ -87,6 +88,7 @@ class DrafterNode:
                 node_id=config.node_id,
                 counters=self._counters,
                 client_ids=client_ids_of(config),
+                devices=devices_of(config, loaded.name),
             )
 
     async def run(self) -> None:

@@ -25,6 +25,7 @@ from edgecosine.node.links.link import Link
 from edgecosine.node.roles.common import (
     client_ids_of,
     count_lost,
+    devices_of,
     linked_peers,
     run_all,
 )
@@ -132,6 +133,7 @@ class TargetNode:
             node_id=config.node_id,
             counters=self._counters,
             client_ids=client_ids,
+            devices=devices_of(config, loaded.name),
         )
         self._watchdog = EngineWatchdog(
             passes=self._verifier,

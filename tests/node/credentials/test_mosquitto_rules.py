@@ -23,6 +23,7 @@ from edgecosine.mqtt.node_status import NodeStatusPublisher
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.claim_messages import MembershipStatus, membership_notice
+from edgecosine.protocol.api.home_assistant import cluster_topic, node_topic, root
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.request import Delta, Request
 from edgecosine.protocol.api.retained_topics import node_state_notice, node_status_notice
@@ -217,6 +218,9 @@ def test_client_cannot_publish_as_the_cluster_a_node_or_another_client(
         (TOPICS.work("alice", "1"), False),
         (TOPICS.membership("drafter-1"), False),
         (TOPICS.inbox("target-1"), False),
+        (node_topic(TOPICS, "drafter-1"), True),
+        (node_topic(TOPICS, "drafter-2"), False),
+        (cluster_topic(TOPICS), False),
     ],
 )
 def test_drafter_publishes_its_own_status_only(
@@ -291,7 +295,9 @@ async def reaches(tmp_path: Path, name: str, topic: str) -> bool:
             connect(target, client_id="ear") as subscriber,
             connect(sender, client_id="mouth", version="5") as publisher,
         ):
-            await subscriber.subscribe(["#" if topic.startswith("zigbee") else f"{TOPICS.root}/#"])
+            await subscriber.subscribe(
+                ["#"] if topic.startswith("zigbee") else [f"{TOPICS.root}/#", f"{root(TOPICS)}/#"]
+            )
             with contextlib.suppress(BrokerLost):
                 await publisher.publish(Outgoing(topic, b"lie"))
             await publisher.publish(Outgoing(allowed, b"mark"))
