@@ -137,13 +137,30 @@ def parts(repeats: int, prompts: int, max_tokens: int, report: Path | None) -> N
 @command.command("engine")
 @_ballast
 @_repeats
+@click.option("--model", metavar="MODEL",
+              help="Compare with llama.cpp on this GGUF model instead, in all forms of weights."
+              )  # fmt: skip
 @_report
-def engine(ballast: int, repeats: int, report: Path | None) -> None:
-    """Compare the engine with transformers on the same weights, with one thread on one core."""
+def engine(ballast: int, repeats: int, model: str | None, report: Path | None) -> None:
+    """Compare the engine with transformers on the same weights, with one thread on one core.
+
+    With --model: forward passes in all forms of weights, and llama.cpp's on the same file, in
+    minutes. llama.cpp is built as for `bench peers`.
+    """
+    from edgecosine.lab.bench.passes.run_passes import run_passes
     from edgecosine.lab.bench.run_engine import run_engine_bench
 
     log_to_stderr("warning")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if model is not None:
+
+        async def measure() -> None:
+            keep = keeping(report, weather="none")
+            for line in await run_passes(model, repeats, click.echo, keep):
+                click.echo(line)
+
+        run_command(measure())
+        return
     keep = keeping(report, weather="none", ballast=ballast)
     _print(run_engine_bench(ballast, repeats, click.echo, keep))
 

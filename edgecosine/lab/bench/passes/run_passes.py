@@ -1,0 +1,194 @@
+"""`edgecosine bench engine --model NAME`: forward passes beside llama.cpp's on the same file.
+
+Both have one thread. All forms of weights and llama.cpp take turns within a repetition.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from transformers import AutoTokenizer
+
+from edgecosine import models, zoo
+from edgecosine.engine.cpu.kernel_library import COMPILERS
+from edgecosine.engine.loading.gguf_file import EMBEDDING
+from edgecosine.engine.loading.sources import locate
+from edgecosine.errors import LabError
+from edgecosine.lab.bench.passes import figures as cells
+from edgecosine.lab.bench.passes.figures import pass_figures, verdicts
+from edgecosine.lab.bench.passes.messages import Order, Ready, Setup, Times
+from edgecosine.lab.bench.passes.ours import OurDrafter, OurEngine
+from edgecosine.lab.bench.peers.environment import llamacpp_directory, llamacpp_python
+from edgecosine.lab.distill.prompts import HELD_OUT
+from edgecosine.lab.engine_calls import quiet_transformers
+from edgecosine.lab.figures import Keep, Notify
+from edgecosine.lab.line_process import LineProcess, line_process
+
+SESSIONS: Final = 8
+CONTEXT: Final = 640
+START: Final = 100
+"""Tokens of a sequence in the cache, except for the prompt's cell."""
+PROMPT: Final = 512
+GENERATED: Final = 24
+AT_ONCE: Final = 3
+"""Times that a pass is timed in a turn, of which the least counts."""
+FORMS: Final = ("int8", "bfloat16")
+WORKER: Final = Path(__file__).with_name("llamacpp_worker.py")
+PEAK: Final = Path(__file__).with_name("peak.cpp")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A load: `sessions` sequences, of which `width` tokens are read in the timed pass."""
+
+    name: str
+    sessions: int
+    width: int
+    start: int = START
+    keeps_all: bool = True
+    steps: int = 0
+
+    def order(self, tokens: Sequence[int], form: str, *, flash: bool) -> Order:
+        """The passes to time, with other tokens for each session."""
+        length = self.start + self.width
+        sequences = [list(tokens[s * 7 : s * 7 + length]) for s in range(self.sessions)]
+        repeats = 1 if self.steps else AT_ONCE
+        return Order(form, flash, sequences, self.start, self.keeps_all, self.steps, repeats)
+
+
+CELLS: Final = (
+    Cell(cells.ROW, 1, 1),
+    Cell(cells.EIGHT_ROWS, 1, 8),
+    Cell(cells.MANY_ROWS, SESSIONS, 8),
+    Cell(cells.PLAIN, SESSIONS, 1, steps=GENERATED),
+    Cell(cells.PREFILL, 1, PROMPT, start=0, keeps_all=False),
+)
+
+
+async def run_passes(model: str, repeats: int, notify: Notify, keep: Keep) -> list[str]:
+    """Load, measure, save after each repetition; returns a line for each bar.
+
+    Raises LabError when the model is no GGUF file of a known name, or llama.cpp's process fails.
+    """
+    quiet_transformers()
+    path = models.obtain(model) or Path(model)
+    if not path.is_file():
+        raise LabError(f"{model} is no GGUF file: use one of {', '.join(models.CATALOGUE)}")
+    bench = _Bench(path.resolve(), model, notify)
+    python = llamacpp_python(notify)
+    async with line_process("llama.cpp", (str(python), str(WORKER))) as process:
+        notify("llama.cpp loads the model, in 8 bits and as it is")
+        setup = Setup(str(bench.path), str(bench.int8), SESSIONS, CONTEXT, threads=1)
+        ready = await process.ask(setup, Ready)
+        bench.load()
+        runs = bench.perplexities()
+        flash = await bench.quickest(process)
+        for repeat in range(repeats):
+            runs += await bench.repetition(repeat, process, flash)
+            found = pass_figures(runs, bench.products_per_row)
+            keep(found, runs, model=model, llamacpp=ready.system, flash=flash)
+            notify(f"repetition {repeat + 1} of {repeats}")
+    for name, figure in found.items():
+        notify(f"{name}: {figure} {figure.unit}")
+    return verdicts(found)
+
+
+class _Bench:
+    """The model in all forms, and the cells that are measured with it."""
+
+    def __init__(self, path: Path, model: str, notify: Notify) -> None:
+        self.path, self._model, self._notify = path, model, notify
+        self.int8 = llamacpp_directory().with_name(f"{path.stem}.Q8_0.gguf")
+        tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        self._texts = [
+            tokenizer.encode("\n\n".join(each))[:PROMPT] for each in zoo.prompts().values()
+        ]
+        prompts: dict[str, list[str]] = json.loads(HELD_OUT.read_text())
+        text = " ".join(itertools.chain.from_iterable(prompts.values()))
+        self._tokens: list[int] = tokenizer.encode(text)
+        self._ours: dict[str, OurEngine] = {}
+        self._drafter: OurDrafter | None = None
+        self.products_per_row = 0
+
+    def load(self) -> None:
+        """Load the target in all forms, from the file in 8 bits, and a drafter."""
+        for form in FORMS:
+            self._notify(f"loading the target in {form}")
+            self._ours[form] = OurEngine(str(self.int8), form, sessions=SESSIONS, context=CONTEXT)
+        self.products_per_row = _products_per_row(self.path)
+        if (drafter := f"{self._model}/generalist") in models.names():
+            self._drafter = OurDrafter(drafter, SESSIONS)
+
+    def perplexities(self) -> list[dict[str, Any]]:
+        """A run for each form."""
+        return [
+            {"engine": form, "perplexity": engine.perplexity(self._texts)}
+            for form, engine in self._ours.items()
+        ]
+
+    async def quickest(self, process: LineProcess) -> dict[str, bool]:
+        """Whether llama.cpp is quicker with flash attention, for each form and cell."""
+        chosen = {}
+        for cell in CELLS:
+            seconds = {}
+            for flash in (False, True):
+                order = cell.order(self._tokens, "int8", flash=flash)
+                seconds[flash] = min((await process.ask(order, Times)).seconds)
+            chosen[cell.name] = seconds[True] < seconds[False]
+        return chosen
+
+    async def repetition(
+        self, repeat: int, process: LineProcess, flash: dict[str, bool]
+    ) -> list[dict[str, Any]]:
+        """The runs of all engines in all cells."""
+        runs: list[dict[str, Any]] = [{"engine": "peak", "repeat": repeat} | _peak()]
+        for cell in CELLS:
+            order = cell.order(self._tokens, "int8", flash=flash[cell.name])
+            found = {form: engine.run(order) for form, engine in self._ours.items()}
+            found[f"{cells.LLAMACPP} int8"] = (await process.ask(order, Times)).seconds
+            runs += [
+                {"engine": engine, "cell": cell.name, "repeat": repeat, "seconds": seconds}
+                for engine, seconds in found.items()
+            ]
+        return runs + self._drafts(repeat)
+
+    def _drafts(self, repeat: int) -> list[dict[str, Any]]:
+        if self._drafter is None:
+            return []
+        prompts = [self._tokens[s * 7 : s * 7 + START] for s in range(SESSIONS)]
+        runs = []
+        for cell, some in ((cells.DRAFT, prompts[:1]), (cells.DRAFTS, prompts)):
+            seconds = [self._drafter.run(some) for _ in range(AT_ONCE)]
+            run = {"engine": cells.DRAFTER, "cell": cell, "repeat": repeat, "seconds": seconds}
+            runs.append(run)
+        return runs
+
+
+def _peak() -> dict[str, Any]:
+    """Products per second of a loop of the instruction that the kernels multiply bytes with."""
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise LabError("no C++ compiler found; install g++")
+    with tempfile.TemporaryDirectory(prefix="edgecosine-") as directory:
+        built = str(Path(directory) / "peak")
+        subprocess.run([compiler, "-O3", "-march=native", str(PEAK), "-o", built], check=True)
+        done = subprocess.run([built], check=True, capture_output=True)
+    return {"products_per_s": float(done.stdout)}
+
+
+def _products_per_row(path: Path) -> int:
+    """Products of all linear layers for a token, the output layer included."""
+    source = locate(str(path), "")
+    assert source.gguf is not None
+    matrices = [t for t in source.gguf.tensors if len(t.shape) == 2 and t.name != EMBEDDING]
+    if source.gguf.is_tied:
+        matrices += [t for t in source.gguf.tensors if t.name == EMBEDDING]
+    return sum(tensor.num_elements for tensor in matrices)
