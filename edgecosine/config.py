@@ -63,6 +63,16 @@ class StateOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class HttpOptions:
+    """How a target is reached over HTTP.
+
+    listen  HOST:PORT; empty: not at all
+    """
+
+    listen: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
     """One node. `broker` None: none, for a drafter; `cores`: processors to run on, empty for all.
 
@@ -78,6 +88,7 @@ class NodeConfig:
     )
     links: LinkOptions = LinkOptions()
     state: StateOptions = StateOptions()
+    http: HttpOptions = HttpOptions()
     cores: tuple[int, ...] = ()
     home_assistant: bool = False
     max_sessions: int = 8
@@ -91,6 +102,8 @@ class NodeConfig:
                 raise ConfigError(key, value, "1 to 64 of the characters A-Z a-z 0-9 _ . -")
         if self.role == "target" and self.broker is None:
             raise ConfigError("broker", "none", "an MQTT URL: requests come from there")
+        if self.role == "drafter" and self.http.listen:
+            raise ConfigError("http", self.http.listen, "none for a drafter: targets take requests")
         self._check_engine()
         if self.cores and (missing := set(self.cores) - os.sched_getaffinity(0)):
             allowed = f"processors of this machine: {_listed(os.sched_getaffinity(0))}"

@@ -3,6 +3,7 @@
 EdgecosineError
 ├── ConfigError            a setting is wrong; has key, value and the allowed values
 │   ├── AddressTaken       another program uses the address
+│   ├── HttpNotInstalled   packages that the HTTP door needs are missing; says how to install them
 │   └── ModelsNotInstalled  packages that models need are missing; says how to install them
 ├── RequestError           a request is refused; has an OpenAI error code and the parameter
 │   ├── Overloaded         the cluster is at capacity; has a time to retry
@@ -57,6 +58,14 @@ class ModelsNotInstalled(ConfigError):
     def __init__(self, what: str, missing: Sequence[str]) -> None:
         super().__init__("model", what, self.INSTALL)
         self.args = (f"{what} needs {', '.join(missing)}, not installed here: {self.INSTALL}",)
+
+
+class HttpNotInstalled(ConfigError):
+    """Packages that the HTTP door needs are not installed."""
+
+    def __init__(self, listen: str, missing: str) -> None:
+        install = "pip install 'edgecosine[http]', or --http none"
+        super().__init__("http", listen, f"{missing} is not installed here: {install}")
 
 
 @dataclass(frozen=True, slots=True)

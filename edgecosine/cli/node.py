@@ -26,6 +26,7 @@ from edgecosine.cli.running import host_name, run_command
 from edgecosine.cli.state import default_state, stored_name, unused_directory
 from edgecosine.config import (
     DEFAULT_BROKER,
+    HttpOptions,
     LinkOptions,
     NodeConfig,
     StateOptions,
@@ -44,7 +45,7 @@ from edgecosine.security.credentials import Credentials
 Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)
 
 _DAY_S: Final = 24 * 3600
-_NO_BROKER: Final = "none"
+_NONE: Final = "none"
 
 
 def _from_file(ctx: click.Context, _: click.Parameter, path: Path | None) -> Path | None:
@@ -139,6 +140,12 @@ def _literals(hint: Any) -> Iterator[str]:
     LinkOptions, "mdns", "Discover nodes by multicast DNS, and announce this one.",
     "--mdns/--no-mdns",
 )  # fmt: skip
+@_option(
+    "--http",
+    default="none",
+    metavar="HOST:PORT",
+    help="Address of a target's OpenAI API over HTTP; `none`: requests come over MQTT alone.",
+)
 @_option(
     "--node-id",
     metavar="ID",
@@ -306,6 +313,7 @@ def node_config(**options: Any) -> NodeConfig:
             identity_dir=directory,
             keep_answers=options["keep_answers"],
         ),
+        http=HttpOptions(listen="" if options["http"] == _NONE else options["http"]),
         cores=cores,
         home_assistant=options["home_assistant"],
         max_sessions=min(options["max_sessions"], engine.slots),
@@ -316,7 +324,7 @@ def node_config(**options: Any) -> NodeConfig:
 
 def _broker_address(credentials: Path | None, options: dict[str, Any]) -> BrokerAddress | None:
     url = options["broker"]
-    if url == _NO_BROKER:
+    if url == _NONE:
         return None
     access = broker_access(
         url,

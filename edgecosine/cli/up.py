@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
+from importlib.util import find_spec
+from typing import Final
 
 import click
 
@@ -18,6 +22,10 @@ from edgecosine.errors import ModelUnavailable
 from edgecosine.local.cluster import LocalCluster
 from edgecosine.local.cluster_plan import ClusterPlan, local_plan
 from edgecosine.models.packages import require_packages
+
+_LOOPBACK: Final = "127.0.0.1"
+_HTTP_PORT: Final = 8080
+_HTTP_PORTS: Final = 10
 
 
 @click.command("up")
@@ -50,14 +58,20 @@ from edgecosine.models.packages import require_packages
 @click.option("--broker-port", type=click.IntRange(1, 65535), default=1883, show_default=True,
               help="Port of the started broker.")  # fmt: skip
 @click.option(
+    "--http", metavar="HOST:PORT",
+    help="Address of the OpenAI API over HTTP; `none`: no HTTP.  [default: 127.0.0.1:8080, or the "
+    "next free port]",
+)  # fmt: skip
+@click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
     envvar=LOG_LEVEL_VARIABLE, help="Lowest level of log lines.",
 )  # fmt: skip
 def command(
     target: str, drafters: tuple[str, ...], ballast: int | None, exactness: Exactness, cluster: str,
-    broker: str | None, broker_port: int, log_level: str,
+    broker: str | None, broker_port: int, http: str | None, log_level: str,
 ) -> None:  # fmt: skip
-    """Run broker, target and drafters on this machine until interrupted. All listen on loopback.
+    """Run broker, target and drafters on this machine until interrupted. All listen on loopback,
+    unless --http says otherwise.
 
     The target runs on the first processor, and the drafters share the others.
     """
@@ -69,17 +83,18 @@ def command(
     if not drafters:
         drafters = zoo.drafter_names() if is_zoo else models.drafters_of(target)
     _fetch(target)
+    http = http or _default_http()
     plan = local_plan(
         target, drafters, cluster=cluster, ballast=ballast,
         target_cores=target_cores, drafter_cores=drafter_cores, broker=broker,
         broker_port=broker_port, exactness=exactness,
-        access=environment_access(broker) if broker else None,
+        access=environment_access(broker) if broker else None, http=http,
     )  # fmt: skip
     if ballast > 1:
         click.echo(
             f"ballast: the target is widened {ballast} times, to cost as much as a larger model"
         )
-    run_command(_up(plan))
+    run_command(_up(plan, http))
 
 
 def _fetch(target: str) -> None:
@@ -101,9 +116,25 @@ def split_cores() -> tuple[str, str]:
     return str(cores[0]), ",".join(map(str, cores[1:]))
 
 
-async def _up(plan: ClusterPlan) -> None:
+def _default_http() -> str:
+    """The first free address; `none` where the packages of the extra `http` are missing."""
+    if find_spec("uvicorn") is None or find_spec("starlette") is None:
+        click.echo("HTTP: off, install it by: pip install 'edgecosine[http]'")
+        return "none"
+    for port in range(_HTTP_PORT, _HTTP_PORT + _HTTP_PORTS):
+        with contextlib.suppress(OSError), socket.create_server((_LOOPBACK, port)):
+            return f"{_LOOPBACK}:{port}"
+    raise click.ClickException(
+        f"the ports {_HTTP_PORT} to {_HTTP_PORT + _HTTP_PORTS - 1} are in use: give --http "
+        "HOST:PORT, or --http none"
+    )
+
+
+async def _up(plan: ClusterPlan, http: str) -> None:
     async with LocalCluster(plan, click.echo) as cluster:
         click.echo(f"logs: {cluster.logs}")
+        if http != "none":
+            click.echo(f"OpenAI API: http://{http}/v1")
         options = f"--broker {cluster.broker_url} --cluster {plan.cluster}"
         click.echo(f'ready. Try:  edgecosine ask --chat "Why is the sky blue?" {options}')
         await asyncio.Event().wait()

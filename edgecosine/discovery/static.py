@@ -36,3 +36,14 @@ def parse_address(text: str, *, key: str = "peer") -> Address:
     if match["host"] and not is_host(match["host"]):
         raise ConfigError(key, text, HOST_ALLOWED)
     return Address(match["v6"] or match["host"], int(match["port"]))
+
+
+def parse_listen(text: str, *, key: str) -> Address:
+    """Parse the address to listen at in the setting `key`; an empty host is all interfaces.
+
+    Raises ConfigError when it is invalid.
+    """
+    host, separator, port = text.rpartition(":")
+    if not separator or not port.isdecimal() or int(port) > MAX_PORT:
+        raise ConfigError(key, text, "HOST:PORT, :PORT for all interfaces, port 0 for any")
+    return Address(host.strip("[]"), int(port))

@@ -48,13 +48,14 @@ def local_plan(
     target_device: str = "auto",
     drafter_devices: Sequence[str] = ("auto",),
     access: BrokerAddress | None = None,
+    http: str = "none",
 ) -> ClusterPlan:
     """A plan with one node for each model. Core lists as for `edgecosine node --cores`; devices as
     for `--device`, assigned to the drafters in rotation."""
     tail = secrets.token_hex(2)
     options = (
         "--model", target, "--role", "target", "--ballast", str(ballast), "--exactness", exactness,
-        "--device", target_device,
+        "--device", target_device, "--http", http,
     )  # fmt: skip
     names = distinct(["target", *map(node_name, drafters)])
     return ClusterPlan(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from edgecosine.balance.admission import AdmissionControl
 from edgecosine.counters import Counters
+from edgecosine.node.cluster_queue.local_queue import LocalQueue
 from edgecosine.node.durability.interface import Journal, NoJournal
 from edgecosine.node.durability.recovery import NOTHING_RECOVERED, RecoveredState
 from edgecosine.node.gateway.reply_sink import MqttReplySink
 from edgecosine.node.gateway.request_manager import RequestManager
 from edgecosine.node.gateway.service import Service
-from edgecosine.protocol.api.claim_messages import Claim
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.replies import read_final
 from edgecosine.protocol.api.request import (
@@ -27,43 +26,7 @@ from edgecosine.protocol.api.request import (
     Request,
     Started,
 )
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import Topics
-
-
-class LoneQueue:
-    """The queue of a target without peers."""
-
-    has_ready_peer = False
-
-    def __init__(self, start: Callable[[Claim], None]) -> None:
-        self._start = start
-
-    def has_other(self, ticket: ReplyAddress) -> bool:
-        return False
-
-    def is_chosen(self, ticket: ReplyAddress) -> bool:
-        return True
-
-    def claim(self, record: RequestRecord, on_taken: Callable[[], None]) -> bool:
-        return True
-
-    def resume(self, record: RequestRecord) -> None:
-        self._start(Claim("", "", record.ticket, record.request, time.time() - record.age_s))
-
-    def repeat(self, ticket: ReplyAddress) -> None: ...
-
-    def withdraw(self, ticket: ReplyAddress) -> None: ...
-
-    def expect_delivery(self, key: str) -> None: ...
-
-    def when_owned(self, key: str, send: Callable[[], None]) -> None:
-        send()
-
-    def is_held(self, key: str) -> bool:
-        return False
-
-    def finish(self, key: str) -> None: ...
 
 
 def request_manager(
@@ -81,7 +44,7 @@ def request_manager(
         MqttReplySink(Topics("home"), publish),
         admission=admission,
         journal=journal or NoJournal(),
-        queue=LoneQueue(lambda claim: manager.start(claim)),  # noqa: PLW0108 -- built here
+        queue=LocalQueue(lambda claim: manager.start(claim)),  # noqa: PLW0108 -- built here
         counters=counters or Counters(),
         recovered=recovered,
     )
@@ -126,6 +89,12 @@ class ScriptedService:
             self._news.clear()
             await self._news.wait()
 
+    async def ended(self, num_sessions: int) -> None:
+        """Wait until so many sessions have ended."""
+        while self.num_closed < num_sessions:
+            self._news.clear()
+            await self._news.wait()
+
     def check(self, request: Request) -> None:
         if (error := self.invalid.get(_text(request))) is not None:
             raise error
@@ -148,6 +117,7 @@ class ScriptedService:
             yield self._whole(request)
         finally:
             self.num_closed += 1
+            self._news.set()
 
     def _whole(self, request: Request) -> Answer:
         return Answer(

@@ -13,7 +13,7 @@ from edgecosine.config import NodeConfig
 from edgecosine.discovery.interfaces import interfaces
 from edgecosine.discovery.mdns import Mdns
 from edgecosine.discovery.peer import Address
-from edgecosine.discovery.static import parse_address
+from edgecosine.discovery.static import parse_address, parse_listen
 from edgecosine.errors import ConfigError
 from edgecosine.node.credentials.ca_server import CaServer
 from edgecosine.node.credentials.renewal import CredentialRenewal
@@ -70,13 +70,9 @@ class Membership:
 
     def _listen_address(self) -> Address:
         listen = self._config.links.listen or (":0" if self.guard.may_use("") else f"{_LOOPBACK}:0")
-        host, separator, port = listen.rpartition(":")
-        if not separator or not port.isdecimal() or int(port) > 65535:
-            allowed = "HOST:PORT, :PORT for all interfaces, port 0 for any"
-            raise ConfigError("listen", listen, allowed)
-        host = host.strip("[]")
-        self.guard.check("listen", listen, host)
-        return Address(host, int(port))
+        address = parse_listen(listen, key="listen")
+        self.guard.check("listen", listen, address.host)
+        return address
 
     def _discovery(self) -> Discover:
         if self.guard.may_use(""):

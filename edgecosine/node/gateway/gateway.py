@@ -25,9 +25,15 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.inbox import Inbox
 from edgecosine.mqtt.reconnecting_client import ReconnectingClient
 from edgecosine.node.cluster_queue.coordinator import QueueCoordinator
+from edgecosine.node.cluster_queue.local_queue import LocalQueue, RoutedQueue
 from edgecosine.node.durability.interface import KEEP_ANSWERS_S, Journal, NoJournal
 from edgecosine.node.durability.recovery import NOTHING_RECOVERED, RecoveredState
 from edgecosine.node.gateway.disconnected_clients import GRACE_S, DisconnectedClients
+from edgecosine.node.gateway.local_requests import (
+    LocalReplySink,
+    LocalRequests,
+    RoutedReplySink,
+)
 from edgecosine.node.gateway.reply_sink import MqttReplySink
 from edgecosine.node.gateway.request_manager import RequestManager
 from edgecosine.node.gateway.service import Service, model_of
@@ -114,17 +120,20 @@ class Gateway:
         )
         session_s = math.ceil(keep_answers_s) if self._journal.is_durable else 0
         self.client = self._new_client(broker, client_ids, session_s)
+        local_replies = LocalReplySink(lambda final: self._manager.delivered(final))  # noqa: PLW0108 -- the same
         self._manager = RequestManager(
             service,
-            MqttReplySink(self._topics, self.client.send),
+            RoutedReplySink(MqttReplySink(self._topics, self.client.send), local_replies),
             admission=self.admission,
             journal=self._journal,
-            queue=self.queue,
+            queue=RoutedQueue(self.queue, LocalQueue(lambda claim: self._manager.start(claim))),  # noqa: PLW0108 -- the same
             counters=self._counters,
             recovered=recovered,
             keep_answers_s=keep_answers_s,
             measurements=measurements,
         )
+        self.local = LocalRequests(service, self._manager, local_replies)
+        """Requests over HTTP."""
         self._disconnected = DisconnectedClients(self._manager.cancel_all, absence_s)
 
     def _new_client(

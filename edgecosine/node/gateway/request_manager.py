@@ -34,6 +34,7 @@ from edgecosine.node.runtime.failures import (
     DRAINING,
     DUPLICATE,
     JOURNAL_RETRY_S,
+    LEAVING,
     fault_of,
     unavailable,
 )
@@ -110,7 +111,10 @@ class RequestManager:
         finally:
             is_handed_over = self._queue.has_ready_peer
             for record in self.table.active:
-                self.runner.leave(record, is_handed_over=is_handed_over)
+                if _is_lost_with_us(record.ticket):
+                    self.runner.fail(record, "failed", LEAVING)
+                else:
+                    self.runner.leave(record, is_handed_over=is_handed_over)
             await self._journal.settled()
         raise AssertionError("a request manager ends by an exception")
 
@@ -274,6 +278,9 @@ class RequestManager:
                 self.publisher.send_final(kept.key, kept.final)
         # Suspects go first, those with the fewest crashes before the others.
         for record in sorted(state.requests, key=_by_crashes):
+            if _is_lost_with_us(record.ticket):
+                self._journal.forget(record.key)
+                continue
             self._recovered[record.key] = record
             self._queue.resume(record)
 
@@ -289,6 +296,11 @@ class RequestManager:
             self.runner.fail(record, "failed", record.fault)
         else:
             self.runner.start(record)
+
+    @property
+    def objection(self) -> Refusal | None:
+        """Why new requests are refused now; None if they are taken."""
+        return self._objection if self.runner.is_open else DRAINING
 
     def drain(self) -> None:
         """Refuse new requests from now on."""
@@ -312,6 +324,12 @@ class RequestManager:
             if len(self._cancelled) > _MAX_CANCELLED:
                 self._cancelled.popitem(last=False)
 
+    def forget_cancelled(self, key: str) -> None:
+        """Forget a request that was cancelled, so that its repetition is a new request."""
+        known = self.table.finished(key)
+        if known is not None and known.state == "cancelled":
+            self.table.forget(key)
+
     def cancel_all(self, client_id: str) -> None:
         """Cancel all active requests of a client."""
         for record in self.table.active:
@@ -322,6 +340,11 @@ class RequestManager:
         """Record that a final was delivered."""
         self.refusals.delivered(final)
         self.publisher.delivered(final)
+
+
+def _is_lost_with_us(ticket: ReplyAddress) -> bool:
+    """Whether nobody can ask for the answer once this process has ended."""
+    return ticket.is_local and not ticket.is_named
 
 
 def _by_crashes(record: RequestRecord) -> tuple[bool, int]:

@@ -205,8 +205,9 @@ def _cancel(task: asyncio.Task[None], _: asyncio.Future[None]) -> None:
     task.cancel()
 
 
-async def bind(address: Address) -> list[socket.socket]:
-    """Bound sockets for an address; an empty host is every IPv4 and IPv6 address.
+async def bind(address: Address, *, key: str = "listen") -> list[socket.socket]:
+    """Bound sockets for an address in the setting `key`; an empty host is every IPv4 and IPv6
+    address.
 
     Raises ConfigError when the address is in use or not local.
     """
@@ -221,7 +222,7 @@ async def bind(address: Address) -> list[socket.socket]:
         number = getattr(error, "errno", None)
         reason = os.strerror(number) if number and number > 0 else str(error)
         wrong = AddressTaken if number == errno.EADDRINUSE else ConfigError
-        raise wrong("listen", str(address), f"a free address here ({reason})") from error
+        raise wrong(key, str(address), f"a free address here ({reason})") from error
 
 
 def _bind_any(port: int) -> socket.socket:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from edgecosine.balance.planner import Planner
 from edgecosine.config import NodeConfig
@@ -20,6 +21,7 @@ from edgecosine.node.durability.boot_clock import BootTime
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.durability.recovery import NOTHING_RECOVERED, recover
 from edgecosine.node.gateway.gateway import Gateway
+from edgecosine.node.gateway.local_requests import LocalRequests
 from edgecosine.node.gateway.service import model_of
 from edgecosine.node.links.link import Link
 from edgecosine.node.roles.common import (
@@ -29,6 +31,7 @@ from edgecosine.node.roles.common import (
     linked_peers,
     run_all,
 )
+from edgecosine.node.roles.http_door import open_door
 from edgecosine.node.roles.state_report import target_state
 from edgecosine.node.runtime.drain import Drain
 from edgecosine.node.runtime.engine_thread import EngineThread
@@ -39,6 +42,9 @@ from edgecosine.node.target.text_service import TextService
 from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.request import NodeState
 from edgecosine.protocol.wire.messages import DraftRequest, Release
+
+if TYPE_CHECKING:
+    from edgecosine.http.door import HttpDoor
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +58,20 @@ async def run_target(
 
     Raises ConfigError, EngineError, JournalLost.
     """
+    door = await open_door(config)
+    serving = _serve(config, thread, membership, drain, door)
+    loops = {"target": serving} if door is None else {"http": door.run(), "target": serving}
+    await run_all(config.node_id, **loops)
+
+
+async def _serve(
+    config: NodeConfig,
+    thread: EngineThread,
+    membership: Membership,
+    drain: Drain,
+    door: HttpDoor | None,
+) -> None:
+    """Load the engine, then serve requests; over HTTP they are refused until then."""
     assert config.broker is not None
     directory = config.state.journal_dir
     journal = DiskJournal(directory) if directory is not None else None
@@ -60,6 +80,8 @@ async def run_target(
     await check_name(config.broker, config.cluster, config.node_id)
     node = TargetNode(config, engine, loaded, thread, membership, journal)
     drain.by(node.wind_down)
+    if door is not None:
+        door.backend.open(node.local)
     await node.run()
 
 
@@ -142,6 +164,11 @@ class TargetNode:
             on_change=self._on_readiness,
             stall_s=config.stall_timeout_s,
         )
+
+    @property
+    def local(self) -> LocalRequests:
+        """Takes requests over HTTP."""
+        return self._gateway.local
 
     async def run(self) -> None:
         """Run all actors until cancelled.

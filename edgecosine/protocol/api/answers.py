@@ -184,7 +184,7 @@ def _text_of(choice: object) -> str:
 def _choice(request: Request, index: int, choice: Choice) -> dict[str, Any]:
     body: dict[str, Any] = {"index": index, "finish_reason": choice.finish_reason}
     if request.kind == "chat":
-        body["message"] = {"role": "assistant", "content": choice.text}
+        body["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
         render = _chat_logprobs
     else:
         body["text"] = choice.text

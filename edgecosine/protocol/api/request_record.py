@@ -11,6 +11,8 @@ from edgecosine.protocol.api.request import Committed, Request, RequestKind
 
 RequestStatus = Literal["accepted", "queued", "running", "done", "failed", "cancelled", "expired"]
 
+MAX_CLIENT_ID: Final = 64
+
 _ORDER: Final[dict[RequestStatus, int]] = {
     "accepted": 0,
     "queued": 1,
@@ -20,6 +22,21 @@ _ORDER: Final[dict[RequestStatus, int]] = {
     "cancelled": 3,
     "expired": 3,
 }
+
+
+_LOCAL: Final = "http:"
+"""Begins the ids of clients that ask over HTTP; no client of MQTT can have such an id."""
+
+
+def local_client(name: str) -> str:
+    """The client id of a client that asks over HTTP."""
+    return f"{_LOCAL}{name}"[:MAX_CLIENT_ID]
+
+
+def is_local(key: str) -> bool:
+    """Whether a request, by its key, came over HTTP: it concerns the target that received it
+    alone, since its reply goes back on the connection of the request."""
+    return key.startswith(_LOCAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +58,11 @@ class ReplyAddress:
     def key(self) -> str:
         """The name of the request in the cluster."""
         return f"{self.client_id}/{self.request_id}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the request came over HTTP."""
+        return is_local(self.client_id)
 
 
 @dataclass(slots=True, eq=False)

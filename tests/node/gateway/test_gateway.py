@@ -61,7 +61,11 @@ def test_stream_is_ordered_and_ends_with_fin() -> None:
                 {"i": 5, "delta": "", "fin": True},
             ]
             final = await answer(home, "2")
-            assert final["choices"][0]["message"] == {"role": "assistant", "content": "to be"}
+            assert final["choices"][0]["message"] == {
+                "role": "assistant",
+                "content": "to be",
+                "refusal": None,
+            }
 
     run(story())
 

@@ -115,7 +115,11 @@ def test_completion_has_the_format_of_openai() -> None:
 def test_chat_has_the_format_of_openai() -> None:
     body = json.loads(render_final(Request("cli", "1", "chat", ()), ANSWER, created_s=1))
     assert body["object"] == "chat.completion"
-    assert body["choices"][0]["message"] == {"role": "assistant", "content": "to be"}
+    assert body["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": "to be",
+        "refusal": None,
+    }
 
 
 TORN = ScoredToken("bytes:\\xe2\\x82", b"\xe2\x82", -1.5)

@@ -1,0 +1,140 @@
+"""`POST /v1/chat/completions` and `POST /v1/completions`."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Final
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp
+
+from edgecosine.errors import RequestError
+from edgecosine.http.backend import Accepted, Backend, Call, Step
+from edgecosine.http.body import read_body
+from edgecosine.http.replies import EventReply, WholeReply
+from edgecosine.protocol.api.answers import FinalMessage, render_error
+from edgecosine.protocol.api.chunks import ChunkRenderer
+from edgecosine.protocol.api.json_fields import Fields, read_object, wrong_type
+from edgecosine.protocol.api.openai import RequestLimits, parse_request
+from edgecosine.protocol.api.request import Delta, RequestKind
+from edgecosine.protocol.api.request_record import local_client
+from edgecosine.protocol.api.topics import is_identifier
+
+_OF_MQTT: Final = ("id", "client", "reply_to")
+"""Fields that name a request and its client over MQTT; over HTTP headers do."""
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.:-]")
+
+
+def generation_routes(backend: Backend) -> Sequence[BaseRoute]:
+    """The routes by which texts are generated."""
+
+    async def chat(request: HttpRequest) -> ASGIApp:
+        return await _answer(backend, "chat", request)
+
+    async def completion(request: HttpRequest) -> ASGIApp:
+        return await _answer(backend, "completion", request)
+
+    return (
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", completion, methods=["POST"]),
+    )
+
+
+async def _answer(backend: Backend, kind: RequestKind, http: HttpRequest) -> ASGIApp:
+    payload = await read_body(http)
+    body = read_object(payload)
+    for name in _OF_MQTT:
+        body.pop(name, None)
+    name, is_named = _request_id(http)
+    request = parse_request(
+        kind,
+        body,
+        client_id=client_of(http),
+        request_id=name,
+        limits=_limits(backend),
+        draw_seed=lambda: secrets.randbits(64),
+    )
+    call = Call(request, is_named, _digest(kind, payload))
+    headers = {"x-request-id": name}
+    if not request.stream:
+        return WholeReply(_whole(backend, call), headers)
+    model = request.model or next(iter(backend.info["models"]), "")
+    renderer = ChunkRenderer(request, model, int(time.time()), usage=_wants_usage(body))
+
+    def error_event(error: RequestError) -> bytes:
+        return render_error(error, name)
+
+    return EventReply(_events(backend, call, renderer), error_event, headers)
+
+
+async def _whole(backend: Backend, call: Call) -> Mapping[str, object]:
+    """The final message's body."""
+    async with aclosing(backend.ask(call)) as steps:
+        async for step in steps:
+            if isinstance(step, FinalMessage):
+                return step.body
+    raise RuntimeError("the cluster ended without an answer")
+
+
+async def _events(
+    backend: Backend, call: Call, renderer: ChunkRenderer
+) -> AsyncGenerator[bytes, None]:
+    """The answer's chunks as JSON; the first event has no data, and means that it is accepted."""
+    async with aclosing(backend.ask(call)) as steps:
+        first: Step = await anext(steps)
+        yield b""
+        for chunk in renderer.first():
+            yield msgspec.json.encode(chunk)
+        step: Step | None = first
+        while step is not None:
+            match step:
+                case Delta():
+                    yield msgspec.json.encode(renderer.delta(step))
+                case FinalMessage():
+                    for chunk in renderer.last(step):
+                        yield msgspec.json.encode(chunk)
+                case Accepted():
+                    pass
+            step = await anext(steps, None)
+
+
+def client_of(http: HttpRequest) -> str:
+    """The client id of a request: by its address."""
+    host = http.client.host if http.client else "unknown"
+    return local_client(_UNSAFE.sub("-", host))
+
+
+def _request_id(http: HttpRequest) -> tuple[str, bool]:
+    """The request's id, and whether the client chose it."""
+    given = http.headers.get("idempotency-key") or http.headers.get("x-request-id")
+    if given is None:
+        return secrets.token_hex(12), False
+    if is_identifier(given):
+        return given, True
+    return hashlib.blake2b(given.encode(), digest_size=16).hexdigest(), True
+
+
+def _limits(backend: Backend) -> RequestLimits:
+    info = backend.info
+    return RequestLimits(models=frozenset(info["models"]), max_tokens=info["max_tokens"])
+
+
+def _digest(kind: RequestKind, payload: bytes) -> bytes:
+    return hashlib.blake2b(b"http\0" + kind.encode() + b"\0" + payload, digest_size=16).digest()
+
+
+def _wants_usage(body: Mapping[str, object]) -> bool:
+    """Raises RequestError."""
+    options = body.get("stream_options")
+    if options is None:
+        return False
+    if not isinstance(options, dict):
+        wrong_type("stream_options", "an object")
+    return Fields(options).boolean("include_usage", default=False)

@@ -1,0 +1,82 @@
+"""Renders a streamed answer as OpenAI's chunks. Pure.
+
+The chunks of an answer, folded by an OpenAI client, give the final message: role, contents, finish
+reasons, and the usage where it is requested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgecosine.protocol.api.answers import FinalMessage
+from edgecosine.protocol.api.request import Delta, Request
+
+Chunk = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRenderer:
+    """Renders the chunks of one request.
+
+    created_s  in seconds since 1970
+    usage      whether a chunk with the usage comes last
+    """
+
+    request: Request
+    model: str
+    created_s: int
+    usage: bool = False
+
+    def first(self) -> Iterator[Chunk]:
+        """The chunks before all text: in a chat, the role of each choice."""
+        if self._is_chat:
+            for index in range(self.request.n):
+                yield self._chunk(index, {"role": "assistant", "content": ""})
+
+    def delta(self, delta: Delta) -> Chunk:
+        """A chunk with text."""
+        return self._chunk(delta.choice, {"content": delta.text} if self._is_chat else delta.text)
+
+    def last(self, final: FinalMessage) -> Iterator[Chunk]:
+        """The chunks after all text: finish reasons and log-probabilities, then the usage."""
+        for choice in final.body["choices"]:
+            yield self._chunk(
+                choice["index"],
+                {} if self._is_chat else "",
+                logprobs=choice["logprobs"],
+                finish_reason=choice["finish_reason"],
+            )
+        if self.usage:
+            more = {name: final.body[name] for name in ("metrics", "edgecosine")}
+            yield self._body([]) | {"usage": final.body["usage"]} | more
+
+    @property
+    def _is_chat(self) -> bool:
+        return self.request.kind == "chat"
+
+    def _chunk(
+        self,
+        index: int,
+        content: Mapping[str, str] | str,
+        logprobs: object = None,
+        finish_reason: str | None = None,
+    ) -> Chunk:
+        choice = {
+            "index": index,
+            "delta" if self._is_chat else "text": content,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+        return self._body([choice])
+
+    def _body(self, choices: list[Chunk]) -> Chunk:
+        body: Chunk = {
+            "id": self.request.request_id,
+            "object": "chat.completion.chunk" if self._is_chat else "text_completion",
+            "created": self.created_s,
+            "model": self.model,
+            "choices": choices,
+        }
+        return body | {"usage": None} if self.usage else body
