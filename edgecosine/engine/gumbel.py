@@ -8,9 +8,8 @@ from collections.abc import Iterable
 
 import torch
 
-GOLDEN = 0x9E3779B97F4A7C15
-FIRST = 0xBF58476D1CE4E5B9
-SECOND = 0x94D049BB133111EB
+from edgecosine.fusion.shared_noise import FIRST, GOLDEN, SECOND, noise_key
+
 _MASK = 2**64 - 1
 
 
@@ -19,26 +18,9 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def _mix(value: int) -> int:
-    value &= _MASK
-    value = ((value ^ (value >> 30)) * FIRST) & _MASK
-    value = ((value ^ (value >> 27)) * SECOND) & _MASK
-    return value ^ (value >> 31)
-
-
 def _shift(values: torch.Tensor, bits: int) -> torch.Tensor:
     """Logical right shift of int64."""
     return (values >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def noise_seed(seed: int) -> int:
-    """The 64-bit term that a seed adds to positions before they are mixed."""
-    return _mix(seed + GOLDEN)
-
-
-def noise_key(seed: int, position: int) -> int:
-    """The 64-bit term that a position adds to token ids before they are mixed."""
-    return _mix(noise_seed(seed) + position * GOLDEN)
 
 
 def gumbel(seed: int, position: int, tokens: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import ctypes
 import enum
 from typing import Final
 
-from edgecosine.engine.gumbel import FIRST, GOLDEN, SECOND
+from edgecosine.fusion.shared_noise import FIRST, GOLDEN, SECOND
 from edgecosine.protocol.wire.tree import ROOT
 
 TREE_CAPACITY: Final = 2048

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from edgecosine.engine.cpu.kernel_library import Kernels
-from edgecosine.engine.gumbel import noise_key
 from edgecosine.engine.sampling import scores, support
+from edgecosine.fusion.shared_noise import noise_key
 from edgecosine.protocol.wire.messages import SharedNoise
 
 

@@ -28,8 +28,8 @@ from edgecosine.engine.draft.draft_sampling import (
 )
 from edgecosine.engine.draft.draft_tree import DraftTree
 from edgecosine.engine.forward_pass import ForwardModel
-from edgecosine.engine.gumbel import noise_seed
 from edgecosine.engine.kv_slots import KvSlot, KvSlots
+from edgecosine.fusion.shared_noise import noise_seed
 from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS
 from edgecosine.protocol.wire.tree import ROOT

@@ -30,7 +30,7 @@ struct Nodes {
 struct DraftWork {
   Nodes* nodes;
   const int32_t* seeded;                       // nodes of the verified tree, read first
-  uint64_t noise_seed;                         // as `gumbel.noise_seed` returns it
+  uint64_t noise_seed;                         // as `shared_noise.noise_seed` returns it
   int64_t num_seeded, slot, width, room, deepest;
   int64_t num_chosen;                          // out: nodes that this step has read
   float inverse_temperature;
