@@ -36,6 +36,7 @@ class Policy:
     scores_prompts     whether routing uses the drafters' NLL of the prompt
     uses_self_reports  whether routing uses the top-1 agreement that drafters report of the answer
     compares_texts     whether routing uses the rates on similar texts
+    proposes_forced    whether tokens that a response format leaves no choice are draft tokens
     """
 
     name: str
@@ -52,6 +53,7 @@ class Policy:
     scores_prompts: bool = True
     uses_self_reports: bool = True
     compares_texts: bool = True
+    proposes_forced: bool = True
 
 
 _EDGECOSINE = Policy("edgecosine")
@@ -63,6 +65,7 @@ _LOCK_STEP = replace(
     fans_out=False,
     is_adaptive=False,
     may_step=False,
+    proposes_forced=False,
 )
 
 _ABLATIONS: Mapping[str, Policy] = {

@@ -18,6 +18,29 @@ from edgecosine.protocol.wire.tree import TokenTree
 
 
 @dataclass(frozen=True, slots=True)
+class TokenMask:
+    """A set of tokens; bit t % 8 of byte t // 8 stands for token t."""
+
+    bits: bytes
+
+    def __contains__(self, token: int) -> bool:
+        return token >> 3 < len(self.bits) and self.bits[token >> 3] >> (token & 7) & 1 == 1
+
+
+class Constraint(Protocol):
+    """The form that one answer must have. What it returns depends on the tokens alone."""
+
+    def allowed(self, answer: Sequence[int]) -> TokenMask | None:
+        """The tokens that may follow the answer's tokens; None: all."""
+
+    def forced(self, answer: Sequence[int], most: int) -> tuple[int, ...]:
+        """Tokens that follow without an alternative, at most `most`."""
+
+    def cut(self, answer: Sequence[int], tree: TokenTree) -> TokenTree:
+        """The part of a tree after the answer that has the form."""
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyWork:
     """One session's part of a forward pass of the target.
 
@@ -32,6 +55,8 @@ class VerifyWork:
     sampling: Sampling
     top_logprobs: int | None = None
     """Alternatives to report for each committed token; None: no log-probabilities."""
+    constraint: Constraint | None = None
+    """What restricts the target's draws; used by nobody else during a step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,11 @@
 """Draws a token from one row of logits, by the same rule for target and drafters.
 
 y = argmax over tokens of log p~(token) + g(seed, position, token), where p~ is the distribution
-after penalties, bias, ban, temperature, top-k, top-p and min-p, in this order, and g is Gumbel
-noise. Log-probabilities are reported from the model's own distribution, before all of these. Below
-a temperature of `MIN_TEMPERATURE` the noise is left out. No truncation removes the most probable
-token. A draw reads its own row only, so it does not depend on the batch; noise is computed for the
-truncated support only.
+after penalties, bias, response format, ban, temperature, top-k, top-p and min-p, in this order, and
+g is Gumbel noise. Log-probabilities are reported from the model's own distribution, before all of
+these. Below a temperature of `MIN_TEMPERATURE` the noise is left out. No truncation removes the
+most probable token. A draw reads its own row only, so it does not depend on the batch; noise is
+computed for the truncated support only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from dataclasses import dataclass
 
 import torch
 
+from edgecosine.engine.base import TokenMask
 from edgecosine.engine.gumbel import gumbel
+from edgecosine.errors import NoLogits
 from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, Logprobs, Sampling
 from edgecosine.protocol.wire.messages import SharedNoise
 
@@ -117,12 +119,16 @@ def draw(
     answer: Sequence[int] = (),
     prompt: Sequence[int] = (),
     banned: Collection[int] = (),
+    allowed: TokenMask | None = None,
 ) -> int:
     """The token at `position` of a sequence, from its row of logits [vocabulary].
 
-    A `banned` token is never drawn, whatever its bias.
+    A `banned` token is never drawn, whatever its bias; nor is one that is not `allowed`. Raises
+    NoLogits where the logits of all others are minus infinity.
     """
     logits = adjust(logits, answer, prompt, sampling)
+    if allowed is not None:
+        logits = _only(logits, allowed)
     if banned:
         logits = logits.index_fill(0, torch.tensor([*banned], device=logits.device), -torch.inf)
     if sampling.is_greedy:
@@ -132,6 +138,19 @@ def draw(
     candidates = support(logits, sampling)
     best = torch.argmax(scores(candidates, sampling.seed, position))
     return int(candidates.tokens[best])
+
+
+def _only(logits: torch.Tensor, allowed: TokenMask) -> torch.Tensor:
+    """The logits [vocabulary], minus infinity at tokens that are not allowed."""
+    packed = torch.frombuffer(bytearray(allowed.bits), dtype=torch.uint8)
+    bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+    is_allowed = torch.zeros(logits.numel(), dtype=torch.bool)
+    size = min(logits.numel(), bits.numel())
+    is_allowed[:size] = bits.view(-1)[:size].bool()
+    masked = logits.masked_fill(~is_allowed.to(logits.device), -torch.inf)
+    if not bool(masked.max().isfinite()):
+        raise NoLogits
+    return masked
 
 
 def logprobs_of(logits: torch.Tensor, token: int, num_top: int) -> Logprobs:

@@ -33,6 +33,11 @@ class TextCodec:
         self._spellings = functools.lru_cache(_MAX_SPELLINGS)(self._spell)
         self._text_of = functools.lru_cache(_MAX_SPELLINGS)(lambda token: self._decode([token]))
 
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer's object from transformers."""
+        return self._tokenizer
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, with the special tokens that the tokenizer adds."""
         return list(self._tokenizer.encode(text))

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from edgecosine.balance.batch_wait import ExpectedArrival
 from edgecosine.balance.cost_model import PassReport
@@ -18,7 +19,9 @@ from edgecosine.balance.planner import Planner
 from edgecosine.balance.statistics import Statistics
 from edgecosine.engine.base import (
     DraftEngine,
+    TargetEngine,
 )
+from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import EngineError, LinkLost, root_of
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.drafter.draft_worker import DraftWorker
@@ -35,7 +38,7 @@ from edgecosine.protocol.wire.messages import (
     Release,
     pack_tokens,
 )
-from tests.support.engines import NUM_TOKENS, ScriptedTarget, byte_codec
+from tests.support.engines import NUM_TOKENS, byte_codec
 
 PASS_S = 1.0
 """Reported time of each pass, so long that any good draft pays."""
@@ -172,7 +175,7 @@ class TargetHarness:
 
     service: TextService
     verifier: Verifier
-    target: ScriptedTarget
+    target: Any
     planner: Planner
     links: dict[str, FakeLink]
     drafters: list[DraftWorker]
@@ -224,16 +227,18 @@ class SteadyCosts:
 
 @asynccontextmanager
 async def harness(
-    target: ScriptedTarget,
+    target: TargetEngine,
     setups: Sequence[Drafter] = (),
     *,
     pass_s: float = PASS_S,
     max_sessions: int = 4,
     may_fail: bool = False,
+    codec: TextCodec | None = None,
 ) -> AsyncIterator[TargetHarness]:
     """A running target with its drafters; all tasks have ended afterwards.
 
-    If the engine `may_fail`, the other tasks continue after its failure.
+    `codec` is the model's, by default one over bytes. If the engine `may_fail`, the other tasks
+    continue after its failure.
     """
     planner, measurements = Planner(), Measurements()
     links: dict[str, FakeLink] = {}
@@ -256,7 +261,7 @@ async def harness(
             links[f"drafter-{number}"] = FakeLink(drafters[-1], setup.faults)
         service = TextService(
             model="scripted",
-            codec=byte_codec(),
+            codec=codec or byte_codec(),
             max_context=target.max_context,
             max_sessions=max_sessions,
             exactness="bitwise",

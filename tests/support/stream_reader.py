@@ -20,8 +20,15 @@ SAMPLED_BODIES: tuple[dict[str, Any], ...] = (
     {"temperature": 0.8, "seed": 3, "stop": ["\n\n\n", "zzz"], "logprobs": 2},
     {"temperature": 1, "seed": 4, "n": 2, "presence_penalty": 0.5, "min_tokens": 20},
     {"temperature": 0.7, "seed": 5, "top_p": 0.9, "repetition_penalty": 1.1, "ignore_eos": True},
-)
-"""Fields of requests that together use every kind of sampling, several choices and stop strings."""
+    {"temperature": 0.9, "seed": 6, "response_format": {"type": "json_schema", "json_schema": {
+        "name": "lines", "schema": {
+            "type": "array", "minItems": 6, "maxItems": 8,
+            "items": {"type": "string", "minLength": 60, "maxLength": 90},
+        },
+    }}},
+)  # fmt: skip
+"""Fields of requests that together use every kind of sampling, several choices, stop strings
+and a response format."""
 
 
 @dataclass

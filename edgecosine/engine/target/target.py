@@ -155,18 +155,21 @@ class TransformerTarget:
         work, first = part.work, part.first_logit + 1
         prompt, answer = work.tokens[: work.num_prompt], work.tokens[work.num_prompt :]
         how, ends = work.sampling, self._eos_tokens.union(work.sampling.stop_token_ids)
-        by_argmax = how.is_greedy and how.is_plain
+        by_argmax, constraint = how.is_greedy and how.is_plain, work.constraint
 
         def token_after(node: int, accepted: list[int]) -> int:
             banned = ends if len(answer) + len(accepted) < how.min_tokens else ()
             most_probable = greedy[first + node]
             if most_probable is None:
                 raise NoLogits
-            if by_argmax and not banned:
+            if by_argmax and not banned and constraint is None:
+                return most_probable
+            generated = [*answer, *accepted]
+            allowed = None if constraint is None else constraint.allowed(generated)
+            if by_argmax and not banned and (allowed is None or most_probable in allowed):
                 return most_probable
             position = len(work.tokens) + len(accepted)
-            generated = [*answer, *accepted]
-            return draw(logits[first + node], position, how, generated, prompt, banned)
+            return draw(logits[first + node], position, how, generated, prompt, banned, allowed)
 
         result = walk(work.tree, token_after)
         self._without_trees.discard(work.key)

@@ -12,6 +12,7 @@ from edgecosine.balance.planner import Planner
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
 from edgecosine.engine.base import TargetEngine
+from edgecosine.engine.grammar import grammar_version
 from edgecosine.engine.options import Loaded
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.mqtt.name_check import check_name
@@ -226,7 +227,7 @@ def identity_of(config: NodeConfig, loaded: Loaded) -> str:
     """Digest of everything but the request that determines a target's texts."""
     facts = (
         loaded.digest, loaded.dtype, loaded.form, loaded.exactness, loaded.max_context,
-        config.engine.ballast, config.engine.tensor_parallel,
+        config.engine.ballast, config.engine.tensor_parallel, grammar_version(),
     )  # fmt: skip
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator
 from edgecosine.balance.plan import Plan
 from edgecosine.balance.planner import Planner
 from edgecosine.balance.round import Round
-from edgecosine.engine.base import VerificationResult, VerifyWork
+from edgecosine.engine.base import Constraint, VerificationResult, VerifyWork
 from edgecosine.engine.tokenizer import MAX_CONTEXT, TextCodec
 from edgecosine.errors import root_of
 from edgecosine.fusion.drafter_tree import DrafterTree
@@ -67,8 +67,9 @@ class Session:
         drafters: DrafterLinks,
         tasks: asyncio.TaskGroup,
         measurements: Measurements,
+        constraint: Constraint | None = None,
     ) -> None:
-        self._request, self._model = request, model
+        self._request, self._model, self._constraint = request, model, constraint
         self._verifier, self._planner = verifier, planner
         self._statistics = planner.statistics
         self._num_prompt = len(prompt)
@@ -175,7 +176,10 @@ class Session:
             current = current.with_drafts(await self._draft(current))
         drafted = now()
         waited_s = drafted - started
-        tree = self._planner.fuse(self._state, current, room - 1, waited_s)
+        forced = self._forced(room - 1)
+        tree = self._planner.fuse(self._state, current, room - 1 - len(forced), waited_s)
+        if self._constraint is not None:
+            tree = self._constraint.cut(self._said, tree).with_trunk(forced)
         plan_ahead = self._planner.ahead(self._state, linked, plan, tree)
         probe = self._planner.probe(self._state, linked, plan, self._draft_client.probes)
         began_s, busy_s = self._round_ended_s, (now() - drafted) + (planned - self._round_ended_s)
@@ -203,6 +207,17 @@ class Session:
                 num_accepted=len(result.path),
             )
         return self._commit(result, tree, [*current.drafts, *probed], next_drafts)
+
+    @property
+    def _said(self) -> list[int]:
+        """The answer's tokens."""
+        return self._sequence.tokens[self._num_prompt :]
+
+    def _forced(self, room: int) -> tuple[int, ...]:
+        """Tokens that the response format leaves no choice, at most `room`."""
+        if self._constraint is None or not self._state.policy.proposes_forced:
+            return ()
+        return self._constraint.forced(self._said, room)
 
     async def _draft(self, current: Round) -> list[DrafterTree]:
         """Fresh drafts, and those made ahead by drafters that did not answer."""
@@ -249,6 +264,7 @@ class Session:
             tree=tree,
             sampling=self._request.sampling,
             top_logprobs=self._request.top_logprobs,
+            constraint=self._constraint,
         )
         result = await self._verifier.verify(work)
         self._metrics.trace.verified(self._verifier.last_pass_s)

@@ -16,6 +16,7 @@ from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import RequestError
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.target.draft_client import DrafterLinks
+from edgecosine.node.target.grammar_cache import GrammarCache
 from edgecosine.node.target.session import Session
 from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.request import Answer, Progress, Request
@@ -43,6 +44,7 @@ class TextService:
         self._max_sessions, self._exactness = max_sessions, exactness
         self._verifier, self._planner, self._drafters = verifier, planner, drafters
         self._measurements = measurements or Measurements()
+        self._grammars = GrammarCache(codec)
         self._sessions: dict[str, Session] = {}
         self.num_answers = 0
         self.num_tokens = 0
@@ -90,7 +92,8 @@ class TextService:
     ) -> AsyncGenerator[Progress, None]:
         """Run a session and yield its progress; its probes are `tasks`, and end with it.
 
-        Raises RequestError if the request does not fit the model.
+        Raises RequestError if the request does not fit the model, or its response format cannot be
+        enforced.
         """
         started = time.perf_counter()
         prompt = self._prompt_tokens(request)
@@ -105,6 +108,7 @@ class TextService:
             drafters=self._drafters,
             tasks=tasks,
             measurements=self._measurements,
+            constraint=await self._grammars.constraint(request.form),
         )
         self._measurements.num_prompt_tokens += len(prompt)
         self._sessions[request.key] = session

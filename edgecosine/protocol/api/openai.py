@@ -26,6 +26,11 @@ from edgecosine.protocol.api.request import (
     RequestKind,
     Sampling,
 )
+from edgecosine.protocol.api.response_format import (
+    ResponseFormat,
+    read_response_format,
+    render_response_format,
+)
 from edgecosine.protocol.api.topics import MAX_TOPIC_BYTES, is_identifier
 
 DEFAULT_MAX_TOKENS = 128
@@ -44,7 +49,6 @@ _ONLY_ALLOWED: Mapping[str, tuple[object, ...]] = {
     "echo": (False,),
     "suffix": ("",),
     "tools": ([],),
-    "response_format": ({"type": "text"},),
 }
 
 
@@ -93,6 +97,7 @@ def parse_request(
         n=fields.integer("n", 1, low=1, high=MAX_CHOICES),
         priority=fields.integer("priority", 0, low=-MAX_PRIORITY, high=MAX_PRIORITY),
         trace=fields.boolean("trace", default=False),
+        form=_form(fields, body),
     )
 
 
@@ -153,6 +158,8 @@ def render_body(request: Request) -> bytes:
         body["stop"] = request.stop
     if sampling.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    if request.form is not None:
+        body["response_format"] = render_response_format(request.form)
     if request.model is not None:
         body["model"] = request.model
     if math.isfinite(request.deadline_s):
@@ -187,6 +194,19 @@ def _refuse_unsupported(body: Mapping[str, object]) -> None:
                 code="unsupported_value",
                 parameter=name,
             )
+
+
+def _form(fields: Fields, body: Mapping[str, object]) -> ResponseFormat | None:
+    form = read_response_format(body)
+    for name in ("ignore_eos", "min_tokens"):
+        if form is not None and fields.get(name):
+            # The form alone decides where an answer may end.
+            raise RequestError(
+                f"{name} and response_format exclude each other",
+                code="unsupported_value",
+                parameter=name,
+            )
+    return form
 
 
 def _sampling(fields: Fields, max_tokens: int, draw_seed: Callable[[], int]) -> Sampling:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edgecosine.protocol.api.response_format import ResponseFormat
+
 MAX_SEED = 2**64 - 1
 
 MIN_TEMPERATURE = 1e-6
@@ -122,6 +124,8 @@ class Request:
     """Whether the answer contains the timings of its rounds."""
     said: Committed = NOTHING
     """Tokens that a session of an earlier process committed, which this one continues."""
+    form: ResponseFormat | None = None
+    """The form that the answer must have; None: any text."""
     is_default_length: bool = False
     """Whether the client gave no length, so that `max_tokens` is cut at the context's end."""
 

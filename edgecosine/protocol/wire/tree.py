@@ -6,6 +6,7 @@ Nodes are in topological order: a parent comes before its children, and -1 is th
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,6 +55,39 @@ class TokenTree:
     def _children(self) -> dict[tuple[int, int], int]:
         nodes = range(len(self.tokens))
         return {(self.parents[node], self.tokens[node]): node for node in nodes}
+
+    def children(self, node: int) -> list[int]:
+        """The children of `node` (-1: the root)."""
+        return [child for child, parent in enumerate(self.parents) if parent == node]
+
+    def only(self, nodes: Sequence[int]) -> TokenTree:
+        """The tree of some nodes in rising order, with the parent of each."""
+        place_of = {node: place for place, node in enumerate(nodes)}
+        return TokenTree(
+            tokens=tuple([self.tokens[node] for node in nodes]),
+            parents=tuple([place_of.get(self.parents[node], ROOT) for node in nodes]),
+            confidences=tuple([self.confidences[node] for node in nodes]),
+            proposers=tuple([self.proposers[node] for node in nodes]),
+        )
+
+    def with_trunk(self, tokens: Sequence[int]) -> TokenTree:
+        """The tree with a path of `tokens` from the root; nodes of the path that it lacks have no
+        proposer and the confidence 1."""
+        new_tokens, new_parents, at = list[int](), list[int](), ROOT
+        for token in tokens:
+            child = None if new_tokens else self.child(at, token)
+            if child is None:
+                child = len(self) + len(new_tokens)
+                new_tokens.append(token)
+                new_parents.append(at)
+            at = child
+        size = len(new_tokens)
+        return TokenTree(
+            (*self.tokens, *new_tokens),
+            (*self.parents, *new_parents),
+            (*self.confidences, *[1.0] * size),
+            (*self.proposers, *[0] * size),
+        )
 
     def child(self, node: int, token: int) -> int | None:
         """The child of `node` (-1: the root) that holds `token`, if there is one."""

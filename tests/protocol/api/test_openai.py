@@ -232,7 +232,6 @@ def test_chat_content_may_come_in_parts() -> None:
         ({"stop_token_ids": [5] * 65}, "invalid_value"),
         ({"echo": True}, "unsupported_value"),
         ({"tools": [{}]}, "unsupported_value"),
-        ({"response_format": {"type": "json_object"}}, "unsupported_value"),
         ({"stream": 1}, "invalid_type"),
         ({"trace": 1}, "invalid_type"),
         ({"ignore_eos": "yes"}, "invalid_type"),

@@ -1,0 +1,211 @@
+"""Compiles the form that an answer must have, and says which tokens keep to it (llguidance).
+
+A matcher's statements depend on the grammar and the tokens of the answer alone: it moves to any
+sequence by itself, forth and back. So a mask is the same in a chain, in a tree, beside other
+requests and after a restart.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Sequence
+from importlib import metadata
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Final
+
+from edgecosine.engine.base import TokenMask
+from edgecosine.errors import RequestError
+from edgecosine.protocol.api.response_format import ResponseFormat, refuse_schema
+from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+MAX_FORCED: Final = 16
+"""Most forced tokens that are proposed at one time."""
+_MAX_REASON: Final = 500
+# One spelling of a value leaves fewer tokens to chance, and none to a model that repeats blanks.
+# A schema can choose otherwise by `x-guidance`.
+_JSON: Final[Any] = {
+    "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ",
+}  # fmt: skip
+_COUNTED: Final = re.compile(r"\[[^\]\n/\"]*\b(max_tokens|stop)\s*=")
+"""Attributes of Lark rules that count tokens or stop at texts: llguidance cannot take them back."""
+
+
+class Grammars:
+    """Compiles formats for the tokenizer of one model. Slow: not for the event loop."""
+
+    def __init__(self, tokenizer: Any, eos_tokens: Collection[int], num_tokens: int) -> None:
+        """`tokenizer` is from transformers; `num_tokens` is the bound of its token ids.
+
+        Raises RequestError where grammars cannot be used with it.
+        """
+        self._eos_tokens = frozenset(eos_tokens)
+        self._tokenizer = _wrap(tokenizer, sorted(eos_tokens), num_tokens)
+
+    def compile(self, form: ResponseFormat) -> Grammar:
+        """The grammar of a format.
+
+        Raises RequestError with the code invalid_schema and llguidance's reason.
+        """
+        from llguidance import LLMatcher, LLParserLimits
+
+        try:
+            source = grammar_source(form)
+        except ValueError as error:
+            refuse_schema(f"the schema cannot be read: {_short(str(error))}")
+        limits = LLParserLimits(initial_lexer_fuel=300_000, verbose_errors=False)
+        matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # some grammars prove too complex at their first mask
+        if matcher.is_error():
+            refuse_schema(_reason(matcher))
+        return Grammar(matcher, self._eos_tokens)
+
+
+class Grammar:
+    """A compiled format."""
+
+    def __init__(self, matcher: LLMatcher, eos_tokens: frozenset[int]) -> None:
+        self._matcher, self._eos_tokens = matcher, eos_tokens
+
+    def matcher(self) -> GrammarMatcher:
+        """A matcher for one answer."""
+        return GrammarMatcher(self._matcher.deep_copy(), self._eos_tokens)
+
+
+class GrammarMatcher:
+    """Says which tokens may follow the tokens of an answer; implements `Constraint`.
+
+    Safe to use from one thread at a time.
+    """
+
+    def __init__(self, matcher: LLMatcher, eos_tokens: frozenset[int]) -> None:
+        self._matcher, self._eos_tokens = matcher, eos_tokens
+        self._tokens: list[int] = []
+        """Tokens that the matcher has consumed."""
+
+    def allowed(self, answer: Sequence[int]) -> TokenMask | None:
+        """The tokens that may follow; an end token only after a complete text. None after an end
+        token, where anything may be drawn since nothing is read.
+
+        Raises RequestError.
+        """
+        if not self._move(answer):
+            return None
+        mask = TokenMask(self._matcher.compute_bitmask())
+        if self._matcher.is_error():
+            raise self._fault()
+        return mask
+
+    def forced(self, answer: Sequence[int], most: int) -> tuple[int, ...]:
+        """The tokens after an answer that have no alternative, at most `most` and `MAX_FORCED`."""
+        if not self._move(answer):
+            return ()
+        tokens = self._matcher.compute_ff_tokens()[: min(most, MAX_FORCED)]
+        return tuple(takewhile(lambda token: token not in self._eos_tokens, tokens))
+
+    def cut(self, answer: Sequence[int], tree: TokenTree) -> TokenTree:
+        """The part of a draft tree after an answer that keeps to the grammar."""
+        if not len(tree):
+            return tree
+        if not self._move(answer):
+            return EMPTY_TREE
+        kept = list[int]()
+        self._keep_below(tree, ROOT, kept)
+        return tree if len(kept) == len(tree) else tree.only(sorted(kept))
+
+    def _keep_below(self, tree: TokenTree, node: int, kept: list[int]) -> None:
+        children = tree.children(node)
+        if not children:
+            return
+        forced = self._matcher.compute_ff_tokens()[:1]
+        for child in children:
+            token = tree.tokens[child]
+            if token in self._eos_tokens:
+                if self._matcher.is_accepting():
+                    kept.append(child)
+            elif (not forced or token == forced[0]) and self._matcher.try_consume_tokens([token]):
+                kept.append(child)
+                self._keep_below(tree, child, kept)
+                self._matcher.rollback(1)
+
+    def _move(self, answer: Sequence[int]) -> bool:
+        """Make the consumed tokens those of `answer`; False if an end token is among them."""
+        num_same = len(self._tokens)
+        if list(answer[:num_same]) != self._tokens:
+            pairs = zip(self._tokens, answer, strict=False)
+            num_same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+            self._matcher.rollback(len(self._tokens) - num_same)
+            del self._tokens[num_same:]
+        for token in answer[num_same:]:
+            if token in self._eos_tokens:
+                return False
+            if not self._matcher.consume_token(token):
+                raise self._fault()
+            self._tokens.append(token)
+        if self._matcher.is_error():
+            raise self._fault()
+        return True
+
+    def _fault(self) -> RequestError:
+        return RequestError(
+            f"the format failed after {len(self._tokens)} tokens: {_reason(self._matcher)}",
+            code="invalid_schema",
+            parameter="response_format",
+        )
+
+
+def grammar_version() -> str:
+    """The library and its version, on which answers of a format depend."""
+    return f"llguidance {metadata.version('llguidance')}"
+
+
+def grammar_source(form: ResponseFormat) -> str:
+    """The grammar of a format in llguidance's form.
+
+    Raises RequestError, and ValueError for a schema that llguidance cannot read.
+    """
+    from llguidance import LLMatcher
+
+    match form.kind:
+        case "json_object":
+            return LLMatcher.grammar_from_json_schema('{"type": "object"}', defaults=_JSON)
+        case "json_schema":
+            return LLMatcher.grammar_from_json_schema(form.text, defaults=_JSON)
+        case "regex":
+            return LLMatcher.grammar_from_regex(form.text)
+        case "choice":
+            choices = " | ".join(json.dumps(text) for text in json.loads(form.text))
+            return LLMatcher.grammar_from_lark(f"start: {choices}")
+    if match := _COUNTED.search(form.text):
+        refuse_schema(f"a grammar with {match[1]}= cannot be used: such rules cannot be taken back")
+    return LLMatcher.grammar_from_lark(form.text)
+
+
+def _wrap(tokenizer: Any, eos_tokens: list[int], num_tokens: int) -> LLTokenizer:
+    from llguidance.hf import from_tokenizer
+
+    try:
+        return from_tokenizer(tokenizer, n_vocab=num_tokens, eos_token=eos_tokens)
+    except ValueError as error:
+        raise RequestError(
+            f"response formats cannot be used with the tokenizer of this model: {error}",
+            code="unsupported_value",
+            parameter="response_format",
+        ) from error
+
+
+def _reason(matcher: LLMatcher) -> str:
+    reason = _short(matcher.get_error())
+    if "NoExtension" in reason:
+        return "no text of this model's tokens has this form"
+    return reason or matcher.stop_reason()
+
+
+def _short(reason: str) -> str:
+    """A reason of the library on one line, without the dump of its state."""
+    said = reason.partition("<state>")[0].replace("<non-verbose/>", "")
+    return " ".join(said.split())[:_MAX_REASON]

@@ -1,0 +1,56 @@
+"""Compiles response formats beside the event loop, and keeps the latest ones."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import OrderedDict
+from typing import Final
+
+from edgecosine.engine.base import Constraint
+from edgecosine.engine.grammar import Grammar, Grammars
+from edgecosine.engine.tokenizer import TextCodec
+from edgecosine.protocol.api.response_format import ResponseFormat, refuse_schema
+
+MAX_COMPILE_S: Final = 1.0
+MAX_GRAMMARS: Final = 64
+
+
+class GrammarCache:
+    """The grammars of the requests to one model."""
+
+    def __init__(self, codec: TextCodec) -> None:
+        self._codec = codec
+        self._grammars: Grammars | None = None
+        self._loading = threading.Lock()
+        self._compiled: OrderedDict[ResponseFormat, Grammar] = OrderedDict()
+
+    async def constraint(self, form: ResponseFormat | None) -> Constraint | None:
+        """What one answer of this form must keep to.
+
+        Raises RequestError for a form that cannot be compiled, or not within `MAX_COMPILE_S`.
+        """
+        if form is None:
+            return None
+        if form not in self._compiled:
+            self._compiled[form] = await self._compile(form)
+            if len(self._compiled) > MAX_GRAMMARS:
+                self._compiled.popitem(last=False)
+        self._compiled.move_to_end(form)
+        return self._compiled[form].matcher()
+
+    async def _compile(self, form: ResponseFormat) -> Grammar:
+        grammars = self._grammars or await asyncio.to_thread(self._load)
+        try:
+            async with asyncio.timeout(MAX_COMPILE_S):
+                return await asyncio.to_thread(grammars.compile, form)
+        except TimeoutError:
+            refuse_schema(f"the format takes more than {MAX_COMPILE_S:.0f} s to compile")
+
+    def _load(self) -> Grammars:
+        with self._loading:
+            if self._grammars is None:
+                self._grammars = Grammars(
+                    self._codec.tokenizer, self._codec.eos_tokens, self._codec.num_tokens
+                )
+            return self._grammars
