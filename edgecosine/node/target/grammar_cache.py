@@ -40,7 +40,7 @@ class GrammarCache:
         return self._compiled[form].matcher()
 
     async def _compile(self, form: ResponseFormat) -> Grammar:
-        grammars = self._grammars or await asyncio.to_thread(self._load)
+        grammars = await asyncio.to_thread(self._load)
         try:
             async with asyncio.timeout(MAX_COMPILE_S):
                 return await asyncio.to_thread(grammars.compile, form)
