@@ -28,6 +28,7 @@ from edgecosine.node.roles.state_report import drafter_state
 from edgecosine.node.runtime.drain import Drain
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.load_engine import load_drafter
+from edgecosine.node.runtime.service_manager import notify_ready, notify_stopping
 from edgecosine.protocol.api.request import NodeState
 from edgecosine.protocol.wire.messages import DraftRequest, Leave, Release
 
@@ -101,10 +102,12 @@ class DrafterNode:
             self._status.publish_presence("ready")
             state = publish_state(self._status, self._state)
             loops |= {"status": self._status.run(), "state": state}
+        notify_ready(f"drafting with {self._loaded.name}")
         await run_all(self._config.node_id, **loops)
 
     async def wind_down(self) -> None:
         """Announce the end to all targets; returns when no draft is requested any more."""
+        notify_stopping()
         if self._status is not None:
             self._status.publish_presence("draining")
         for link in self._peers.links.values():

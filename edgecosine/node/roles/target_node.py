@@ -37,6 +37,11 @@ from edgecosine.node.roles.state_report import target_state
 from edgecosine.node.runtime.drain import Drain
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.load_engine import load_target
+from edgecosine.node.runtime.service_manager import (
+    notify_ready,
+    notify_status,
+    notify_stopping,
+)
 from edgecosine.node.target.draft_client import DrafterLink
 from edgecosine.node.target.engine_watchdog import EngineWatchdog
 from edgecosine.node.target.text_service import TextService
@@ -189,6 +194,7 @@ class TargetNode:
     async def wind_down(self) -> None:
         """Accept no new requests; returns when the running ones have ended."""
         self._status.publish_presence("draining")
+        notify_stopping()
         await self._gateway.drain()
 
     def _state(self) -> NodeState:
@@ -219,7 +225,10 @@ class TargetNode:
     def _on_readiness(self, reason: str | None) -> None:
         self._status.publish_presence("ready" if reason is None else "unavailable", reason or "")
         self._gateway.set_unavailable(reason)
-        if reason is not None:
+        if reason is None:
+            notify_ready(f"serving {self._loaded.name}")
+        else:
+            notify_status(f"unavailable: {reason}")
             self._counters.count("stalls")
 
 
