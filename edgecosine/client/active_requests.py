@@ -19,6 +19,7 @@ from edgecosine.errors import RequestError
 from edgecosine.protocol.api.answers import FinalMessage, StreamPart, parse_final, parse_piece
 from edgecosine.protocol.api.mqtt_message import JSON_TYPE, MAX_PAYLOAD_BYTES, Outgoing
 from edgecosine.protocol.api.openai import check_identifier, render_body
+from edgecosine.protocol.api.origins import Origins, cut, joined
 from edgecosine.protocol.api.parse_request import too_large
 from edgecosine.protocol.api.request import Delta, Request
 from edgecosine.protocol.api.retained_topics import CONTRACT_VERSION, read_facts
@@ -45,6 +46,8 @@ class ActiveRequest:
         self._num_taken = 0
         self._texts = [""] * request.n
         """Received text of each choice."""
+        self._origins: list[Origins] = [()] * request.n
+        """Who guessed the received text of each choice."""
         self._lengths_taken = [0] * request.n
         self._result: FinalMessage | RequestError | None = None
         self._changed = asyncio.Event()
@@ -70,7 +73,13 @@ class ActiveRequest:
         if choice is None:
             return None
         text = self._texts[choice]
-        delta = Delta(self._num_taken, text[self._lengths_taken[choice] :], choice)
+        start, origins = self._lengths_taken[choice], self._origins[choice]
+        delta = Delta(
+            self._num_taken,
+            text[start:],
+            choice,
+            origins=cut(origins, start, len(text)) if origins else (),
+        )
         self._lengths_taken[choice] = len(text)
         self._num_taken += 1
         return delta
@@ -85,6 +94,9 @@ class ActiveRequest:
         if piece.index > len(text) or text.startswith(piece.text, piece.index):
             return
         self._texts[choice] = text[: piece.index] + piece.text
+        if piece.origins:
+            before = cut(self._origins[choice], 0, piece.index)
+            self._origins[choice] = joined((*before, *piece.origins))
         self.wake()
 
     def finish(self, final: FinalMessage) -> None:

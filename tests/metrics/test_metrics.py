@@ -20,6 +20,7 @@ from edgecosine.metrics.families import Family, target_metrics
 from edgecosine.metrics.histogram import Histogram
 from edgecosine.metrics.measurements import MAX_DRAFTERS, Measurements
 from edgecosine.metrics.prometheus import render
+from edgecosine.node.cluster_queue.local_queue import LocalQueue
 from edgecosine.node.durability.interface import NoJournal
 from edgecosine.node.gateway.reply_sink import MqttReplySink
 from edgecosine.node.gateway.request_manager import RequestManager
@@ -30,7 +31,7 @@ from edgecosine.protocol.api.topics import Topics
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import Drafter, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, babble
-from tests.support.fakes import LoneQueue, ScriptedService
+from tests.support.fakes import ScriptedService
 
 STATE: Mapping[str, Any] = {
     "model": "tiny", "exactness": "bitwise", "dtype": "float32", "quantization": "none",
@@ -125,7 +126,7 @@ def test_ended_requests_are_counted_by_their_end_with_their_times() -> None:
         manager = RequestManager(
             service, MqttReplySink(topics, send),
             admission=AdmissionControl(num_slots=2, max_queued=4), journal=NoJournal(),
-            queue=LoneQueue(lambda claim: manager.start(claim)),  # noqa: PLW0108
+            queue=LocalQueue(lambda claim: manager.start(claim)),  # noqa: PLW0108
             counters=Counters(), measurements=measured,
         )  # fmt: skip
 

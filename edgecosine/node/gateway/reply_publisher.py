@@ -15,6 +15,7 @@ from edgecosine.node.runtime.clock import loop_time
 from edgecosine.node.runtime.failures import NOT_TAKEN
 from edgecosine.protocol.api.answers import StreamPart
 from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.origins import Origins, joined
 from edgecosine.protocol.api.replies import FinalReply, undeliverable
 from edgecosine.protocol.api.request_record import RequestRecord, RequestStatus
 
@@ -61,12 +62,16 @@ class ReplyPublisher:
         else:
             self._journal.once_kept(partial(self._journal.then, send))
 
-    def send_part(self, record: RequestRecord, choice: int, text: str) -> None:
+    def send_part(
+        self, record: RequestRecord, choice: int, text: str, origins: Origins = ()
+    ) -> None:
         """Append text to one choice and send it to a reader of the stream."""
         if record.ticket.wants_stream:
             before = record.texts.get(choice, "")
             record.texts[choice] = before + text
-            self._send_parts(record, _part(record, choice, len(before), text))
+            if origins:
+                record.origins[choice] = joined((*record.origins.get(choice, ()), *origins))
+            self._send_parts(record, _part(record, choice, len(before), text, origins))
 
     def resend_parts(self, record: RequestRecord) -> None:
         """Send all text so far again, since parts may be lost with a client's connection."""
@@ -147,13 +152,18 @@ class ReplyPublisher:
         self.send_stream(self._sink.render_parts(record.ticket, parts))
 
 
-def _part(record: RequestRecord, choice: int, index: int, text: str) -> StreamPart:
+def _part(
+    record: RequestRecord, choice: int, index: int, text: str, origins: Origins
+) -> StreamPart:
     number = choice if record.request.n > 1 else None
-    return StreamPart(index, text, is_last=False, choice=number)
+    return StreamPart(index, text, is_last=False, choice=number, origins=origins)
 
 
 def _texts(record: RequestRecord) -> list[StreamPart]:
-    return [_part(record, choice, 0, text) for choice, text in record.texts.items()]
+    return [
+        _part(record, choice, 0, text, record.origins.get(choice, ()))
+        for choice, text in record.texts.items()
+    ]
 
 
 def _last_part(record: RequestRecord) -> StreamPart:

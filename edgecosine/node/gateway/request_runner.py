@@ -243,7 +243,7 @@ class RequestRunner:
                         num_tokens = self._commit(
                             record, request, num_tokens, step.committed, watch
                         )
-                        self._publisher.send_part(record, request.choice, step.text)
+                        self._publisher.send_part(record, request.choice, step.text, step.origins)
                     case Answer():
                         self._slots.learn(position, request, step, loop_time() - started_at)
                         queue_s = started_at - position.since

@@ -34,6 +34,8 @@ class OutputProcessor:
         self._logprobs: list[TokenLogprobs] = []
         self.tokens: list[int] = []
         self.text = ""
+        self.ends: list[int] = []
+        """Characters of the text up to the end of each token; more than there are after a cut."""
         self.finish_reason: FinishReason | None = None
 
     @property
@@ -54,6 +56,7 @@ class OutputProcessor:
                 self._logprobs.append(self._with_text(token, logprobs[number]))
             self.tokens.append(token)
             self.text += self._detokenizer.push([token])
+            self.ends.append(len(self.text))
             if len(self.tokens) <= self._request.sampling.min_tokens:
                 self._exempt = len(self.text)
             if self._cut_at_stop():

@@ -28,6 +28,7 @@ from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.node.target.round_trace import RoundTrace
 from edgecosine.node.target.stepwise_drafts import gather_by_steps
 from edgecosine.node.target.verifier import Verifier
+from edgecosine.protocol.api.origins import Origins, TokenOrigins
 from edgecosine.protocol.api.request import (
     Answer,
     Committed,
@@ -81,6 +82,9 @@ class Session:
         self._logprobs: list[Logprobs] = [*request.said.logprobs]
         """Of the answer's tokens, if the request asks for them."""
         self._output = OutputProcessor(request, codec, prompt[-MAX_CONTEXT:])
+        self._origins = TokenOrigins() if request.origins else None
+        if self._origins is not None:
+            self._origins.add([""] * len(request.said.tokens))
         self._metrics = RequestMetrics(trace=RoundTrace(is_on=request.trace), totals=measurements)
         self._draft_client = DraftClient(
             key=request.key,
@@ -116,7 +120,7 @@ class Session:
             self._statistics.acceptance.observe_text(self._state, self._sequence.tokens)
             unsent = self._new_text()
             if unsent:
-                yield Delta(index, unsent)
+                yield Delta(index, unsent, origins=self._new_origins(unsent))
                 index, unsent, yielded_s = index + 1, "", now()
             while self._output.finish_reason is None:
                 if ahead is None:
@@ -131,7 +135,10 @@ class Session:
                     continue
                 yielded_s = moment
                 if unsent:
-                    yield Delta(index, unsent, committed=self._new_tokens())
+                    yield Delta(
+                        index, unsent, committed=self._new_tokens(),
+                        origins=self._new_origins(unsent),
+                    )  # fmt: skip
                     index, unsent = index + 1, ""
                 else:
                     yield self._new_tokens()
@@ -151,6 +158,10 @@ class Session:
         tokens = tuple(self._sequence.tokens[self._num_prompt + start :])
         self._num_yielded += len(tokens)
         return Committed(tokens, tuple(self._logprobs[start:]))
+
+    def _new_origins(self, text: str) -> Origins:
+        """Who guessed the text, which follows that of the last call; empty where nobody asks."""
+        return () if self._origins is None else self._origins.take(self._output.ends, len(text))
 
     async def _prefill(self) -> list[DrafterTree]:
         """Read the prompt and draw the first token, while drafters read the prompt and draft."""
@@ -190,6 +201,13 @@ class Session:
         self._statistics.observe_bookkeeping(busy_s, is_plain=not plan.drafters)
         drafters = [draft.node_id for draft in current.drafts]
         self._metrics.count_round(tree, drafters, result)
+        if self._origins is not None:
+            self._origins.add(
+                "+".join(
+                    name for bit, name in enumerate(drafters) if tree.proposers[node] >> bit & 1
+                )
+                for node in result.path
+            )
         self._metrics.totals.count_times(
             plan=planned - started, draft=waited_s - (planned - started),
             verify=self._round_ended_s - drafted,
@@ -281,6 +299,8 @@ class Session:
         the longer sequence."""
         self._sequence.extend([*(tree.tokens[node] for node in result.path), result.bonus])
         self._logprobs.extend(result.logprobs)
+        if self._origins is not None:
+            self._origins.add([""])
         committed = self._sequence.tokens
         self._statistics.acceptance.observe_truth(self._state, drafts, committed)
         self._statistics.acceptance.observe_text(self._state, committed)

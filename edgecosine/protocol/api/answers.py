@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from edgecosine.errors import Refusal, RequestError
+from edgecosine.protocol.api.origins import Origins
 from edgecosine.protocol.api.request import (
     Answer,
     Choice,
@@ -42,6 +43,8 @@ class StreamPart:
     text: str
     is_last: bool
     choice: int | None = None
+    origins: Origins = ()
+    """Who guessed the text; empty unless the request asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,8 @@ def render_piece(piece: StreamPart) -> bytes:
     body: dict[str, Any] = {"i": piece.index, "delta": piece.text, "fin": piece.is_last}
     if piece.choice is not None:
         body["choice"] = piece.choice
+    if piece.origins:
+        body["origins"] = piece.origins
     return msgspec.json.encode(body)
 
 
@@ -149,8 +154,15 @@ def parse_piece(payload: bytes) -> StreamPart:
     match _read(payload):
         case {"i": int(index), "delta": str(text), "fin": bool(is_last), **more}:
             choice = more.get("choice")
-            return StreamPart(index, text, is_last, choice if isinstance(choice, int) else None)
+            return StreamPart(
+                index, text, is_last, choice if isinstance(choice, int) else None, _origins(more)
+            )
     raise ValueError("not a part of an answer")
+
+
+def _origins(body: Mapping[Any, Any]) -> Origins:
+    """Raises ValueError."""
+    return msgspec.convert(body.get("origins", ()), Origins)
 
 
 def parse_final(payload: bytes) -> FinalMessage:

@@ -2,8 +2,8 @@
 
 The standard fields have their standard names. vLLM adds top_k, min_p, repetition_penalty,
 min_tokens, stop_token_ids, ignore_eos and priority; EdgeCoSine adds id, client, reply_to,
-deadline_ms, policy and trace. Unknown fields are ignored, since OpenAI clients send many; known
-fields that are not supported are refused. A null field counts as absent.
+deadline_ms, policy, trace and origins. Unknown fields are ignored, since OpenAI clients send many;
+known fields that are not supported are refused. A null field counts as absent.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def parse_request(
         priority=fields.integer("priority", 0, low=-MAX_PRIORITY, high=MAX_PRIORITY),
         trace=fields.boolean("trace", default=False),
         form=_form(fields, body),
+        origins=fields.boolean("origins", default=False),
     )
 
 
@@ -141,6 +142,7 @@ def render_body(request: Request) -> bytes:
         "priority": request.priority,
         "stream": request.stream,
         "trace": request.trace,
+        "origins": request.origins,
     }
     if not request.is_default_length:
         body["max_tokens"] = request.max_tokens

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edgecosine.protocol.api.origins import Origins
 from edgecosine.protocol.api.response_format import ResponseFormat
 
 MAX_SEED = 2**64 - 1
@@ -122,6 +123,8 @@ class Request:
     """Lower values are served first, as in vLLM."""
     trace: bool = False
     """Whether the answer contains the timings of its rounds."""
+    origins: bool = False
+    """Whether stream parts say who guessed their text."""
     said: Committed = NOTHING
     """Tokens that a session of an earlier process committed, which this one continues."""
     form: ResponseFormat | None = None
@@ -306,6 +309,8 @@ class Delta:
     choice: int = 0
     committed: Committed = NOTHING
     """Tokens since the last delta, those of the text included."""
+    origins: Origins = ()
+    """Who guessed the text; empty unless the request asks for it."""
 
 
 Progress = Started | Committed | Delta | Answer

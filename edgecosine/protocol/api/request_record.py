@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from edgecosine.errors import Refusal
+from edgecosine.protocol.api.origins import Origins
 from edgecosine.protocol.api.request import Committed, Request, RequestKind
 
 RequestStatus = Literal["accepted", "queued", "running", "done", "failed", "cancelled", "expired"]
@@ -92,6 +93,8 @@ class RequestRecord:
     """Whether a session of it started in this process."""
     texts: dict[int, str] = field(default_factory=dict)
     """Text that was sent to the reader of its stream, by choice."""
+    origins: dict[int, Origins] = field(default_factory=dict)
+    """Who guessed it, by choice."""
 
     @property
     def key(self) -> str:

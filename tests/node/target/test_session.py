@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -624,3 +625,30 @@ def test_silent_drafter_is_waited_for_until_the_deadline() -> None:
     silent = answer.metrics.drafters.get("drafter-0")
     assert silent is None or silent.accepted == 0
     assert answer.metrics.drafters["drafter-1"].accepted > 30
+
+
+def test_text_says_who_guessed_it() -> None:
+    language = babble()
+
+    async def main() -> None:
+        drafters = [Drafter(ScriptedDrafter(language)), Drafter(ScriptedDrafter(babble(salt=1)))]
+        async with harness(ScriptedTarget(language), drafters) as home:
+            steps = await home.ask(request(max_tokens=60, origins=True))
+            plain = await home.ask(request(request_id="2", max_tokens=60))
+        assert not any(step.origins for step in plain if isinstance(step, Delta))
+        deltas = [step for step in steps if isinstance(step, Delta)]
+        assert all(sum(n for n, _ in each.origins) == len(each.text) for each in deltas)
+        # A token of the scripted language is a character.
+        by_name: Counter[str] = Counter()
+        for delta in deltas:
+            for length, names in delta.origins:
+                for name in names.split("+"):
+                    by_name[name] += length
+        answer = steps[-1]
+        assert isinstance(answer, Answer)
+        shares = answer.metrics.drafters
+        assert shares["drafter-0"].accepted - 12 <= by_name["drafter-0"]
+        assert 0 < by_name["drafter-0"] <= shares["drafter-0"].accepted
+        assert by_name[""] > 0
+
+    run(main())
