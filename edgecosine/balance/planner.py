@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from edgecosine.balance.baselines.planner import BaselinePlanner
 from edgecosine.balance.fixed_plan import fixed_plan
 from edgecosine.balance.fresh_draft_gain import pays_to_wait
 from edgecosine.balance.plan import (
@@ -68,10 +69,24 @@ class Planner:
 
     def __init__(self) -> None:
         self.statistics = Statistics()
+        self.baselines = BaselinePlanner(self.statistics)
         self.last_reason = ""
 
     def __repr__(self) -> str:
         return f"<Planner [{len(self.statistics.drafters)} drafters known]>"
+
+    def of(self, request: RequestState) -> Planner | BaselinePlanner:
+        """The planner of the request's policy."""
+        return self if request.policy.baseline is None else self.baselines
+
+    def batching(self, request: RequestState) -> None:
+        """None: a pass takes all requests that are ready."""
+
+    def observe_truth(
+        self, request: RequestState, drafts: Sequence[DrafterTree], committed: Sequence[int]
+    ) -> None:
+        """Learn from drafts whose tokens the target has accepted or rejected."""
+        self.statistics.acceptance.observe_truth(request, drafts, committed)
 
     def plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
         """The plan of the next round, with `room` tokens to generate and these drafters linked."""
@@ -84,7 +99,7 @@ class Planner:
         if policy.is_adaptive:
             plan = self._adaptive_plan(request, candidates, room)
         else:
-            plan = fixed_plan(request, candidates, room)
+            plan = fixed_plan(policy, candidates, room)
         plan = replace(plan, width=max(1, policy.width))
         self.last_reason = plan.reason
         return plan
@@ -320,8 +335,6 @@ class Planner:
 
     def _candidates(self, request: RequestState, drafters: Collection[str]) -> list[Candidate]:
         """The drafters that may be asked, sorted by node id."""
-        if not request.policy.max_drafters:
-            return []
         available = self.statistics.available(drafters)
         return [self._candidate(node_id, request) for node_id in available]
 

@@ -10,28 +10,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Routing = Literal["learned", "cosine", "all", "drawn"]
+from edgecosine.balance.baselines.rules import (
+    Baseline,
+    Colocated,
+    CosinePaper,
+    SpecEdge,
+    SpecInfer,
+    TargetAlone,
+)
+
+Routing = Literal["learned", "drawn"]
 
 FIXED_GAMMA = 5
-"""Draft length of policies that do not adapt it."""
-ALL_DRAFTERS = 64
+"""Draft length of the policy that does not adapt it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Switches of the runtime.
 
+    baseline           the rules of a published system, which then plans instead of EdgeCoSine
     max_drafters       most drafters that work on one request at a time
-    routing            learned: by expected tokens per second; cosine: by recent confidence and
-                       accepted length (CoSine, section 4.2); all: all linked drafters; drawn: at
-                       random for each request
+    routing            learned: by expected tokens per second; drawn: at random for each request
     fuses              whether several drafts make one tree; else the most confident one is taken
     width              most probable tokens that a drafter reads per step; 0: chains only
     is_calibrated      whether confidences are calibrated by verification results
     is_ahead           whether drafters draft while the target verifies
     fans_out           whether drafters that draft ahead share the acceptance endpoints out
     is_adaptive        whether lengths, trees and waits follow measured speeds
-    interval           tokens between two fusions of every round; 0: once, when drafts are complete
     may_step           whether plans may choose an interval, if it was measured to be faster
     scores_prompts     whether routing uses the drafters' NLL of the prompt
     uses_self_reports  whether routing uses the top-1 agreement that drafters report of the answer
@@ -40,6 +46,7 @@ class Policy:
     """
 
     name: str
+    baseline: Baseline | None = None
     max_drafters: int = 2
     routing: Routing = "learned"
     fuses: bool = True
@@ -48,7 +55,6 @@ class Policy:
     is_ahead: bool = True
     fans_out: bool = True
     is_adaptive: bool = True
-    interval: int = 0
     may_step: bool = True
     scores_prompts: bool = True
     uses_self_reports: bool = True
@@ -57,15 +63,8 @@ class Policy:
 
 
 _EDGECOSINE = Policy("edgecosine")
-_LOCK_STEP = replace(
-    _EDGECOSINE,
-    width=0,
-    is_calibrated=False,
-    is_ahead=False,
-    fans_out=False,
-    is_adaptive=False,
-    may_step=False,
-    proposes_forced=False,
+_PUBLISHED = replace(
+    _EDGECOSINE, is_calibrated=False, is_adaptive=False, may_step=False, proposes_forced=False
 )
 
 _ABLATIONS: Mapping[str, Policy] = {
@@ -86,11 +85,11 @@ PARTS = tuple(_ABLATIONS)
 """Parts that the policies `edgecosine-without-PART` leave out, one each."""
 
 BASELINES: Mapping[str, Policy] = {
-    "target-alone": replace(_LOCK_STEP, max_drafters=0),
-    "colocated": replace(_LOCK_STEP, max_drafters=1),
-    "specinfer": replace(_LOCK_STEP, max_drafters=ALL_DRAFTERS, routing="all"),
-    "specedge": replace(_LOCK_STEP, max_drafters=1, is_ahead=True),
-    "cosine-paper": replace(_LOCK_STEP, max_drafters=ALL_DRAFTERS, routing="cosine", interval=1),
+    "target-alone": replace(_PUBLISHED, baseline=TargetAlone()),
+    "colocated": replace(_PUBLISHED, baseline=Colocated()),
+    "specinfer": replace(_PUBLISHED, baseline=SpecInfer()),
+    "specedge": replace(_PUBLISHED, baseline=SpecEdge()),
+    "cosine-paper": replace(_PUBLISHED, baseline=CosinePaper()),
 }
 
 POLICIES: Mapping[str, Policy] = {
@@ -101,3 +100,21 @@ POLICIES: Mapping[str, Policy] = {
         **{f"edgecosine-without-{part}": policy for part, policy in _ABLATIONS.items()},
     }.items()
 }
+
+
+def find_policy(text: str) -> Policy | None:
+    """The policy of a name, or of a baseline's name with constants: `specedge:depth=7,width=4`.
+    None where there is none."""
+    name, _, constants = text.partition(":")
+    policy = POLICIES.get(name)
+    if policy is None or not constants:
+        return policy
+    if policy.baseline is None:
+        return None
+    known = policy.baseline
+    pairs = [constant.partition("=") for constant in constants.split(",")]
+    try:
+        changes = {field: type(getattr(known, field))(value) for field, _, value in pairs}
+        return replace(policy, baseline=replace(known, **changes))
+    except (AttributeError, TypeError, ValueError):
+        return None

@@ -10,7 +10,7 @@ from edgecosine.fusion.acceptance_rates import REQUEST_MEMORY, AcceptanceRate, R
 from edgecosine.fusion.text_similarity import Features
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class RequestState:
     """One active request. `rows` and `tokens` are the size of its last tree with the root, and the
     tokens expected of it; other requests' plans count on the same in their next pass."""

@@ -14,7 +14,7 @@ from edgecosine.balance.cost_model import ContentionFactor, PassCost, PassReport
 from edgecosine.balance.drafter_table import DrafterState, DrafterTable
 from edgecosine.balance.fresh_draft_gain import FreshDraftGain
 from edgecosine.balance.plan import MAX_NODES, CoBatchedRequests, Plan
-from edgecosine.balance.policy import POLICIES
+from edgecosine.balance.policy import find_policy
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.speculation_switch import SpeculationSwitch
 from edgecosine.balance.steps import StepwiseGain
@@ -40,13 +40,17 @@ class Statistics:
         """By policy."""
         self._active: set[RequestState] = set()
         self._num_plans = self._num_opened = 0
+        self.busy_share = 0.5
+        """Share of the last cycles in which a pass ran, smoothed."""
         self.num_retries = 0
         """Draft requests sent again because the drafter lacked tokens."""
 
     def open(self, policy: str, *, is_greedy: bool = True, num_prompt: int = 0) -> RequestState:
         """Add an active request, which shares forward passes with the others."""
         self._num_opened += 1
-        request = RequestState(POLICIES[policy], is_greedy, num_prompt, self._num_opened)
+        found = find_policy(policy)
+        assert found is not None, "the policy is checked before its request runs"
+        request = RequestState(found, is_greedy, num_prompt, self._num_opened)
         self._active.add(request)
         return request
 
@@ -54,6 +58,11 @@ class Statistics:
         """Remove a request that has ended; the evidence from it stays."""
         self._active.discard(request)
         self.acceptance.keep_text(request)
+
+    @property
+    def active(self) -> Iterable[RequestState]:
+        """The active requests."""
+        return self._active
 
     @property
     def num_active(self) -> int:
@@ -126,6 +135,10 @@ class Statistics:
         """Time in the event loop per speculative round of one request."""
         return self._bookkeeping_s[False]
 
+    def pass_s(self, num_rows: int) -> float:
+        """Expected time of a pass."""
+        return self._pass_cost.expected_s(num_rows)
+
     def batch_wait_s(self, num_rows: int, arrivals: Sequence[ExpectedArrival]) -> float | None:
         """How long to delay a pass of `num_rows` rows for expected arrivals; None to start it."""
         return batch_wait_s(num_rows, arrivals, self._pass_cost.expected_s)
@@ -133,6 +146,8 @@ class Statistics:
     def observe_pass(self, report: PassReport) -> None:
         """Learn from a forward pass."""
         self._pass_cost.observe(report.num_rows, report.elapsed_s)
+        if report.cycle_s > 0.0:
+            self.busy_share = smooth(self.busy_share, report.elapsed_s / report.cycle_s)
         policies = {request.policy.name for request in self._active}
         if not report.is_prefill and len(policies) == 1:
             num_requests = len(self._active)

@@ -17,6 +17,14 @@ from edgecosine.protocol.wire.prompt_score import NO_PROMPT_SCORE, PromptScore
 from edgecosine.protocol.wire.tree import TokenTree
 
 
+class BatchRule(Protocol):
+    """Restricts a pass to works with the same rule, and among these to some."""
+
+    def choose(self, rows: Sequence[int], pass_s: Callable[[int], float]) -> Sequence[int]:
+        """The places of the works that the next pass takes, at least one; `rows` are those of the
+        works with this rule, oldest first, pass_s(n) the expected time of a pass of n rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class TokenMask:
     """A set of tokens; bit t % 8 of byte t // 8 stands for token t."""
@@ -57,6 +65,8 @@ class VerifyWork:
     """Alternatives to report for each committed token; None: no log-probabilities."""
     constraint: Constraint | None = None
     """What restricts the target's draws; used by nobody else during a step."""
+    batching: BatchRule | None = None
+    """With which other works it may share a pass; None: with all."""
 
 
 @dataclass(frozen=True, slots=True)

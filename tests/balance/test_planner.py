@@ -126,14 +126,6 @@ def test_machine_with_an_open_probe_is_not_probed() -> None:
     assert probed == {"c", "d"}
 
 
-def test_policy_target_alone_asks_no_drafter() -> None:
-    made, request = planner(), RequestState(POLICIES["target-alone"])
-    plan = made.plan(request, ["a"], 100)
-    assert not made.first_plan(request, ["a"], 100).drafters
-    assert not plan.drafters
-    assert not made.probe(request, ["a"], plan).drafters
-
-
 def test_silent_drafter_costs_little_time() -> None:
     made = planner()
     waited_s, rounds = 0.0, 0

@@ -1,4 +1,4 @@
-"""Single rules of the planner: growing rests, contention, bookkeeping, CoSine's routing."""
+"""Single rules of the planner: growing rests, contention, bookkeeping."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.drafter_table import FIRST_REST, LONGEST_REST
-from edgecosine.balance.plan import MAX_NODES, Plan
+from edgecosine.balance.plan import MAX_NODES
 from edgecosine.balance.planner import Planner
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.statistics import Statistics
@@ -89,31 +89,6 @@ def test_rounds_are_plain_if_bookkeeping_costs_more_than_drafts_save() -> None:
     for _ in range(200):
         made.statistics.observe_bookkeeping(1.0, is_plain=True)
     assert made.plan(request, ["a"], 100).drafters
-
-
-def test_cosine_routing_explores_all_drafters_and_exploits_the_best_two() -> None:
-    made, names = planner(), ["a", "b", "c", "d"]
-    request = made.statistics.open("cosine-paper")
-    for node_id, hits in (("a", 1), ("b", 4), ("c", 0), ("d", 3)):
-        made.statistics.observe_answer(node_id, 0.004, 0.002, 4)
-        made.statistics.acceptance.observe_truth(
-            request, [draft(node_id, hits)], PROMPT + TRUTH[: hits + 1]
-        )
-
-    def accept(number: int) -> None:
-        for _ in range(20):
-            plan = Plan(tuple(names), gamma=5)
-            made.statistics.observe_round(
-                request, plan, waited_s=0.0, was_ready=False, num_accepted=number
-            )
-
-    assert set(made.plan(request, names, 100).drafters) == set(names)
-    accept(1)
-    assert set(made.plan(request, names, 100).drafters) == set(names)
-    accept(4)
-    assert made.plan(request, names, 100).drafters == ("b", "d")
-    accept(0)
-    assert set(made.plan(request, names, 100).drafters) == set(names)
 
 
 def test_plain_rounds_forget_what_speculative_rounds_once_cost() -> None:

@@ -23,6 +23,9 @@ BATCHED, ASSISTED = "hf-batched", "hf-assisted"
 STOCK = (BATCHED, ASSISTED)
 """transformers' own generation, outside the runtime, in place of a policy."""
 COLOCATED = "colocated"
+WITH_COPIES = ("specedge",)
+"""Policies whose drafters are copies of one model, the generalist: as many as others have."""
+GENERALIST = "generalist"
 
 Site = Literal["network", "hostile", "loopback"]
 """network: drafters on cables with network conditions; hostile: the same, with drafters that are

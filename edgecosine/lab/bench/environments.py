@@ -6,10 +6,19 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from edgecosine import zoo
-from edgecosine.lab.bench.cells import COLOCATED, LAN, STOCK, Cell, Site
+from edgecosine.lab.bench.cells import (
+    COLOCATED,
+    GENERALIST,
+    LAN,
+    STOCK,
+    WITH_COPIES,
+    Cell,
+    Site,
+)
 from edgecosine.lab.bench.runner import BenchSettings, LabEnvironment
 from edgecosine.lab.bench.schedule import Environment, OpenEnvironment
 from edgecosine.lab.bench.transformers_process import stock_process
@@ -17,7 +26,6 @@ from edgecosine.lab.cluster import LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.figures import Notify
 from edgecosine.lab.network.netns import namespaces
 
-GENERALIST = "generalist"
 NUM_ADVERSARIES = 3
 MAX_SESSIONS = 16
 
@@ -41,6 +49,11 @@ def environments(settings: BenchSettings, notify: Notify) -> OpenEnvironment:
         async with AsyncExitStack() as stack:
             plan = await _plan(settings, site, stack)
             clusters = {"": await stack.enter_async_context(lab_cluster(plan, notify))}
+            for policy in policies & set(WITH_COPIES):
+                copies = (GENERALIST,) * len(plan.drafters)
+                clusters[policy] = await stack.enter_async_context(
+                    lab_cluster(replace(plan, drafters=copies), notify)
+                )
             if COLOCATED in policies:
                 beside = _colocated(settings)
                 clusters[COLOCATED] = await stack.enter_async_context(lab_cluster(beside, notify))

@@ -18,6 +18,7 @@ from edgecosine.errors import EdgecosineError
 from edgecosine.lab.bench.arrivals import fluctuating
 from edgecosine.lab.bench.cells import (
     BATCHED,
+    COLOCATED,
     LAN,
     OPEN_LOAD_S,
     OURS,
@@ -114,7 +115,9 @@ class LabEnvironment:
         if self._site == "loopback" or cell.conditions == self._conditions:
             return
         self._conditions = cell.conditions
-        await self._clusters[""].set_conditions(cell.conditions)
+        for policy, cluster in self._clusters.items():
+            if policy != COLOCATED:
+                await cluster.set_conditions(cell.conditions)
         await self.warm_up(WARM_UP)
 
     def _jobs(self, step: Step) -> tuple[int, list[LoadRequest], list[float]]:

@@ -8,7 +8,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from edgecosine.balance.policy import POLICIES
+from edgecosine.balance.baselines.rules import TargetAlone
+from edgecosine.balance.policy import find_policy
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.engines import check_room
 from edgecosine.lab.simulation.nodes import SimulatedDrafterNode, SimulatedTargetNode
@@ -152,7 +153,9 @@ class VirtualCluster:
 
     async def _run(self, load: SimulatedLoad) -> Outcome:
         answers, waiting = _Answers(), iter(range(load.requests))
-        plans = POLICIES[load.policy].max_drafters > 0
+        policy = find_policy(load.policy)
+        assert policy is not None, f"no policy {load.policy}"
+        plans = not isinstance(policy.baseline, TargetAlone)
         for target in self.targets:
             target.verifier.round_s = self._costs.round_with(len(self.drafters) * plans)
         self._start_counting()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgecosine.balance.policy import BASELINES, PARTS
-from edgecosine.lab.bench.cells import ALONE, COLOCATED, OURS
+from edgecosine.lab.bench.cells import ALONE, COLOCATED, GENERALIST, OURS, WITH_COPIES
 from edgecosine.lab.bench.figures import best_latency, best_throughput, latency_s, ratios
 from edgecosine.lab.figures import Figure, Notify, interval
 from edgecosine.lab.simulation.cluster import Scenario, SimulatedLoad, simulate
@@ -70,11 +70,15 @@ def run_comparison(costs: Costs, *, is_quick: bool, notify: Notify) -> Iterator[
 def run_policy(
     contest: Contest, policy: str, seed: int, costs: Costs, texts: Texts
 ) -> dict[str, Any]:
-    """Run one policy on a cluster of its own, with every recorded drafter; returns its record.
+    """Run one policy on a cluster of its own, with every recorded drafter, or as many copies of the
+    generalist for the baselines with one model; returns its record.
 
     Raises LabError.
     """
-    scenario = Scenario(texts.drafters, has_device=contest.hardware == "flat")
+    models = texts.drafters
+    if policy in WITH_COPIES:
+        models = (GENERALIST,) * len(models)
+    scenario = Scenario(models, has_device=contest.hardware == "flat")
     load = SimulatedLoad(
         policy, contest.sessions, max(_REQUESTS, 2 * contest.sessions), _MAX_TOKENS, seed
     )

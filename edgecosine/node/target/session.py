@@ -71,8 +71,7 @@ class Session:
         constraint: Constraint | None = None,
     ) -> None:
         self._request, self._model, self._constraint = request, model, constraint
-        self._verifier, self._planner = verifier, planner
-        self._statistics = planner.statistics
+        self._verifier, self._statistics = verifier, planner.statistics
         self._num_prompt = len(prompt)
         self._sequence = Prefix([*prompt, *request.said.tokens])
         self._num_yielded = len(request.said.tokens)
@@ -99,6 +98,7 @@ class Session:
         self._state = self._statistics.open(
             request.policy, is_greedy=request.sampling.is_greedy, num_prompt=len(prompt)
         )
+        self._planner = planner.of(self._state)
 
     def __repr__(self) -> str:
         return f"<Session {self._request.key} [{len(self._sequence)} tokens]>"
@@ -283,6 +283,7 @@ class Session:
             sampling=self._request.sampling,
             top_logprobs=self._request.top_logprobs,
             constraint=self._constraint,
+            batching=self._planner.batching(self._state),
         )
         result = await self._verifier.verify(work)
         self._metrics.trace.verified(self._verifier.last_pass_s)
@@ -302,7 +303,7 @@ class Session:
         if self._origins is not None:
             self._origins.add([""])
         committed = self._sequence.tokens
-        self._statistics.acceptance.observe_truth(self._state, drafts, committed)
+        self._planner.observe_truth(self._state, drafts, committed)
         self._statistics.acceptance.observe_text(self._state, committed)
         if not self._state.policy.width:
             ahead = [draft.chain() for draft in ahead]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from edgecosine.balance.planner import Planner
-from edgecosine.balance.policy import POLICIES
+from edgecosine.balance.policy import POLICIES, find_policy
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import RequestError
 from edgecosine.metrics.measurements import Measurements
@@ -122,7 +122,7 @@ class TextService:
             del self._sessions[request.key]
 
     def _prompt_tokens(self, request: Request) -> list[int]:
-        if request.policy not in POLICIES:
+        if find_policy(request.policy) is None:
             raise RequestError(f"policy must be one of {', '.join(POLICIES)}", parameter="policy")
         biased = [token for token, _ in request.sampling.logit_bias]
         self._check_tokens("logit_bias", biased, self._codec.num_tokens)

@@ -18,6 +18,7 @@ from typing import Protocol
 from edgecosine.balance.batch_wait import ExpectedArrival
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.engine.base import (
+    BatchRule,
     FailedWork,
     KvUse,
     Outcome,
@@ -54,6 +55,9 @@ class PassCosts(Protocol):
     def observe_pass(self, report: PassReport) -> None:
         """Learn from a pass."""
 
+    def pass_s(self, num_rows: int) -> float:
+        """Expected time of a pass."""
+
     def batch_wait_s(self, num_rows: int, arrivals: Sequence[ExpectedArrival]) -> float | None:
         """How long to delay a pass for expected arrivals; None to start it at once."""
 
@@ -76,9 +80,11 @@ class Verifier:
         self._costs = costs
         self._mailbox: Mailbox[VerifyWork, VerificationResult] = Mailbox("verifier", 4 * max_batch)
         self._batch: list[Waiting] = []
+        self._later: list[Waiting] = []
+        """Works that their rules exclude from the present pass."""
         self._released: list[str] = []
-        self._expected: dict[str, tuple[float, int]] = {}
-        """When sessions with a result are expected again, and with how many rows."""
+        self._expected: dict[str, tuple[float, int, BatchRule | None]] = {}
+        """When sessions with a result are expected again, with how many rows and which rule."""
         self.num_passes = 0
         self.busy_s = 0.0
         """Seconds in passes."""
@@ -97,7 +103,7 @@ class Verifier:
     @property
     def num_held(self) -> int:
         """Works that wait for a pass or are in one."""
-        return len(self._mailbox) + len(self._batch)
+        return len(self._mailbox) + len(self._batch) + len(self._later)
 
     @property
     def kv_use(self) -> KvUse:
@@ -114,7 +120,7 @@ class Verifier:
     def expect(self, key: str, in_s: float, num_rows: int) -> None:
         """The session is expected in `in_s` seconds, with about `num_rows` rows."""
         if key in self._expected:
-            self._expected[key] = (now() + in_s, num_rows)
+            self._expected[key] = (now() + in_s, num_rows, self._expected[key][2])
 
     def release(self, key: str) -> None:
         """The session has ended; its KV slot is freed before the next pass."""
@@ -136,7 +142,7 @@ class Verifier:
                     self._batch = self._settle(await self._pass())
         finally:
             self._mailbox.close()
-            for envelope in self._batch:
+            for envelope in (*self._batch, *self._later):
                 envelope.fail(ActorStopped("the verifier has stopped"))
 
     async def _gather_batch(self) -> None:
@@ -145,6 +151,7 @@ class Verifier:
         A work enters the batch at once, so that it fails with the others if the actor ends.
         """
         ends = math.inf
+        self._batch, self._later = [*self._later, *self._batch], []
         while True:
             self._batch = [envelope for envelope in self._batch if envelope.is_open]
             if not self._batch:
@@ -159,15 +166,31 @@ class Verifier:
                 self._give_up(ends)
                 self._batch = [envelope for envelope in self._batch if envelope.is_open]
                 break
+        self._hold_back()
         for envelope in self._batch:
             self._expected.pop(envelope.message.key, None)
+
+    def _hold_back(self) -> None:
+        """Leave the works for later that the rule of the oldest one excludes."""
+        rule = self._rule
+        ready = [each for each in self._batch if each.message.batching == rule]
+        if rule is not None:
+            rows = [self._num_rows(each.message) for each in ready]
+            ready = [ready[place] for place in rule.choose(rows, self._costs.pass_s)]
+        chosen = {id(each) for each in ready}
+        self._later = [each for each in self._batch if id(each) not in chosen]
+        self._batch = ready
+
+    @property
+    def _rule(self) -> BatchRule | None:
+        return self._batch[0].message.batching if self._batch else None
 
     def _batch_wait_s(self, moment: float) -> float | None:
         here = {envelope.message.key for envelope in self._batch}
         arrivals = [
             ExpectedArrival(at - moment, num_rows)
-            for key, (at, num_rows) in self._expected.items()
-            if key not in here
+            for key, (at, num_rows, rule) in self._expected.items()
+            if key not in here and rule == self._rule
         ]
         if not arrivals or len(self._batch) == self._max_batch:
             return None
@@ -181,9 +204,9 @@ class Verifier:
     def _give_up(self, until: float) -> None:
         """Sessions that missed their expected time are not waited for again."""
         here = {envelope.message.key for envelope in self._batch}
-        for key, (at, num_rows) in self._expected.items():
+        for key, (at, num_rows, rule) in self._expected.items():
             if key not in here and at <= until:
-                self._expected[key] = math.inf, num_rows
+                self._expected[key] = math.inf, num_rows, rule
 
     async def _pass(self) -> StepResult:
         works = [envelope.message for envelope in self._batch]
@@ -254,7 +277,9 @@ class Verifier:
                 envelope.fail(outcome.error)
             elif envelope.is_open:
                 work = envelope.message
-                self._expected[work.key] = now() + NEXT_ROUND_S, 1 + len(work.tree)
+                self._expected[work.key] = (
+                    now() + NEXT_ROUND_S, 1 + len(work.tree), work.batching,
+                )  # fmt: skip
                 envelope.answer(outcome)
         return prefilling
 

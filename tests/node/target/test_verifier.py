@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from edgecosine.balance.baselines.batching import ByObjective, OneGroup
 from edgecosine.balance.batch_wait import ExpectedArrival
 from edgecosine.balance.cost_model import PassReport
-from edgecosine.engine.base import VerificationResult, VerifyWork
+from edgecosine.engine.base import BatchRule, VerificationResult, VerifyWork
 from edgecosine.errors import ActorStopped, EngineError
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.target.verifier import Verifier
@@ -24,9 +25,9 @@ from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble
 LANGUAGE = babble()
 
 
-def work(key: str, size: int = 4) -> VerifyWork:
+def work(key: str, size: int = 4, batching: BatchRule | None = None) -> VerifyWork:
     tokens = tuple(b"abcd" * size)[:size]
-    return VerifyWork(key, tokens, len(tokens), EMPTY_TREE, Sampling())
+    return VerifyWork(key, tokens, len(tokens), EMPTY_TREE, Sampling(), batching=batching)
 
 
 def result(asked: VerifyWork) -> VerificationResult:
@@ -44,6 +45,9 @@ class Costs:
 
     def observe_pass(self, report: PassReport) -> None:
         self.seen.append(report)
+
+    def pass_s(self, num_rows: int) -> float:
+        return 1.0
 
     def batch_wait_s(self, _num_rows: int, _arrivals: Sequence[ExpectedArrival]) -> float | None:
         if not self._batch_wait_s:
@@ -102,6 +106,40 @@ def test_works_that_arrive_during_a_pass_share_the_next_one() -> None:
     assert "profile" not in target.fed
     assert [report.num_rows for report in costs.seen[-3:]] == [1, 3, 2]
     assert all(0 <= report.elapsed_s <= report.cycle_s for report in costs.seen[-3:])
+
+
+@pytest.mark.parametrize(
+    ("rules", "batches"),
+    [
+        ([OneGroup(0), OneGroup(1)] * 2, [["1", "3"], ["2", "4"]]),
+        ([OneGroup(0), None, OneGroup(0), None], [["1", "3"], ["2", "4"]]),
+        ([ByObjective(0.0)] * 4, [["1", "2", "3", "4"]]),
+    ],
+)
+def test_pass_takes_works_with_the_rule_of_the_oldest(
+    rules: list[BatchRule | None], batches: list[list[str]]
+) -> None:
+    gate = Gate()
+    target = ScriptedTarget(LANGUAGE, before_pass=gate)
+
+    async def main() -> None:
+        with EngineThread("target") as thread:
+            verifier = Verifier(engine=target, thread=thread, max_batch=8, costs=Costs())
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(verifier.run())
+                tasks = [group.create_task(verifier.verify(work("0")))]
+                await gate.reached()
+                for number, rule in enumerate(rules, 1):
+                    asked = work(str(number), batching=rule)
+                    tasks.append(group.create_task(verifier.verify(asked)))
+                await asyncio.sleep(0)
+                gate.open()
+                for number, task in enumerate(tasks):
+                    assert await task == result(work(str(number)))
+                running.cancel()
+
+    run(main())
+    assert [batch for batch in target.batches if batch not in (["profile"], ["0"])] == batches
 
 
 def test_each_cycle_is_split_into_busy_and_idle_time() -> None:
