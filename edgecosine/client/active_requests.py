@@ -21,7 +21,7 @@ from edgecosine.protocol.api.mqtt_message import JSON_TYPE, MAX_PAYLOAD_BYTES, O
 from edgecosine.protocol.api.openai import check_identifier, render_body
 from edgecosine.protocol.api.origins import Origins, cut, joined
 from edgecosine.protocol.api.parse_request import too_large
-from edgecosine.protocol.api.request import Delta, Request
+from edgecosine.protocol.api.request import Delta, Request, Usage
 from edgecosine.protocol.api.retained_topics import CONTRACT_VERSION, read_facts
 from edgecosine.protocol.api.topics import Topics
 
@@ -49,6 +49,7 @@ class ActiveRequest:
         self._origins: list[Origins] = [()] * request.n
         """Who guessed the received text of each choice."""
         self._lengths_taken = [0] * request.n
+        self._usage: Usage | None = None
         self._result: FinalMessage | RequestError | None = None
         self._changed = asyncio.Event()
 
@@ -79,6 +80,7 @@ class ActiveRequest:
             text[start:],
             choice,
             origins=cut(origins, start, len(text)) if origins else (),
+            usage=self._usage,
         )
         self._lengths_taken[choice] = len(text)
         self._num_taken += 1
@@ -97,6 +99,7 @@ class ActiveRequest:
         if piece.origins:
             before = cut(self._origins[choice], 0, piece.index)
             self._origins[choice] = joined((*before, *piece.origins))
+        self._usage = piece.usage
         self.wake()
 
     def finish(self, final: FinalMessage) -> None:

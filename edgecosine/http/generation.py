@@ -20,15 +20,17 @@ from edgecosine.http.backend import Accepted, Backend, Call, Step
 from edgecosine.http.body import read_body
 from edgecosine.http.replies import EventReply, WholeReply
 from edgecosine.protocol.api.answers import FinalMessage, render_error
+from edgecosine.protocol.api.bodies import ChatBody, CompletionBody, field_names
 from edgecosine.protocol.api.chunks import ChunkRenderer
-from edgecosine.protocol.api.json_fields import Fields, read_object, wrong_type
-from edgecosine.protocol.api.openai import RequestLimits, parse_request
+from edgecosine.protocol.api.json_fields import Fields, read_object
+from edgecosine.protocol.api.openai import RequestLimits, parse_request, stream_options
 from edgecosine.protocol.api.request import Delta, RequestKind
 from edgecosine.protocol.api.request_record import local_client
 from edgecosine.protocol.api.topics import is_identifier
 
 _OF_MQTT: Final = ("id", "client", "reply_to")
 """Fields that name a request and its client over MQTT; over HTTP headers do."""
+_MAX_NAMED: Final = 16
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.:-]")
 
 
@@ -62,7 +64,7 @@ async def _answer(backend: Backend, kind: RequestKind, http: HttpRequest) -> ASG
         draw_seed=lambda: secrets.randbits(64),
     )
     call = Call(request, is_named, _digest(kind, payload))
-    headers = {"x-request-id": name}
+    headers = {"x-request-id": name, **_warning(kind, body)}
     if not request.stream:
         return WholeReply(_whole(backend, call), headers)
     model = request.model or next(iter(backend.info["models"]), "")
@@ -105,6 +107,15 @@ async def _events(
             step = await anext(steps, None)
 
 
+def _warning(kind: RequestKind, body: Mapping[str, object]) -> Mapping[str, str]:
+    """A header that names fields without effect; empty where there are none."""
+    known = field_names(ChatBody if kind == "chat" else CompletionBody)
+    ignored = [name for name in body if name not in known and is_identifier(name)]
+    if not ignored:
+        return {}
+    return {"warning": f'299 edgecosine "ignored: {", ".join(ignored[:_MAX_NAMED])}"'}
+
+
 def client_of(http: HttpRequest) -> str:
     """The client id of a request: by its address."""
     host = http.client.host if http.client else "unknown"
@@ -132,9 +143,4 @@ def _digest(kind: RequestKind, payload: bytes) -> bytes:
 
 def _wants_usage(body: Mapping[str, object]) -> bool:
     """Raises RequestError."""
-    options = body.get("stream_options")
-    if options is None:
-        return False
-    if not isinstance(options, dict):
-        wrong_type("stream_options", "an object")
-    return Fields(options).boolean("include_usage", default=False)
+    return stream_options(Fields(body)).boolean("include_usage", default=False)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from edgecosine.errors import Refusal, RequestError, root_of
+from edgecosine.http.server import ABORT
 from edgecosine.protocol.api.answers import render_error
 
 Result = TypeVar("Result")
@@ -75,7 +76,11 @@ class EventReply:
         self._events, self._errors, self._headers = events, errors, headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await _unless_gone(receive, self._send_all(_EventWriter(send, self._headers)))
+        try:
+            await _unless_gone(receive, self._send_all(_EventWriter(send, self._headers)))
+        except ConnectionAbortedError:
+            scope["state"][ABORT]()
+            raise
 
     async def _send_all(self, writer: _EventWriter) -> None:
         try:

@@ -19,6 +19,7 @@ from edgecosine.protocol.api.replies import read_final
 from edgecosine.protocol.api.request import (
     Answer,
     Choice,
+    Committed,
     Delta,
     DrafterShare,
     Metrics,
@@ -106,14 +107,14 @@ class ScriptedService:
         self._news.set()
         prompt = _text(request)
         try:
-            yield Started()
-            yield Delta(0, self.words[0])
+            yield Started(3)
+            yield Delta(0, self.words[0], committed=Committed((0,)))
             if prompt in self.errors:
                 raise self.errors[prompt]
             if prompt in self.held:
                 await self.held[prompt].wait()
             for index, word in enumerate(self.words[1:], start=1):
-                yield Delta(index, word)
+                yield Delta(index, word, committed=Committed((index,)))
             yield self._whole(request)
         finally:
             self.num_closed += 1

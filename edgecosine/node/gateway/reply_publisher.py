@@ -156,7 +156,9 @@ def _part(
     record: RequestRecord, choice: int, index: int, text: str, origins: Origins
 ) -> StreamPart:
     number = choice if record.request.n > 1 else None
-    return StreamPart(index, text, is_last=False, choice=number, origins=origins)
+    return StreamPart(
+        index, text, is_last=False, choice=number, origins=origins, usage=record.usage
+    )
 
 
 def _texts(record: RequestRecord) -> list[StreamPart]:

@@ -223,7 +223,7 @@ class RequestRunner:
         group: asyncio.TaskGroup,
     ) -> Answer:
         """Generate one choice; its tokens are journalled and its text is streamed."""
-        num_tokens = len(request.said.tokens)
+        record.num_tokens[request.choice] = len(request.said.tokens)
         watch = self._measurements.watch(record.accepted_at)
         async with position, contextlib.aclosing(self._service.answer(request, group)) as progress:
             started_at = loop_time()
@@ -235,14 +235,13 @@ class RequestRunner:
             async for step in progress:
                 match step:
                     case Started():
+                        record.num_prompt_tokens = step.num_prompt_tokens
                         self._advance(record, "running")
                     case Committed():
-                        num_tokens = self._commit(record, request, num_tokens, step, watch)
+                        self._commit(record, request, step, watch)
                     case Delta():
                         self._advance(record, "running")
-                        num_tokens = self._commit(
-                            record, request, num_tokens, step.committed, watch
-                        )
+                        self._commit(record, request, step.committed, watch)
                         self._publisher.send_part(record, request.choice, step.text, step.origins)
                     case Answer():
                         self._slots.learn(position, request, step, loop_time() - started_at)
@@ -253,18 +252,14 @@ class RequestRunner:
         raise RuntimeError("the service ended without an answer")
 
     def _commit(
-        self,
-        record: RequestRecord,
-        request: Request,
-        num_before: int,
-        committed: Committed,
-        watch: ChoiceWatch,
-    ) -> int:
-        """Journal the tokens of a round; return the number of tokens so far."""
+        self, record: RequestRecord, request: Request, committed: Committed, watch: ChoiceWatch
+    ) -> None:
+        """Count and journal the tokens of a round."""
         if committed.tokens:
             watch.deliver(len(committed.tokens), loop_time())
+            num_before = record.num_tokens[request.choice]
             self._journal.commit(record.key, request.choice, num_before, committed)
-        return num_before + len(committed.tokens)
+            record.num_tokens[request.choice] = num_before + len(committed.tokens)
 
     def _end_early(self, record: RequestRecord) -> None:
         if record.is_cancelled:

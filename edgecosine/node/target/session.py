@@ -114,7 +114,7 @@ class Session:
             ending.callback(self._draft_client.release)
             ending.callback(self._verifier.release, self._request.key)
             ending.callback(self._statistics.close, self._state)
-            yield Started()
+            yield Started(self._num_prompt)
             started = prefilled = now()
             ahead: list[DrafterTree] | None = None
             self._statistics.acceptance.observe_text(self._state, self._sequence.tokens)

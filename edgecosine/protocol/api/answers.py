@@ -21,6 +21,7 @@ from edgecosine.protocol.api.request import (
     Request,
     ScoredToken,
     TokenLogprobs,
+    Usage,
 )
 
 _SERVER_FAULT = 500
@@ -45,6 +46,7 @@ class StreamPart:
     choice: int | None = None
     origins: Origins = ()
     """Who guessed the text; empty unless the request asks for it."""
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +75,7 @@ def render_final(request: Request, answer: Answer, *, created_s: int) -> bytes:
         "created": created_s,
         "model": answer.model,
         "choices": [_choice(request, *numbered) for numbered in enumerate(answer.choices)],
-        "usage": {
-            "prompt_tokens": answer.num_prompt_tokens,
-            "completion_tokens": answer.num_tokens,
-            "total_tokens": answer.num_prompt_tokens + answer.num_tokens,
-        },
+        "usage": render_usage(Usage(answer.num_prompt_tokens, answer.num_tokens)),
         "metrics": {"speculative_decoding": speculation_figures(metrics)},
         "edgecosine": {
             "drafters": {name: asdict(share) for name, share in metrics.drafters.items()},
@@ -92,6 +90,15 @@ def render_final(request: Request, answer: Answer, *, created_s: int) -> bytes:
         },
     }
     return msgspec.json.encode(body)
+
+
+def render_usage(usage: Usage) -> dict[str, int]:
+    """OpenAI's usage object."""
+    return {
+        "prompt_tokens": usage.num_prompt_tokens,
+        "completion_tokens": usage.num_tokens,
+        "total_tokens": usage.num_prompt_tokens + usage.num_tokens,
+    }
 
 
 def _rounds(metrics: Metrics) -> dict[str, Any]:
@@ -143,6 +150,8 @@ def render_piece(piece: StreamPart) -> bytes:
         body["choice"] = piece.choice
     if piece.origins:
         body["origins"] = piece.origins
+    if piece.usage is not None:
+        body["usage"] = render_usage(piece.usage)
     return msgspec.json.encode(body)
 
 
@@ -154,9 +163,9 @@ def parse_piece(payload: bytes) -> StreamPart:
     match _read(payload):
         case {"i": int(index), "delta": str(text), "fin": bool(is_last), **more}:
             choice = more.get("choice")
-            return StreamPart(
-                index, text, is_last, choice if isinstance(choice, int) else None, _origins(more)
-            )
+            number = choice if isinstance(choice, int) else None
+            usage = _usage_of(more.get("usage"))
+            return StreamPart(index, text, is_last, number, _origins(more), usage)
     raise ValueError("not a part of an answer")
 
 
@@ -177,6 +186,13 @@ def parse_final(payload: bytes) -> FinalMessage:
         case {"id": str(request_id), "choices": [{"finish_reason": str(reason)}, *_] as choices}:
             return FinalMessage(request_id, tuple(map(_text_of, choices)), reason, body)
     raise ValueError("not a final message")
+
+
+def _usage_of(usage: object) -> Usage | None:
+    match usage:
+        case {"prompt_tokens": int(num_prompt), "completion_tokens": int(num_tokens)}:
+            return Usage(num_prompt, num_tokens)
+    return None
 
 
 def _read(payload: bytes) -> Any:

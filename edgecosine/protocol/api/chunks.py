@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgecosine.protocol.api.answers import FinalMessage
+from edgecosine.protocol.api.answers import FinalMessage, render_usage
 from edgecosine.protocol.api.request import Delta, Request
 
 Chunk = dict[str, Any]
@@ -37,7 +37,8 @@ class ChunkRenderer:
 
     def delta(self, delta: Delta) -> Chunk:
         """A chunk with text."""
-        return self._chunk(delta.choice, {"content": delta.text} if self._is_chat else delta.text)
+        chunk = self._chunk(delta.choice, {"content": delta.text} if self._is_chat else delta.text)
+        return chunk if delta.usage is None else chunk | {"usage": render_usage(delta.usage)}
 
     def last(self, final: FinalMessage) -> Iterator[Chunk]:
         """The chunks after all text: finish reasons and log-probabilities, then the usage."""

@@ -99,6 +99,7 @@ def parse_request(
         trace=fields.boolean("trace", default=False),
         form=_form(fields, body),
         origins=fields.boolean("origins", default=False),
+        counts_parts=stream_options(fields).boolean("continuous_usage_stats", default=False),
     )
 
 
@@ -144,6 +145,8 @@ def render_body(request: Request) -> bytes:
         "trace": request.trace,
         "origins": request.origins,
     }
+    if request.counts_parts:
+        body["stream_options"] = {"continuous_usage_stats": True}
     if not request.is_default_length:
         body["max_tokens"] = request.max_tokens
     if isinstance(request.prompt, str):
@@ -181,6 +184,17 @@ def check_identifier(name: str, value: object) -> str | None:
     if not isinstance(value, str) or not is_identifier(value):
         invalid(name, f"{name} is not 1 to 64 letters, digits, '_', '.' or '-'")
     return value
+
+
+def stream_options(fields: Fields) -> Fields:
+    """The object `stream_options`; empty where there is none.
+
+    Raises RequestError.
+    """
+    options = fields.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        wrong_type("stream_options", "an object")
+    return Fields(options or {})
 
 
 def _refuse_unsupported(body: Mapping[str, object]) -> None:

@@ -131,6 +131,8 @@ class Request:
     """The form that the answer must have; None: any text."""
     is_default_length: bool = False
     """Whether the client gave no length, so that `max_tokens` is cut at the context's end."""
+    counts_parts: bool = False
+    """Whether each part of the stream has the tokens so far."""
 
     @property
     def key(self) -> str:
@@ -299,6 +301,16 @@ class Answer:
 class Started:
     """The request left the queue."""
 
+    num_prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of a prompt, and those generated so far for all choices together."""
+
+    num_prompt_tokens: int
+    num_tokens: int
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:
@@ -311,6 +323,8 @@ class Delta:
     """Tokens since the last delta, those of the text included."""
     origins: Origins = ()
     """Who guessed the text; empty unless the request asks for it."""
+    usage: Usage | None = None
+    """At a client: the tokens so far, where the request asks for them."""
 
 
 Progress = Started | Committed | Delta | Answer

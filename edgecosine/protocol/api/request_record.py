@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from edgecosine.errors import Refusal
 from edgecosine.protocol.api.origins import Origins
-from edgecosine.protocol.api.request import Committed, Request, RequestKind
+from edgecosine.protocol.api.request import Committed, Request, RequestKind, Usage
 
 RequestStatus = Literal["accepted", "queued", "running", "done", "failed", "cancelled", "expired"]
 
@@ -95,6 +95,9 @@ class RequestRecord:
     """Text that was sent to the reader of its stream, by choice."""
     origins: dict[int, Origins] = field(default_factory=dict)
     """Who guessed it, by choice."""
+    num_prompt_tokens: int = 0
+    num_tokens: dict[int, int] = field(default_factory=dict)
+    """Committed tokens, by choice."""
 
     @property
     def key(self) -> str:
@@ -105,6 +108,13 @@ class RequestRecord:
     def is_suspect(self) -> bool:
         """Whether a former process may have crashed because of this request."""
         return self.num_crashes > 0 and self.fault is None
+
+    @property
+    def usage(self) -> Usage | None:
+        """The tokens so far, where the request counts them in its stream."""
+        if not self.request.counts_parts:
+            return None
+        return Usage(self.num_prompt_tokens, sum(self.num_tokens.values()))
 
     @property
     def deadline_at(self) -> float:
