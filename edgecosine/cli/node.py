@@ -167,8 +167,9 @@ def _literals(hint: Any) -> Iterator[str]:
     LoadOptions,
     "weights",
     "Format of linear layers on a CPU. int8: blocks of 8-bit weights with a scale each, inputs "
-    "rounded to 8 bits; half the memory, and the fastest. bfloat16: as in the model. auto: int8 "
-    "for a quantised GGUF file on a processor with VNNI, else bfloat16.",
+    "rounded to 8 bits; half the memory of bfloat16, and faster. int4: the same with 4 bits, and 8 "
+    "in the output layer. bfloat16: as in the model. auto: as in a quantised GGUF file (5 and 6 "
+    "bits become 8) on a processor with AVX2, else bfloat16.",
 )
 @_setting(
     LoadOptions,

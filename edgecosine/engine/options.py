@@ -9,10 +9,11 @@ from edgecosine.engine.tokenizer import TextCodec
 
 Quantize = Literal["none", "nf4", "int8"]
 Policy = Literal["bitwise", "rounding"]
-WeightForm = Literal["bfloat16", "int8"]
-"""Storage of linear layers: unchanged (as bfloat16 where that is lossless), or blocks of 8 bits."""
+WeightForm = Literal["bfloat16", "int8", "int4"]
+"""Storage of linear layers: unchanged (as bfloat16 where that is lossless), or blocks of 8 bits, or
+of 4 with 8 for matrices that need them."""
 Weights = WeightForm | Literal["auto"]
-"""The setting; auto is int8 for a quantised file where the processor multiplies bytes."""
+"""The setting; auto is int4 or int8 for a quantised file where the processor multiplies bytes."""
 Exactness = Policy | Literal["auto"]
 """The setting; auto is bitwise where it is available."""
 

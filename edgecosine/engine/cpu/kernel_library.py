@@ -28,6 +28,8 @@ SOURCES = Path(__file__).parent / "kernels"
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-fPIC", "-shared", "-fopenmp")
 COMPILERS = ("c++", "g++", "clang++")
 BUILD_TIMEOUT_S = 120.0
+PORTABLE = "portable"
+"""The name of instructions that are none in particular."""
 
 
 class KernelsUnavailable(EngineError):
@@ -43,8 +45,13 @@ class Kernels:
     """Output columns of a panel of the packed layout."""
     has_pairs: bool
     """Whether the processor has instructions for pairs of bfloat16."""
-    has_bytes: bool
-    """Whether the processor has instructions for products of bytes."""
+    instructions: str
+    """The instructions that multiply bytes, by name."""
+
+    @property
+    def has_bytes(self) -> bool:
+        """Whether the processor has such instructions."""
+        return self.instructions != PORTABLE
 
 
 def cache_directory() -> Path | None:
@@ -159,10 +166,10 @@ def _declare(path: Path) -> Kernels:
         ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
     )  # fmt: skip
     library.edgecosine_panel.argtypes, library.edgecosine_panel.restype = [], number
-    for name in ("has_pairs", "has_bytes"):
-        function = getattr(library, f"edgecosine_{name}")
-        function.argtypes, function.restype = [], number
-    library.edgecosine_pack_blocks.argtypes = [pointer, pointer, pointer, size, size]
+    library.edgecosine_has_pairs.argtypes, library.edgecosine_has_pairs.restype = [], number
+    library.edgecosine_instructions.argtypes = []
+    library.edgecosine_instructions.restype = ctypes.c_char_p
+    library.edgecosine_pack_blocks.argtypes = [pointer, pointer, pointer, pointer, size, size]
     library.edgecosine_prefer_huge_pages.argtypes = [pointer, size]
     library.edgecosine_pack.argtypes = [pointer, pointer, size, size, size]
     library.edgecosine_linear.argtypes = [
@@ -186,7 +193,7 @@ def _declare(path: Path) -> Kernels:
         library=library,
         panel=library.edgecosine_panel(),
         has_pairs=bool(library.edgecosine_has_pairs()),
-        has_bytes=bool(library.edgecosine_has_bytes()),
+        instructions=library.edgecosine_instructions().decode(),
     )
 
 

@@ -17,7 +17,7 @@ TREE_CAPACITY: Final = 2048
 CHILDREN: Final = 4
 """Draft tokens that are kept after each node of a draft tree."""
 BLOCK_SIZE: Final = 32
-"""Inputs of a column that share a scale where weights have 8 bits."""
+"""Inputs of a column that share a scale where weights have 8 or 4 bits."""
 UNREAD: Final = -1
 NO_NODE: Final = -1
 
@@ -34,6 +34,9 @@ class WeightLayout(enum.IntEnum):
     """Blocks of 8 bits, multiplied with inputs that are rounded to 8 bits."""
     WIDE_BYTES = 5
     """The same blocks, multiplied with float32 inputs, slowly."""
+    NIBBLES = 6
+    """Blocks of 4 bits, multiplied as those of 8 bits."""
+    WIDE_NIBBLES = 7
 
     @property
     def wide(self) -> WeightLayout:
@@ -41,7 +44,11 @@ class WeightLayout(enum.IntEnum):
         return _WIDE.get(self, self)
 
 
-_WIDE = {WeightLayout.PAIRS: WeightLayout.WIDE_PAIRS, WeightLayout.BYTES: WeightLayout.WIDE_BYTES}
+_WIDE = {
+    WeightLayout.PAIRS: WeightLayout.WIDE_PAIRS,
+    WeightLayout.BYTES: WeightLayout.WIDE_BYTES,
+    WeightLayout.NIBBLES: WeightLayout.WIDE_NIBBLES,
+}
 
 
 class NativeWeight(ctypes.Structure):

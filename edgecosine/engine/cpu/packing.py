@@ -4,22 +4,28 @@ Weights that bfloat16 holds exactly are packed as bfloat16 for every dtype of th
 float32, so the results are equal to the bit, at half the memory traffic. Models that compute in
 bfloat16 are packed in pairs where the processor has instructions for them.
 
-Weights of 8 bits are blocks of 32 with a scale, as in GGUF's Q8_0, which is packed without loss.
+Weights of 8 and 4 bits are blocks (`blocks.py`), which GGUF's files have, too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from edgecosine.engine.cpu.blocks import (
+    BYTES_OF_BLOCK,
+    ROWS_AT_ONCE,
+    are_nibbles,
+    to_blocks,
+    to_nibbles,
+)
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.cpu.native_structs import BLOCK_SIZE, WeightLayout
 from edgecosine.engine.options import WeightForm
@@ -29,11 +35,6 @@ from edgecosine.engine.shortlist import ShortlistHead
 _BLOCK = 1 << 18
 """Elements that are compared at once."""
 _LARGE_PAGE, _LINE = 2 << 20, 64
-_ROWS_AT_ONCE = 512
-"""Rows of a matrix that are rounded at once; a multiple of the panel."""
-
-
-_BLOCK_BYTES = BLOCK_SIZE + torch.float16.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,63 +100,6 @@ def is_narrow(weight: torch.Tensor) -> bool:
     return all(torch.equal(block.to(torch.bfloat16).to(weight.dtype), block) for block in blocks)
 
 
-def to_blocks(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows [rows, inputs] as int8 blocks [rows, blocks, 32] and float16 scales [rows, blocks].
-
-    Values that come from such blocks are converted without loss.
-    """
-    rows, inputs = values.shape
-    blocks = functional.pad(values.float(), (0, -inputs % BLOCK_SIZE)).view(rows, -1, BLOCK_SIZE)
-    scales = (blocks.abs().amax(-1) / 127).half()
-    divisors = scales.float().masked_fill(scales == 0, torch.inf)
-    rounded = (blocks / divisors[..., None]).round_().clamp_(-127, 127)
-    return rounded.to(torch.int8).contiguous(), scales.contiguous()
-
-
-@torch.inference_mode()
-def round_weights(model: nn.Module) -> None:
-    """Round the weights of dense linear layers to 8 bits.
-
-    The rounded weights have memory of their own: packing drops the pages of a mapped file, and
-    with them what was written there.
-    """
-    for module in model.modules():
-        if type(module) not in {nn.Linear, Conv1D}:
-            continue
-        parameter = module.get_parameter("weight")
-        weight = parameter.t() if type(module) is Conv1D else parameter.data
-        rounded = torch.empty_like(weight)
-        for rows, found in zip(
-            *(torch.split(w, _ROWS_AT_ONCE) for w in (weight, rounded)), strict=True
-        ):
-            values, scales = to_blocks(rows)
-            blocks = values.float() * scales.float()[..., None]
-            found.copy_(blocks.flatten(1)[:, : weight.shape[1]])
-        parameter.data = rounded.t() if type(module) is Conv1D else rounded
-
-
-@contextmanager
-def rounding_inputs(model: nn.Module) -> Iterator[None]:
-    """Context in which stock dense linear layers round their inputs as packed 8-bit layers do."""
-    layers = [module for module in model.modules() if type(module) in {nn.Linear, Conv1D}]
-    hooks = [layer.register_forward_pre_hook(_rounded_inputs) for layer in layers]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _rounded_inputs(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    x = inputs[0]
-    padded = functional.pad(x, (0, -x.shape[-1] % BLOCK_SIZE))
-    blocks = padded.view(*x.shape[:-1], -1, BLOCK_SIZE)
-    scales = blocks.abs().amax(-1, keepdim=True) / 127
-    rounded = (blocks / scales.masked_fill(scales == 0, torch.inf)).round() * scales
-    cut: torch.Tensor = rounded.flatten(-2)[..., : x.shape[-1]]
-    return cut
-
-
 class Arena:
     """One allocation for the matrices that every forward pass reads in sequence.
 
@@ -181,7 +125,9 @@ def most_bytes(shapes: Iterable[tuple[int, int]], kernels: Kernels, form: Weight
     most = 0
     for outputs, inputs in shapes:
         columns = -(-outputs // kernels.panel) * kernels.panel
-        width = _BLOCK_BYTES * -(-inputs // BLOCK_SIZE) if form == "int8" else 4 * (inputs + 1)
+        # In a model of 4 bits, some matrices may have 8.
+        blocks = BYTES_OF_BLOCK["int8"] * -(-inputs // BLOCK_SIZE)
+        width = 4 * (inputs + 1) if form == "bfloat16" else blocks
         most += columns * width + _LINE
     return most
 
@@ -203,8 +149,9 @@ def pack(
     """
     if any(len(weight) % kernels.panel for weight in weights[:-1]):
         weights[:] = [torch.cat(weights)]
-    if form == "int8":
-        return _pack_blocks(weights, kernels, take)
+    if form != "bfloat16":
+        is_small = form == "int4" and all(map(are_nibbles, weights))
+        return _pack_blocks(weights, kernels, take, "int4" if is_small else "int8")
     if kernels.has_pairs and all(weight.dtype == torch.bfloat16 for weight in weights):
         layout, together, dtype = WeightLayout.PAIRS, 2, torch.bfloat16
     elif all(map(is_narrow, weights)):
@@ -228,23 +175,28 @@ def pack(
 
 
 def _pack_blocks(
-    weights: list[torch.Tensor], kernels: Kernels, take: Callable[[int], torch.Tensor]
+    weights: list[torch.Tensor],
+    kernels: Kernels,
+    take: Callable[[int], torch.Tensor],
+    form: Literal["int8", "int4"],
 ) -> Packed:
     steps = -(-weights[0].shape[1] // BLOCK_SIZE)
     panels = [-(-len(weight) // kernels.panel) for weight in weights]
-    size = steps * kernels.panel * _BLOCK_BYTES
+    size = steps * kernels.panel * BYTES_OF_BLOCK[form]
     packed = take(sum(panels) * size).view(-1, size)
     for part in torch.split_with_sizes(packed, panels):
         weight = weights.pop(0)
-        for begin in range(0, len(weight), _ROWS_AT_ONCE):
-            values, scales = to_blocks(weight[begin : begin + _ROWS_AT_ONCE])
+        for begin in range(0, len(weight), ROWS_AT_ONCE):
+            rows = weight[begin : begin + ROWS_AT_ONCE]
+            blocks = to_nibbles(rows)[0] if form == "int4" else to_blocks(rows)
             kernels.library.edgecosine_pack_blocks(
-                values.data_ptr(), scales.data_ptr(), part[begin // kernels.panel :].data_ptr(),
-                len(values), steps,
+                blocks.values.data_ptr(), blocks.scales.data_ptr(),
+                None if blocks.minima is None else blocks.minima.data_ptr(),
+                part[begin // kernels.panel :].data_ptr(), len(rows), steps,
             )  # fmt: skip
         drop_pages(weight)
         del weight
-    return Packed(packed, WeightLayout.BYTES)
+    return Packed(packed, WeightLayout.NIBBLES if form == "int4" else WeightLayout.BYTES)
 
 
 def take_weight(module: nn.Module) -> torch.Tensor:

@@ -59,8 +59,9 @@ def describe() -> list[str]:
         name = torch.cuda.get_device_name(index)
         lines.append(f"cuda:{index} {name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
     try:
-        load_kernels()
+        kernels = load_kernels()
         lines.append("kernels: compiled, token trees are exact to the bit")
+        lines.append(f"kernels: 8-bit and 4-bit weights by {kernels.instructions} instructions")
     except KernelsUnavailable as error:
         lines.append(f"kernels: none ({error}); plain torch, equal up to rounding")
     return lines

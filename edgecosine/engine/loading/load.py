@@ -43,9 +43,11 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
     if (fault := loaded.codec.chat_fault()) is not None:
         logger.warning("chat requests are refused, completions are served: reason=%s", fault)
     logger.info(
-        "target loaded: model=%s weights=%s slot_size=%d tensor_parallel=%d exactness=%s reason=%s",
+        "target loaded: model=%s weights=%s instructions=%s slot_size=%d tensor_parallel=%d "
+        "exactness=%s reason=%s",
         loaded.name,
         loaded.form,
+        kernels.instructions if (kernels := kernels_if_any()) else "torch",
         slot_size,
         options.tensor_parallel,
         loaded.exactness,

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
 from edgecosine import models, zoo
+from edgecosine.engine.cpu.blocks import round_weights
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
-from edgecosine.engine.cpu.packing import round_weights
 from edgecosine.engine.cuda.graphs import capture_for, use_own_stream
 from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, PaddedModel
 from edgecosine.engine.forward_pass import ForwardModel
@@ -47,6 +47,7 @@ from edgecosine.engine.loading.tensor_check import check_stored, check_tensors
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
 from edgecosine.engine.process_memory import freeing_at_once
 from edgecosine.engine.rotary import switching_length
+from edgecosine.engine.shortlist import ShortlistHead
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.exactness import confirm, decide, require
 from edgecosine.engine.tensor_parallel.layers import can_pack
@@ -80,8 +81,10 @@ def load_model(
             model = reading(options.model, "its weights", lambda: _weights(plan, options))
         if options.ballast > 1:
             add_ballast(model, options.ballast)
-        if plan.form == "int8":
-            round_weights(model)
+        if plan.form != "bfloat16":
+            head = model.get_output_embeddings()
+            head = head.linear if isinstance(head, ShortlistHead) else head
+            round_weights(model, plan.form, head, is_file_kept=options.weights == "auto")
         return model
 
     tokenizer = reading(options.model, "its tokenizer", lambda: read_tokenizer(plan.source))

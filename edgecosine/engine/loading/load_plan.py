@@ -19,7 +19,7 @@ from edgecosine.engine.loading.cut_models import read_cut_config
 from edgecosine.engine.loading.device import available_memory, resolve_device
 from edgecosine.engine.loading.gguf_file import EMBEDDING
 from edgecosine.engine.loading.load_errors import refusing
-from edgecosine.engine.loading.memory import INT8_BYTES, MemoryPlan, plan_memory
+from edgecosine.engine.loading.memory import BLOCK_BYTES, MemoryPlan, plan_memory
 from edgecosine.engine.loading.sources import Source, locate
 from edgecosine.engine.options import LoadOptions, WeightForm
 from edgecosine.errors import ModelUnavailable, ModelUnsupported
@@ -79,7 +79,7 @@ def _plan(options: LoadOptions, source: Source, config: Any, device: str, room: 
     form = _form(source, device, options)
     dtype = _dtype(options.dtype, form, device, config)
     # The weights of a quantised file have no more precision than bfloat16.
-    is_rounded = source.gguf and options.dtype == "auto" and form != "int8"
+    is_rounded = source.gguf and options.dtype == "auto" and form == "bfloat16"
     rounded = config.dtype if is_rounded else dtype
     slot_size = context + room
     sizes = _sizes(source, options)
@@ -155,21 +155,23 @@ def _config(source: Source) -> Any:
 
 
 def _form(source: Source, device: str, options: LoadOptions) -> WeightForm:
-    """Raises ModelUnsupported where int8 is requested and not available."""
+    """Raises ModelUnsupported where blocks are requested and not available."""
     if options.weights == "bfloat16":
         return "bfloat16"
-    fault = _why_not_int8(device, options)
-    if options.weights == "int8":
+    fault = _why_no_blocks(device, options)
+    if options.weights != "auto":
         if fault:
-            raise ModelUnsupported(f"--weights int8 is not available: {fault}")
-        return "int8"
-    is_worth_it = source.gguf is not None and source.gguf.is_quantized and options.dtype == "auto"
+            raise ModelUnsupported(f"--weights {options.weights} is not available: {fault}")
+        return options.weights
     kernels = kernels_if_any()
-    has_units = kernels is not None and kernels.has_bytes
-    return "int8" if is_worth_it and has_units and not fault else "bfloat16"
+    if fault or options.dtype != "auto" or kernels is None or not kernels.has_bytes:
+        return "bfloat16"
+    if source.gguf is None or not source.gguf.is_quantized:
+        return "bfloat16"
+    return "int4" if source.gguf.main_format.startswith("Q4_") else "int8"
 
 
-def _why_not_int8(device: str, options: LoadOptions) -> str | None:
+def _why_no_blocks(device: str, options: LoadOptions) -> str | None:
     if device != "cpu":
         return f"it needs a CPU, and this model is on {device}"
     if options.quantize != "none" or options.tensor_parallel > 1:
@@ -186,7 +188,7 @@ def _why_not_int8(device: str, options: LoadOptions) -> str | None:
 def _dtype(asked: str, form: WeightForm, device: str, config: Any) -> torch.dtype:
     if asked != "auto":
         return DTYPES[asked]
-    return torch.float32 if form == "int8" else _default_dtype(device, config)
+    return _default_dtype(device, config) if form == "bfloat16" else torch.float32
 
 
 def _default_dtype(device: str, config: Any) -> torch.dtype:
@@ -232,7 +234,7 @@ def _sizes(source: Source, options: LoadOptions) -> list[int]:
 def _origin(source: Source, sizes: list[int], dtype: torch.dtype, form: WeightForm) -> str:
     if source.gguf is None:
         return ""
-    per_weight = INT8_BYTES if form == "int8" else dtype.itemsize
+    per_weight = BLOCK_BYTES.get(form, dtype.itemsize)
     packed = sum(sizes or _sizes(source, LoadOptions(""))) * per_weight
-    name = form if form == "int8" else str(dtype).removeprefix("torch.")
+    name = form if form in BLOCK_BYTES else str(dtype).removeprefix("torch.")
     return f"{source.gguf.num_bytes / 1e9:.1f} GB file, {packed / 1e9:.2f} GB packed in {name}"

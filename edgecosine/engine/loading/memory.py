@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from edgecosine.engine.cpu.blocks import BYTES_OF_BLOCK
+from edgecosine.engine.cpu.native_structs import BLOCK_SIZE
 from edgecosine.engine.options import WeightForm
 from edgecosine.engine.tensor_parallel.sharding import shards_cache
 from edgecosine.errors import ModelUnsupported, OutOfMemory
 
 _BYTES_PER_WEIGHT = {"nf4": 0.55, "int8": 1.05}
-INT8_BYTES = 34 / 32
-"""Bytes of a weight in blocks of 8 bits (`packing.py`)."""
+BLOCK_BYTES = {form: size / BLOCK_SIZE for form, size in BYTES_OF_BLOCK.items()}
+"""Bytes of a weight in blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +89,9 @@ def plan_memory(
     workspace = 2 * largest * dtype.itemsize // num_ranks + (64 << 20)
     if shards_cache(text):
         cache //= num_ranks
-    if form == "int8":
+    if form in BLOCK_BYTES:
         # The embedding is not packed, and packing starts after all weights are read.
-        held = int(total * INT8_BYTES) + largest * dtype.itemsize
+        held = int(total * BLOCK_BYTES[form]) + largest * dtype.itemsize
         workspace = max(workspace, total * dtype.itemsize - held)
         return MemoryPlan(held, int(cache), workspace, origin)
     return MemoryPlan(int(total * per_weight) // num_ranks, int(cache), workspace, origin)

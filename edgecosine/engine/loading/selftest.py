@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import torch
 
 from edgecosine.engine.batch import RowBuilder, branch_among_siblings
-from edgecosine.engine.cpu.packing import rounding_inputs
+from edgecosine.engine.cpu.blocks import rounding_inputs
 from edgecosine.engine.float32_reference import computing_in
 from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.length_limits import limits_of, shortened
@@ -92,18 +92,18 @@ class Reference:
     further: tuple[Reference, ...] = ()
     """References for other positions and limits."""
     form: WeightForm = "bfloat16"
-    """With int8, linear layers round their inputs, and so did the stock model."""
+    """With int8 and int4, linear layers round their inputs, and so did the stock model."""
 
     @property
     def is_sharp(self) -> bool:
         """Whether the model rounds to float32 only."""
-        return self.dtype == torch.float32 and self.form != "int8"
+        return self.dtype == torch.float32 and self.form == "bfloat16"
 
     @property
     def arithmetic(self) -> str:
         """The number format of the stock model, for messages."""
         name = str(self.dtype).removeprefix("torch.")
-        return f"{name} with inputs of 8 bits" if self.form == "int8" else name
+        return f"{name} with inputs of 8 bits" if self.form != "bfloat16" else name
 
     @property
     def spread(self) -> float:
@@ -146,7 +146,7 @@ def _take_reference(model: Any, passage: _Passage, context: int, form: WeightFor
     config, dtype = model.config.get_text_config(), model.dtype
     tokens = [(7 + 31 * i + i * i) % min(config.vocab_size, 1000) for i in range(passage.length)]
     with shortened(model, passage.limits):
-        with rounding_inputs(model) if form == "int8" else nullcontext():
+        with rounding_inputs(model) if form != "bfloat16" else nullcontext():
             stock = _stock_logits(model, tokens, passage.start)
         reference = Reference(
             tokens, stock, 0.0, dtype, can_widen=False, start=passage.start, limits=passage.limits,
@@ -168,7 +168,7 @@ def _take_reference(model: Any, passage: _Passage, context: int, form: WeightFor
 
 def _widely(model: Any, form: WeightForm) -> AbstractContextManager[None]:
     """Context in which the stock model computes in a wider format than it is served in."""
-    if form == "int8":
+    if form != "bfloat16":
         return nullcontext()
     return computing_in(torch.float64 if model.dtype == torch.float32 else torch.float32, model)
 

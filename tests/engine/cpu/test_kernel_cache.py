@@ -15,7 +15,8 @@ from edgecosine.engine.cpu.native_structs import shared_values
 _COMPILES = b'#!/bin/sh\n[ "$1" = --version ] && exit 0\n'
 SOURCE = b"""
 int edgecosine_panel() { return 8; } int edgecosine_has_pairs() { return 0; }
-int edgecosine_has_bytes() { return 0; } int edgecosine_pack_blocks, edgecosine_prefer_huge_pages;
+const char* edgecosine_instructions() { return "AVX2"; }
+int edgecosine_pack_blocks, edgecosine_prefer_huge_pages;
 int edgecosine_pack, edgecosine_linear, edgecosine_attention, edgecosine_decode;
 int edgecosine_rank, edgecosine_draft_step;
 long edgecosine_shared_values(long* values, long count) {

@@ -1,12 +1,18 @@
-// The 8-bit layers alone, for the test that holds them equal under all sets of instructions.
+// The layers in blocks alone, for the test that holds them equal under all sets of instructions.
 #include "linear.h"
 
 extern "C" {
 int panel() { return kPanel; }
-void pack(const int8_t* bytes, const uint16_t* scales, void* packed, int64_t outputs, int64_t blocks) {
-  pack_blocks(bytes, scales, static_cast<Bytes*>(packed), outputs, blocks);
-}
-void run(const float* x, const void* w, float* y, int64_t rows, int64_t outputs, int64_t inputs) {
-  linear(x, static_cast<const Bytes*>(w), nullptr, y, rows, outputs, inputs, 1);
+
+const char* instructions() { return kInstructions; }
+
+// With minima the bytes are nibbles.
+void run(const int8_t* bytes, const uint16_t* scales, const uint16_t* minima, const float* x, void* packed,
+         float* y, int64_t rows, int64_t outputs, int64_t blocks, int64_t inputs) {
+  const auto multiply = [&](auto* w) {
+    pack_blocks(bytes, scales, minima, w, outputs, blocks);
+    linear(x, w, nullptr, y, rows, outputs, inputs, 1);
+  };
+  minima ? multiply(static_cast<Nibbles*>(packed)) : multiply(static_cast<Bytes*>(packed));
 }
 }

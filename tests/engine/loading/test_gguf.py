@@ -150,19 +150,19 @@ def test_weights_are_rounded_unless_the_file_has_more_digits(kind: Kind, tmp_pat
 
 
 @pytest.mark.parametrize("kind", [Kind.Q4_1, Kind.Q8_0, Kind.BF16, Kind.F16], ids=lambda k: k.name)
-@pytest.mark.parametrize("has_bytes", [True, False])
-def test_quantised_files_are_held_in_8_bits_where_the_processor_multiplies_bytes(
-    kind: Kind, has_bytes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("instructions", ["AVX2", "portable"])
+def test_quantised_files_keep_their_bits_where_the_processor_multiplies_bytes(
+    kind: Kind, instructions: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels = Kernels(library=CDLL(None), panel=32, has_pairs=True, has_bytes=has_bytes)
+    kernels = Kernels(library=CDLL(None), panel=32, has_pairs=True, instructions=instructions)
     monkeypatch.setattr("edgecosine.engine.loading.load_plan.load_kernels", lambda: kernels)
     path = write_gguf(tmp_path / "model.gguf", kind=kind)
     plan = plan_load(options(path, dtype="auto", device="cpu"))
-    is_small = has_bytes and kind in {Kind.Q4_1, Kind.Q8_0}
-    assert plan.form == ("int8" if is_small else "bfloat16")
-    if is_small:
+    form = {Kind.Q4_1: "int4", Kind.Q8_0: "int8"}.get(kind) if kernels.has_bytes else None
+    assert plan.form == (form or "bfloat16")
+    if form:
         assert (plan.dtype, plan.rounded) == (torch.float32, torch.float32)
-        assert plan.memory.origin == "0.0 GB file, 0.00 GB packed in int8"
+        assert plan.memory.origin == f"0.0 GB file, 0.00 GB packed in {form}"
     asked = plan_load(options(path, dtype="auto", device="cpu", weights="int8"))
     assert asked.form == "int8"
     assert plan_load(options(path, dtype="float32", device="cpu")).form == "bfloat16"

@@ -110,7 +110,9 @@ def test_bfloat16_is_the_default_where_it_is_lossless_and_fast(
     where = save(build("llama").to(stored), tmp_path)
     monkeypatch.setattr("edgecosine.engine.loading.load_model.take_reference", look)
     for has_pairs in (True, False):
-        kernels = Kernels(library=CDLL(None), panel=32, has_pairs=has_pairs, has_bytes=False)
+        kernels = Kernels(
+            library=CDLL(None), panel=32, has_pairs=has_pairs, instructions="portable"
+        )
         monkeypatch.setattr(
             "edgecosine.engine.loading.load_plan.load_kernels", lambda found=kernels: found
         )

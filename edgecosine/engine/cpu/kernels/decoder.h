@@ -126,6 +126,8 @@ void feed_forward(const Layer& layer, const float* x, float* inner, float* y, in
   if (both.layout == kBfloat16) run(static_cast<const uint16_t*>(both.packed), inner);
   if (both.layout == kBytes) run(static_cast<const Bytes*>(both.packed), inner);
   if (both.layout == kWideBytes) run(static_cast<const WideBytes*>(both.packed), inner);
+  if (both.layout == kNibbles) run(static_cast<const Nibbles*>(both.packed), inner);
+  if (both.layout == kWideNibbles) run(static_cast<const WideNibbles*>(both.packed), inner);
 #ifdef __AVX512BF16__
   if (both.layout == kPairs)
     run(static_cast<const Pair*>(both.packed), reinterpret_cast<Pair*>(inner));

@@ -4,7 +4,8 @@
 // pass, so the logits of a token change with the rows that share its pass. Here the order is fixed:
 //   linear     y[m, n] = (((x[m, 0] w[n, 0]) + x[m, 1] w[n, 1]) + ...): one chain of fused
 //              multiply-adds along k for any number of rows, threads or vector lanes. With weights in
-//              pairs, one chain of dot products of two, on inputs rounded to bfloat16.
+//              pairs, one chain of dot products of two, on inputs rounded to bfloat16. With weights in
+//              blocks, an exact sum for each block, and one chain over the blocks.
 //   attention  keys and values are added by position in the sequence, at any KV position of the cache, so
 //              a branch of a tree and the same tokens in a chain give equal bits.
 // Weights are float32, or bfloat16 widened exactly; sums are float32.
@@ -27,22 +28,20 @@ int edgecosine_has_pairs() {
 #endif
 }
 
-// Whether this processor has units that multiply bytes.
-int edgecosine_has_bytes() {
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-  return 1;
-#else
-  return 0;
-#endif
-}
+// The instructions that multiply bytes, by name; "portable" without any.
+const char* edgecosine_instructions() { return kInstructions; }
 
 // Asks for large pages for memory that is not touched yet.
 void edgecosine_prefer_huge_pages(void* memory, int64_t bytes) { prefer_huge_pages(memory, bytes); }
 
-// Bytes [outputs, blocks * 32] and their float16 scales [outputs, blocks] to panels.
-void edgecosine_pack_blocks(const int8_t* bytes, const uint16_t* scales, void* packed, int64_t outputs,
-                            int64_t blocks) {
-  pack_blocks(bytes, scales, static_cast<Bytes*>(packed), outputs, blocks);
+// Bytes [outputs, blocks * 32] and their float16 scales [outputs, blocks] to panels. With minima [outputs,
+// blocks], the bytes are nibbles from 0 to 15.
+void edgecosine_pack_blocks(const int8_t* bytes, const uint16_t* scales, const uint16_t* minima,
+                            void* packed, int64_t outputs, int64_t blocks) {
+  if (minima)
+    pack_blocks(bytes, scales, minima, static_cast<Nibbles*>(packed), outputs, blocks);
+  else
+    pack_blocks(bytes, scales, minima, static_cast<Bytes*>(packed), outputs, blocks);
 }
 
 // Row-major [outputs, inputs] to panels [outputs / panel, steps, panel], zero-filled at the edges.
@@ -125,6 +124,7 @@ int64_t edgecosine_shared_values(int64_t* values, int64_t count) {
       sizeof(Weight), sizeof(Layer), sizeof(Decoder), sizeof(Nodes), sizeof(DraftWork),
       kTreeCapacity, kChildren, kRoot, kUnread, kNoNode, kBlock,
       kFloat32, kBfloat16, kPairs, kWidePairs, kBytes, kWideBytes,
+      kNibbles, kWideNibbles,
       static_cast<int64_t>(kGolden), static_cast<int64_t>(kFirst), static_cast<int64_t>(kSecond)};
   const int64_t size = sizeof found / sizeof *found;
   std::copy(found, found + std::min(count, size), values);

@@ -6,33 +6,12 @@
 #include <type_traits>
 #include <vector>
 
-#include "blocks.h"
+#include "block_products.h"
 
 namespace {
 
 constexpr int64_t kDepth = 128;                // steps per block, so that a panel stays in cache
 constexpr int64_t kThreadWork = 1 << 20;       // products per thread from which another thread is faster
-constexpr int64_t kAhead = 8192;               // bytes from the weights in use to those prefetched
-constexpr int64_t kLine = 64;                  // bytes of a cache line
-constexpr int64_t kNearRows = 6;               // rows whose products take less time than a fetch from L2
-
-// Weights to prefetch: from `at`, `pace` bytes further at every step.
-struct Ahead {
-  const char* at;
-  int64_t pace;
-  bool is_near;                                // into the L1 cache, else into L2
-
-  void fetch(int64_t step) const {
-    const char* line = at + step * pace;
-    if (is_near) {
-      __builtin_prefetch(line, 0, 3);
-      __builtin_prefetch(line + kLine, 0, 3);
-    } else {
-      __builtin_prefetch(line, 0, 2);
-      __builtin_prefetch(line + kLine, 0, 2);
-    }
-  }
-};
 
 // Rows x panels of outputs over `steps` of inputs; continues from c unless `first`.
 template <int Rows, int Panels, class Weight, class Input = typename Operands<Weight>::Input>
@@ -79,13 +58,7 @@ const typename Operands<Weight>::Input* inputs_of(const Act* x, int64_t rows, in
 template <class Weight, class Input, std::enable_if_t<kIsBlock<Weight>, int> = 0>
 void panels_of(int64_t begin, int64_t end, int64_t rows, int64_t steps, const Input* x,
                const Weight* w, float* c, int64_t ldc) {
-  const int64_t groups = groups_of(rows);
-  for (int64_t panel = begin; panel < end; panel++)
-    for (int64_t g = 0; g < groups; g++) {
-      const int64_t row = rows * g / groups, size = rows * (g + 1) / groups - row;
-      multiply_group_of<kMostRows>(size, x + row * steps, w + panel * steps * kPanel,
-                                   c + row * ldc + panel * kPanel, ldc, steps);
-    }
+  multiply_panels<Weight>(begin, end, rows, steps, x, w, c, ldc);
 }
 
 template <class Weight, class Input, std::enable_if_t<!kIsBlock<Weight>, int> = 0>
@@ -143,6 +116,8 @@ void linear_of(Layout layout, const Act* x, const void* w, const float* bias, Ou
   if (layout == kBfloat16) run(static_cast<const uint16_t*>(w));
   if (layout == kBytes) run(static_cast<const Bytes*>(w));
   if (layout == kWideBytes) run(static_cast<const WideBytes*>(w));
+  if (layout == kNibbles) run(static_cast<const Nibbles*>(w));
+  if (layout == kWideNibbles) run(static_cast<const WideNibbles*>(w));
 #ifdef __AVX512BF16__
   if (layout == kPairs) run(static_cast<const Pair*>(w));
   if (layout == kWidePairs) run(static_cast<const WidePair*>(w));

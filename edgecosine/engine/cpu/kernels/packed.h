@@ -34,6 +34,8 @@ enum Layout : int64_t {
   kWidePairs = 3,
   kBytes = 4,
   kWideBytes = 5,
+  kNibbles = 6,
+  kWideNibbles = 7,
 };
 
 // Two inputs of one output column in bfloat16, the operand of a dot-product instruction.

@@ -19,8 +19,9 @@ from transformers import AutoTokenizer
 
 from edgecosine import models, zoo
 from edgecosine.engine.cpu.kernel_library import COMPILERS
-from edgecosine.engine.loading.gguf_file import EMBEDDING
+from edgecosine.engine.loading.gguf_file import EMBEDDING, GgufModel
 from edgecosine.engine.loading.sources import locate
+from edgecosine.engine.options import Weights
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.passes import figures as cells
 from edgecosine.lab.bench.passes.figures import pass_figures, verdicts
@@ -40,7 +41,8 @@ PROMPT: Final = 512
 GENERATED: Final = 24
 AT_ONCE: Final = 3
 """Times that a pass is timed in a turn, of which the least counts."""
-FORMS: Final = ("int8", "bfloat16")
+FORMS: Final[tuple[Weights, ...]] = ("int8", "int4", "bfloat16")
+THEIRS: Final = ("int8", "int4")
 WORKER: Final = Path(__file__).with_name("llamacpp_worker.py")
 PEAK: Final = Path(__file__).with_name("peak.cpp")
 
@@ -116,14 +118,19 @@ class _Bench:
         self._tokens: list[int] = tokenizer.encode(text)
         self._ours: dict[str, OurEngine] = {}
         self._drafter: OurDrafter | None = None
-        self.products_per_row = 0
+        gguf = locate(str(path), "").gguf
+        assert gguf is not None
+        self.products_per_row = _products_per_row(gguf)
+        self._is_small = gguf.main_format.startswith("Q4_")
 
     def load(self) -> None:
-        """Load the target in all forms, from the file in 8 bits, and a drafter."""
+        """Load the target in all forms, from the file in 8 bits or as it is, and a drafter."""
         for form in FORMS:
             self._notify(f"loading the target in {form}")
-            self._ours[form] = OurEngine(str(self.int8), form, sessions=SESSIONS, context=CONTEXT)
-        self.products_per_row = _products_per_row(self.path)
+            path = self.int8 if form == "int8" else self.path
+            # Of a file in 4 bits, auto keeps the matrices that have more.
+            asked: Weights = "auto" if form == "int4" and self._is_small else form
+            self._ours[form] = OurEngine(str(path), asked, sessions=SESSIONS, context=CONTEXT)
         if (drafter := f"{self._model}/generalist") in models.names():
             self._drafter = OurDrafter(drafter, SESSIONS)
 
@@ -153,7 +160,10 @@ class _Bench:
         for cell in CELLS:
             order = cell.order(self._tokens, "int8", flash=flash[cell.name])
             found = {form: engine.run(order) for form, engine in self._ours.items()}
-            found[f"{cells.LLAMACPP} int8"] = (await process.ask(order, Times)).seconds
+            for form in THEIRS:
+                order = cell.order(self._tokens, form, flash=flash[cell.name])
+                times = await process.ask(order, Times)
+                found[f"{cells.LLAMACPP} {form}"] = times.seconds
             runs += [
                 {"engine": engine, "cell": cell.name, "repeat": repeat, "seconds": seconds}
                 for engine, seconds in found.items()
@@ -184,11 +194,9 @@ def _peak() -> dict[str, Any]:
     return {"products_per_s": float(done.stdout)}
 
 
-def _products_per_row(path: Path) -> int:
+def _products_per_row(gguf: GgufModel) -> int:
     """Products of all linear layers for a token, the output layer included."""
-    source = locate(str(path), "")
-    assert source.gguf is not None
-    matrices = [t for t in source.gguf.tensors if len(t.shape) == 2 and t.name != EMBEDDING]
-    if source.gguf.is_tied:
-        matrices += [t for t in source.gguf.tensors if t.name == EMBEDDING]
+    matrices = [t for t in gguf.weights if len(t.shape) == 2 and t.name != EMBEDDING]
+    if gguf.is_tied:
+        matrices += [t for t in gguf.weights if t.name == EMBEDDING]
     return sum(tensor.num_elements for tensor in matrices)

@@ -1,0 +1,202 @@
+// Products of weights in blocks with inputs rounded to 8 bits.
+//
+// Products are summed exactly in integers; the sum of each block is scaled and added in float32, in the
+// order of the blocks. So all instruction sets give equal results.
+
+#pragma once
+
+#include "blocks.h"
+#include "prefetch.h"
+
+namespace {
+
+#if defined(__AVX512VNNI__)
+constexpr const char* kInstructions = "AVX512-VNNI";
+#elif defined(__AVX512BW__)
+#define EDGECOSINE_PAIRS_OF_BYTES
+constexpr const char* kInstructions = "AVX512";
+#elif defined(__AVX512F__)
+constexpr const char* kInstructions = "portable";
+#elif defined(__AVXVNNI__)
+constexpr const char* kInstructions = "AVX-VNNI";
+#elif defined(__AVX2__)
+#define EDGECOSINE_PAIRS_OF_BYTES
+constexpr const char* kInstructions = "AVX2";
+#else
+constexpr const char* kInstructions = "portable";
+#endif
+
+#if defined(__AVX512BW__)
+typedef __m512i Integers;
+inline Integers products_of_pairs(Integers w, int32_t quad) {
+  return _mm512_maddubs_epi16(w, _mm512_set1_epi32(quad));
+}
+inline Integers signed_products_of_pairs(Integers w, int32_t quad) {
+  const Integers inputs = _mm512_set1_epi32(quad);
+  const Integers moved = _mm512_mask_sub_epi8(inputs, _mm512_movepi8_mask(w), Integers{}, inputs);
+  return _mm512_maddubs_epi16(_mm512_abs_epi8(w), moved);
+}
+inline Integers add_pairs(Integers a, Integers b) { return _mm512_add_epi16(a, b); }
+inline Integers folded_pairs(Integers pairs) { return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)); }
+#elif defined(__AVX2__)
+typedef __m256i Integers;
+inline Integers products_of_pairs(Integers w, int32_t quad) {
+  return _mm256_maddubs_epi16(w, _mm256_set1_epi32(quad));
+}
+inline Integers signed_products_of_pairs(Integers w, int32_t quad) {
+  return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(_mm256_set1_epi32(quad), w));
+}
+inline Integers add_pairs(Integers a, Integers b) { return _mm256_add_epi16(a, b); }
+inline Integers folded_pairs(Integers pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
+#endif
+
+// The exact sums of a block for one row: started, added to for each quad, and finished.
+template <class Form>
+struct ExactSum {
+  Ints sum;
+
+#ifdef EDGECOSINE_PAIRS_OF_BYTES
+  // The instruction adds pairs of products in 16 bits. With nibbles a whole block fits in them; with bytes
+  // a pair does once the signs of the weights are moved to the inputs.
+  void start(const int32_t*, int) { sum = Ints{}; }
+
+  static Ints prepared(Ints column) {
+    return Form::kHasMinimum ? column : column ^ static_cast<int32_t>(0x80808080u);
+  }
+
+  [[gnu::always_inline]] void add(Ints column, int32_t quad) {
+    if constexpr (Form::kHasMinimum)
+      sum = (Ints)add_pairs((Integers)sum, products_of_pairs((Integers)column, quad));
+    else
+      sum += (Ints)folded_pairs(signed_products_of_pairs((Integers)column, quad));
+  }
+
+  Vector finished() const {
+    const Ints whole = Form::kHasMinimum ? (Ints)folded_pairs((Integers)sum) : sum;
+    return __builtin_convertvector(whole, Vector);
+  }
+#else
+  void start(const int32_t* unbias, int row) { sum = Ints{} + (Form::kHasMinimum ? 0 : unbias[row]); }
+
+  static Ints prepared(Ints column) { return column; }
+
+  // + the products of four unsigned bytes of each lane with the four signed bytes of `quad`.
+  [[gnu::always_inline]] void add(Ints column, int32_t quad) {
+#if defined(__AVX512VNNI__)
+    sum = (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)column, _mm512_set1_epi32(quad));
+#elif defined(__AVXVNNI__)
+    sum = (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)column, _mm256_set1_epi32(quad));
+#else
+    for (int i = 0; i < 4; i++)
+      sum += ((column >> 8 * i) & 0xff) * static_cast<int32_t>(static_cast<int8_t>(quad >> 8 * i));
+#endif
+  }
+
+  Vector finished() const { return __builtin_convertvector(sum, Vector); }
+#endif
+};
+
+// The outputs of a strip for a group of rows.
+template <int Rows, class Form>
+void multiply_strip(const RoundedInputs* group, const Strip<Form>& strip, float* c, int64_t ldc,
+                    int64_t steps, Ahead ahead) {
+  Vector sums[Rows];
+#pragma GCC unroll 12
+  for (int r = 0; r < Rows; r++) sums[r] = Vector{};
+  for (int64_t k = 0; k < steps; k++) {
+    ahead.fetch_all(k);
+    const int32_t* words = group[k * Rows].words;
+    ExactSum<Form> exact[Rows];
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; r++) exact[r].start(words + kUnbias * Rows, r);
+#pragma GCC unroll 4
+    for (int i = 0; i < kQuads / 2; i++) {
+      Ints low, high;
+      strip.load(k, i, low, high);
+      low = ExactSum<Form>::prepared(low), high = ExactSum<Form>::prepared(high);
+#pragma GCC unroll 12
+      for (int r = 0; r < Rows; r++) exact[r].add(low, words[2 * i * Rows + r]);
+#pragma GCC unroll 12
+      for (int r = 0; r < Rows; r++) exact[r].add(high, words[(2 * i + 1) * Rows + r]);
+    }
+    const Vector scales = load_halves(strip.scales(k));
+    const auto number = [&](int word) {
+      float value;
+      std::memcpy(&value, words + word, 4);
+      return value;
+    };
+#pragma GCC unroll 12
+    for (int r = 0; r < Rows; r++)
+      sums[r] = fused(exact[r].finished(), scales * number(kScale * Rows + r), sums[r]);
+    if constexpr (Form::kHasMinimum) {
+      const Vector minima = load_halves(strip.minima(k));
+#pragma GCC unroll 12
+      for (int r = 0; r < Rows; r++)
+        sums[r] = fused(minima, Vector{} + number(kSum * Rows + r), sums[r]);
+    }
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < Rows; r++) store(c + r * ldc, sums[r]);
+}
+
+// The same with float32 inputs, slowly.
+template <int Rows, class Form>
+void multiply_strip(const WideInputs* group, const Strip<Form>& strip, float* c, int64_t ldc,
+                    int64_t steps, Ahead) {
+  for (int r = 0; r < Rows; r++) store(c + r * ldc, Vector{});
+  for (int64_t k = 0; k < steps; k++) {
+    const Vector scales = load_halves(strip.scales(k));
+    const Vector minima = Form::kHasMinimum ? load_halves(strip.minima(k)) : Vector{};
+    for (int64_t i = 0; i < kBlock; i++) {
+      Ints quads[2];
+      strip.load(k, i / 8, quads[0], quads[1]);
+      const Ints whole = (quads[i / 4 % 2] >> 8 * (i % 4)) & 0xff;
+      const Vector weight =
+          fused(__builtin_convertvector(whole - (Form::kHasMinimum ? 0 : kBias), Vector), scales, minima);
+      for (int r = 0; r < Rows; r++) {
+        float* at = c + r * ldc;
+        store(at, load(at) + group[k * Rows + r].values[i] * weight);
+      }
+    }
+  }
+}
+
+template <int Rows, class Input, class Form, class... Arguments>
+void multiply_strip_of(int64_t rows, const Input* group, const Strip<Form>& strip,
+                       Arguments... arguments) {
+  if (rows == Rows) return multiply_strip<Rows, Form>(group, strip, arguments...);
+  if constexpr (Rows > 1) multiply_strip_of<Rows - 1>(rows, group, strip, arguments...);
+}
+
+constexpr int64_t kRowsNear = 128;             // rows whose inputs stay in the second cache
+constexpr int64_t kFewRows = 5;                // rows for which the processor's own prefetching is quicker
+
+// Weights that a group prefetches while it multiplies a strip: its part of those that come next.
+template <class Form>
+Ahead next_weights(const Strip<Form>& strip, int64_t steps, int64_t rows, int64_t group, int64_t groups) {
+  const int64_t bytes = Strip<Form>::kBlockBytes, pace = rows > kFewRows ? bytes / groups : 0;
+  const int64_t distance = groups == 1 ? kBlocksAhead : steps * bytes;
+  return {reinterpret_cast<const char*>(strip.blocks) + distance + group * pace * steps, pace, false};
+}
+
+// Panels begin to end of the outputs of all rows.
+template <class Form, class Input>
+void multiply_panels(int64_t begin, int64_t end, int64_t rows, int64_t steps, const Input* x,
+                     const Form* w, float* c, int64_t ldc) {
+  const int64_t groups = block_groups_of(rows), near = kRowsNear / kMostBlockRows;
+  for (int64_t first = 0; first < groups; first += near) {
+    const int64_t last = std::min(groups, first + near);
+    for (int64_t panel = begin; panel < end; panel++)
+      for (int half = 0; half < 2; half++) {
+        const Strip<Form> strip(w + panel * steps * kPanel, half, steps);
+        float* at = c + panel * kPanel + half * kLanes;
+        for (int64_t g = first; g < last; g++) {
+          const int64_t row = rows * g / groups, size = rows * (g + 1) / groups - row;
+          const Ahead ahead = next_weights(strip, steps, rows, g - first, last - first);
+          multiply_strip_of<kMostBlockRows>(size, x + row * steps, strip, at + row * ldc, ldc, steps, ahead);
+        }
+      }
+  }
+}
+
+}  // namespace
