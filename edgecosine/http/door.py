@@ -12,6 +12,7 @@ from edgecosine.http.backend import Backend, LateBackend
 from edgecosine.http.catalogue import catalogue_routes
 from edgecosine.http.generation import generation_routes
 from edgecosine.http.server import HttpServer
+from edgecosine.http.views import Views, view_routes
 
 RouteGroup = Callable[[Backend], Sequence[BaseRoute]]
 """Makes the routes of one subject."""
@@ -26,7 +27,9 @@ class HttpDoor:
         self.backend = LateBackend()
         """Takes requests once it is open."""
         self.port: int = sockets[0].getsockname()[1]
+        self.views = Views()
         groups = [group(self.backend) for group in (*ROUTE_GROUPS, *more)]
+        groups.append(view_routes(self.views))
         self._server = HttpServer(build_app(groups), sockets)
 
     def __repr__(self) -> str:

@@ -42,6 +42,8 @@ class Measurements:
         """Rounds by part: plan, draft, verify."""
         self.gamma = Histogram(_GAMMA_BOUNDS)
         """Draft length of each round's plan; 0 without drafters."""
+        self.num_rounds = 0
+        """Verifications of sessions."""
         self.num_drafts = 0
         """Rounds whose tree had nodes."""
         self.num_draft_tokens = 0
@@ -82,6 +84,7 @@ class Measurements:
         accepted: Mapping[str, int],
     ) -> None:
         """Count a verified tree; `proposed` and `accepted` are tokens by drafter."""
+        self.num_rounds += 1
         if not num_nodes:
             return
         self.num_drafts += 1

@@ -8,6 +8,7 @@ from edgecosine.balance.planner import Planner
 from edgecosine.counters import Counters
 from edgecosine.discovery.events import Explanation
 from edgecosine.engine.options import Loaded
+from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.drafter.draft_worker import DraftWorker
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.gateway.gateway import Gateway
@@ -27,6 +28,7 @@ def target_state(
     gateway: Gateway,
     journal: DiskJournal | None,
     counters: Counters,
+    measured: Measurements,
 ) -> NodeState:
     """The state of a target."""
     rounds = max(1, service.num_rounds)
@@ -41,6 +43,7 @@ def target_state(
         "beside": sorted(gateway.queue.active_peers),
         "parameters": loaded.num_parameters,
         "answers": service.num_answers,
+        "tokens": measured.num_generated_tokens,
         "acceptance": round(service.num_accepted / rounds, 2),
         "ahead_hit_rate": round(service.num_ahead / service.num_speculative, 2)
         if service.num_speculative
@@ -68,6 +71,8 @@ def target_state(
             node_id: {
                 "rtt_ms": round(link.rtt_s * 1e3, 2),
                 **_drafter_view(planner, node_id),
+                "proposed": measured.proposed[node_id],
+                "accepted": measured.accepted[node_id],
             }
             for node_id, link in sorted(peers.links.items())
         },

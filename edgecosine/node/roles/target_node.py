@@ -8,12 +8,17 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from edgecosine import __version__
 from edgecosine.balance.planner import Planner
+from edgecosine.client.client import Client
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
 from edgecosine.engine.base import TargetEngine
 from edgecosine.engine.grammar import grammar_version
 from edgecosine.engine.options import Loaded
+from edgecosine.http.cluster_events import ClusterEvents
+from edgecosine.metrics.families import Family, target_metrics
+from edgecosine.metrics.history import History
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.mqtt.name_check import check_name
 from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state
@@ -88,6 +93,8 @@ async def _serve(
     drain.by(node.wind_down)
     if door is not None:
         door.backend.open(node.local)
+        door.views.metrics = node.metrics
+        door.views.events = node.events.read
     await node.run()
 
 
@@ -163,6 +170,14 @@ class TargetNode:
             client_ids=client_ids,
             devices=devices_of(config, loaded.name),
         )
+        broker, cluster = config.broker, config.cluster
+        self.events = ClusterEvents(
+            lambda: Client(broker, cluster),
+            cluster=cluster,
+            node_id=config.node_id,
+            history=History(self._measurements),
+        )
+        """The cluster's events for the page."""
         self._watchdog = EngineWatchdog(
             passes=self._verifier,
             prompt=loaded.codec.encode(_CANARY_PROMPT),
@@ -189,7 +204,12 @@ class TargetNode:
             gateway=self._gateway.run(),
             status=self._status.run(),
             state=publish_state(self._status, self._state),
+            events=self.events.run(),
         )
+
+    def metrics(self) -> list[Family]:
+        """All metrics, as they are now."""
+        return target_metrics(self._measurements, self._state(), __version__)
 
     async def wind_down(self) -> None:
         """Accept no new requests; returns when the running ones have ended."""
@@ -208,6 +228,7 @@ class TargetNode:
             self._gateway,
             self._journal,
             self._counters,
+            self._measurements,
         )
 
     def _drafters(self) -> Mapping[str, DrafterLink]:

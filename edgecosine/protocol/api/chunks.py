@@ -36,8 +36,11 @@ class ChunkRenderer:
                 yield self._chunk(index, {"role": "assistant", "content": ""})
 
     def delta(self, delta: Delta) -> Chunk:
-        """A chunk with text."""
-        chunk = self._chunk(delta.choice, {"content": delta.text} if self._is_chat else delta.text)
+        """A chunk with text, and who guessed it if the request asks for that."""
+        content = {"content": delta.text} if self._is_chat else delta.text
+        chunk = self._chunk(delta.choice, content)
+        if delta.origins:
+            chunk["choices"][0]["origins"] = delta.origins
         return chunk if delta.usage is None else chunk | {"usage": render_usage(delta.usage)}
 
     def last(self, final: FinalMessage) -> Iterator[Chunk]:
