@@ -64,12 +64,18 @@ class StateOptions:
 
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
-    """How a target is reached over HTTP.
+    """How a node is reached over HTTP.
 
-    listen  HOST:PORT; empty: not at all
+    listen       HOST:PORT; empty: not at all
+    keys         file of the clients' keys; None: there are none
+    certificate  file with a certificate chain and its key; None: plain text
+    cors         origins of pages that may ask, beside the node's own
     """
 
     listen: str = ""
+    keys: Path | None = None
+    certificate: Path | None = None
+    cors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`edgecosine cluster broker-config`: configures Mosquitto with TLS and access control."""
+"""`edgecosine cluster broker-config` and `http-certificate`: TLS for Mosquitto and for HTTP."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 from edgecosine.node.credentials.ca_server import utc_now
 from edgecosine.protocol.api.topics import Topics
 from edgecosine.security.authority import Authority
+from edgecosine.security.files import write_private
 from edgecosine.security.mosquitto import (
     CLIENT_PORT,
     NODE_PORT,
@@ -78,6 +79,24 @@ def broker_config(
     _warn_if_closed(directory)
     for name, password in new.items():
         click.echo(f"{name}\t{password}")
+
+
+@click.command("http-certificate")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--host", "hosts", multiple=True, required=True, metavar="HOST",
+    help="Name or address by which clients reach the node; may be repeated.",
+)  # fmt: skip
+@click.pass_obj
+def http_certificate(context: ConfigTarget, file: Path, hosts: tuple[str, ...]) -> None:
+    """Write a certificate and its key to FILE, for `edgecosine node --http-certificate FILE`.
+
+    Run it again once a year. Clients trust it by the authorities that are printed.
+    """
+    authority, now = context.authority(), utc_now()
+    key, chain = authority.issue_broker([check_host(host) for host in hosts], now)
+    write_private(file, chain + key)
+    click.echo(authority.trust_list(now).authorities, nl=False)
 
 
 def _warn_if_closed(directory: Path) -> None:

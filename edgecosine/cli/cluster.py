@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgecosine.cli.access import CREDENTIALS_OPTION, NO_CREDENTIALS
-from edgecosine.cli.broker_config import ConfigTarget, broker_config
+from edgecosine.cli.broker_config import ConfigTarget, broker_config, http_certificate
 from edgecosine.cli.exit_status import input_text, standard_input
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import host_name, run_command
@@ -242,6 +242,7 @@ def serve(context: ConfigTarget) -> None:
 
 
 command.add_command(broker_config)
+command.add_command(http_certificate)
 
 
 def _directory(credentials: str | None, cluster: str) -> Path:

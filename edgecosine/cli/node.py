@@ -21,6 +21,7 @@ from edgecosine.cli.access import (
     no_password,
     node_credentials,
 )
+from edgecosine.cli.key import default_keys
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import host_name, run_command
 from edgecosine.cli.state import default_state, stored_name, unused_directory
@@ -145,6 +146,27 @@ def _literals(hint: Any) -> Iterator[str]:
     default="none",
     metavar="HOST:PORT",
     help="Address of a target's OpenAI API over HTTP; `none`: requests come over MQTT alone.",
+)
+@_option(
+    "--http-keys",
+    type=click.Path(dir_okay=False, path_type=Path),
+    show_default=False,
+    metavar="FILE",
+    help="Keys of clients over HTTP, written by `edgecosine key`; where it has keys, requests need "
+    "one.  [default: the cluster's, in the user's configuration directory]",
+)
+@_option(
+    "--http-certificate",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Serve HTTPS with this certificate chain and its key, in PEM, as `edgecosine cluster "
+    "http-certificate` writes it.",
+)
+@_option(
+    "--http-cors",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Origin of web pages that may ask, for example https://chat.example; may be repeated.",
 )
 @_option(
     "--node-id",
@@ -314,7 +336,12 @@ def node_config(**options: Any) -> NodeConfig:
             identity_dir=directory,
             keep_answers=options["keep_answers"],
         ),
-        http=HttpOptions(listen="" if options["http"] == _NONE else options["http"]),
+        http=HttpOptions(
+            listen="" if options["http"] == _NONE else options["http"],
+            keys=options["http_keys"] or default_keys(options["cluster"]),
+            certificate=options["http_certificate"],
+            cors=tuple(options["http_cors"]),
+        ),
         cores=cores,
         home_assistant=options["home_assistant"],
         max_sessions=min(options["max_sessions"], engine.slots),

@@ -63,6 +63,8 @@ class VerifyWork:
     sampling: Sampling
     top_logprobs: int | None = None
     """Alternatives to report for each committed token; None: no log-probabilities."""
+    scores_prompt: bool = False
+    """Whether to report those of the prompt's tokens too, which reads the whole prompt again."""
     constraint: Constraint | None = None
     """What restricts the target's draws; used by nobody else during a step."""
     batching: BatchRule | None = None
@@ -78,6 +80,8 @@ class VerificationResult:
     bonus: int
     logprobs: tuple[Logprobs, ...] = ()
     """One for each committed token, accepted ones first; empty unless the work asks for them."""
+    prompt_logprobs: tuple[Logprobs, ...] = ()
+    """One for each token of the prompt but the first, where the work scores its prompt."""
 
 
 @dataclass(frozen=True, slots=True)

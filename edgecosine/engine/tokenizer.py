@@ -38,9 +38,16 @@ class TextCodec:
         """The tokenizer's object from transformers."""
         return self._tokenizer
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt, with the special tokens that the tokenizer adds."""
-        return list(self._tokenizer.encode(text))
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    @property
+    def facts(self) -> Mapping[str, str | None]:
+        """The special tokens and the chat template, by their names in transformers."""
+        names = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template")
+        found = {name: getattr(self._tokenizer, name, None) for name in names}
+        return {name: value if isinstance(value, str) else None for name, value in found.items()}
 
     def is_longer(self, text: str, num_tokens: int) -> bool:
         """Whether the beginning of a text already has more tokens; encoding all of it is slow."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from edgecosine.errors import Refusal
 from edgecosine.protocol.api.answers import FinalMessage
-from edgecosine.protocol.api.request import Delta, Request
+from edgecosine.protocol.api.request import ChatMessage, Delta, Request
 
 _LOADING_RETRY_S: Final = 2.0
 _NO_INFO: Final[Mapping[str, Any]] = {"models": [], "max_context": 0, "max_tokens": 1}
@@ -36,6 +36,30 @@ class Call:
     digest: bytes
 
 
+class Tokenizer(Protocol):
+    """The model's tokenizer."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Upper bound of the token ids."""
+
+    @property
+    def facts(self) -> Mapping[str, str | None]:
+        """The special tokens and the chat template, by their names in transformers."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Token ids of a conversation.
+
+        Raises RequestError.
+        """
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of tokens."""
+
+
 class Backend(Protocol):
     """A cluster, as the HTTP door uses it."""
 
@@ -46,6 +70,10 @@ class Backend(Protocol):
     @property
     def objection(self) -> Refusal | None:
         """Why new requests are refused now; None if they are taken."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer; None where there is none."""
 
     def ask(self, call: Call) -> AsyncGenerator[Step, None]:
         """Yield the steps of a request; closing the generator early cancels it.
@@ -78,6 +106,11 @@ class LateBackend:
     def objection(self) -> Refusal | None:
         """Why new requests are refused now; None if they are taken."""
         return LOADING if self._backend is None else self._backend.objection
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer; None until it is open."""
+        return None if self._backend is None else self._backend.tokenizer
 
     def ask(self, call: Call) -> AsyncGenerator[Step, None]:
         """Yield the steps of a request.

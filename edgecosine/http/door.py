@@ -2,38 +2,63 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
-from collections.abc import Callable, Sequence
+import ssl
+from collections.abc import Callable, Collection, Sequence
 
 from starlette.routing import BaseRoute
 
+from edgecosine.http.access import AccessControl, Keys, NoKeys
 from edgecosine.http.app import build_app
 from edgecosine.http.backend import Backend, LateBackend
 from edgecosine.http.catalogue import catalogue_routes
 from edgecosine.http.generation import generation_routes
 from edgecosine.http.server import HttpServer
+from edgecosine.http.tokenization import tokenization_routes
 from edgecosine.http.views import Views, view_routes
 
 RouteGroup = Callable[[Backend], Sequence[BaseRoute]]
 """Makes the routes of one subject."""
 
-ROUTE_GROUPS: Sequence[RouteGroup] = (generation_routes, catalogue_routes)
+ROUTE_GROUPS: Sequence[RouteGroup] = (generation_routes, tokenization_routes, catalogue_routes)
 
 
 class HttpDoor:
-    """Serves the routes of all groups on bound sockets; `more` are groups of the node's role."""
+    """Serves the routes of all groups on bound sockets; `more` are groups of the node's role.
 
-    def __init__(self, sockets: list[socket.socket], more: Sequence[RouteGroup] = ()) -> None:
+    keys     those of clients, which are needed where there are some
+    origins  of pages that may ask, beside the door's own
+    tls      settings of TLS; None: plain text
+    """
+
+    def __init__(
+        self,
+        sockets: list[socket.socket],
+        more: Sequence[RouteGroup] = (),
+        *,
+        keys: Keys | None = None,
+        origins: Collection[str] = (),
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._sockets = sockets
         self.backend = LateBackend()
         """Takes requests once it is open."""
-        self.port: int = sockets[0].getsockname()[1]
+        host, self.port = sockets[0].getsockname()[:2]
+        is_local = ipaddress.ip_address(host).is_loopback
         self.views = Views()
         groups = [group(self.backend) for group in (*ROUTE_GROUPS, *more)]
         groups.append(view_routes(self.views))
-        self._server = HttpServer(build_app(groups), sockets)
+        app = AccessControl(build_app(groups), keys or NoKeys(), origins=origins, is_local=is_local)
+        self._server = HttpServer(app, sockets, tls=tls)
 
     def __repr__(self) -> str:
         return f"<HttpDoor {self.port}>"
+
+    def close(self) -> None:
+        """Close the sockets of a door that does not run."""
+        for listening in self._sockets:
+            listening.close()
 
     async def run(self) -> None:
         """Serve until cancelled."""

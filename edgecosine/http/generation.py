@@ -16,7 +16,9 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from edgecosine.errors import RequestError
-from edgecosine.http.backend import Accepted, Backend, Call, Step
+from edgecosine.http.access import CLIENT
+from edgecosine.http.backend import Accepted, Backend, Call
+from edgecosine.http.batch import ask_all, join_finals, split_prompts
 from edgecosine.http.body import read_body
 from edgecosine.http.replies import EventReply, WholeReply
 from edgecosine.protocol.api.answers import FinalMessage, render_error
@@ -55,56 +57,68 @@ async def _answer(backend: Backend, kind: RequestKind, http: HttpRequest) -> ASG
     for name in _OF_MQTT:
         body.pop(name, None)
     name, is_named = _request_id(http)
-    request = parse_request(
-        kind,
-        body,
-        client_id=client_of(http),
-        request_id=name,
-        limits=_limits(backend),
-        draw_seed=lambda: secrets.randbits(64),
-    )
-    call = Call(request, is_named, _digest(kind, payload))
+    digest, client_id, limits = _digest(kind, payload), client_of(http), _limits(backend)
+    calls = [
+        Call(
+            parse_request(
+                kind, part, client_id=client_id, request_id=part_name, limits=limits,
+                draw_seed=lambda: secrets.randbits(64),
+            ),
+            is_named,
+            digest,
+        )
+        for part_name, part in split_prompts(name, body)
+    ]  # fmt: skip
     headers = {"x-request-id": name, **_warning(kind, body)}
-    if not request.stream:
-        return WholeReply(_whole(backend, call), headers)
-    model = request.model or next(iter(backend.info["models"]), "")
-    renderer = ChunkRenderer(request, model, int(time.time()), usage=_wants_usage(body))
+    if not calls[0].request.stream:
+        return WholeReply(_whole(backend, name, calls), headers)
+    model = calls[0].request.model or next(iter(backend.info["models"]), "")
+    usage = stream_options(Fields(body)).boolean("include_usage", default=False)
+    renderers = [
+        ChunkRenderer(call.request, name, model, int(time.time()), usage, number * call.request.n)
+        for number, call in enumerate(calls)
+    ]
 
     def error_event(error: RequestError) -> bytes:
         return render_error(error, name)
 
-    return EventReply(_events(backend, call, renderer), error_event, headers)
+    return EventReply(_events(backend, calls, renderers), error_event, headers)
 
 
-async def _whole(backend: Backend, call: Call) -> Mapping[str, object]:
+async def _whole(backend: Backend, name: str, calls: Sequence[Call]) -> Mapping[str, object]:
     """The final message's body."""
-    async with aclosing(backend.ask(call)) as steps:
-        async for step in steps:
-            if isinstance(step, FinalMessage):
-                return step.body
-    raise RuntimeError("the cluster ended without an answer")
+    async with aclosing(ask_all(backend, calls)) as steps:
+        finals = {number: step async for number, step in steps if isinstance(step, FinalMessage)}
+    return join_finals(name, [finals[number].body for number in range(len(calls))])
 
 
 async def _events(
-    backend: Backend, call: Call, renderer: ChunkRenderer
+    backend: Backend, calls: Sequence[Call], renderers: Sequence[ChunkRenderer]
 ) -> AsyncGenerator[bytes, None]:
-    """The answer's chunks as JSON; the first event has no data, and means that it is accepted."""
-    async with aclosing(backend.ask(call)) as steps:
-        first: Step = await anext(steps)
-        yield b""
-        for chunk in renderer.first():
-            yield msgspec.json.encode(chunk)
-        step: Step | None = first
-        while step is not None:
+    """The answer's chunks as JSON; an event without data means that the request is accepted."""
+    finals: dict[int, FinalMessage] = {}
+    has_begun = False
+    async with aclosing(ask_all(backend, calls)) as steps:
+        async for number, step in steps:
+            if not has_begun:
+                has_begun = True
+                yield b""
+                for renderer in renderers:
+                    for chunk in renderer.first():
+                        yield msgspec.json.encode(chunk)
             match step:
                 case Delta():
-                    yield msgspec.json.encode(renderer.delta(step))
+                    yield msgspec.json.encode(renderers[number].delta(step))
                 case FinalMessage():
-                    for chunk in renderer.last(step):
+                    finals[number] = step
+                    for chunk in renderers[number].last(step):
                         yield msgspec.json.encode(chunk)
                 case Accepted():
                     pass
-            step = await anext(steps, None)
+    first = renderers[0]
+    if first.usage:
+        bodies = [finals[number].body for number in range(len(calls))]
+        yield msgspec.json.encode(first.total(join_finals(first.request_id, bodies)))
 
 
 def _warning(kind: RequestKind, body: Mapping[str, object]) -> Mapping[str, str]:
@@ -117,7 +131,9 @@ def _warning(kind: RequestKind, body: Mapping[str, object]) -> Mapping[str, str]
 
 
 def client_of(http: HttpRequest) -> str:
-    """The client id of a request: by its address."""
+    """The client id of a request: by its key, else by its address."""
+    if (named := http.scope["state"].get(CLIENT)) is not None:
+        return str(named)
     host = http.client.host if http.client else "unknown"
     return local_client(_UNSAFE.sub("-", host))
 
@@ -139,8 +155,3 @@ def _limits(backend: Backend) -> RequestLimits:
 
 def _digest(kind: RequestKind, payload: bytes) -> bytes:
     return hashlib.blake2b(b"http\0" + kind.encode() + b"\0" + payload, digest_size=16).digest()
-
-
-def _wants_usage(body: Mapping[str, object]) -> bool:
-    """Raises RequestError."""
-    return stream_options(Fields(body)).boolean("include_usage", default=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from typing import Final
 
 import uvicorn
@@ -24,10 +25,15 @@ class HttpServer:
     """Serves an application on bound sockets until `run` is cancelled."""
 
     def __init__(
-        self, app: ASGIApp, sockets: list[socket.socket], *, headers_s: float = _HEADERS_S
+        self,
+        app: ASGIApp,
+        sockets: list[socket.socket],
+        *,
+        tls: ssl.SSLContext | None = None,
+        headers_s: float = _HEADERS_S,
     ) -> None:
         """A connection without a whole request header is closed after `headers_s` seconds."""
-        self._sockets = sockets
+        self._sockets, self._tls = sockets, tls
         protocol = type("Connection", (_Connection,), {"headers_s": headers_s})
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -50,6 +56,7 @@ class HttpServer:
         """Serve until cancelled; then responses that are complete are sent."""
         server = self._server
         server.config.load()
+        server.config.ssl = self._tls
         server.lifespan = server.config.lifespan_class(server.config)
         await server.startup(self._sockets)
         try:

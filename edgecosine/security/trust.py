@@ -16,7 +16,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
-from edgecosine.errors import EnrolmentError
+from edgecosine.errors import ConfigError, EnrolmentError
 from edgecosine.protocol.wire.messages import Hello
 from edgecosine.security.certificates import ENROLMENT_NAME, common_name
 from edgecosine.security.identity import NodeIdentity, PeerCertificate
@@ -101,6 +101,21 @@ def listening_context(
     # A resumed session would skip the check of the peer's certificate.
     context.num_tickets = 0
     context.load_cert_chain(certificate_file)
+    return context
+
+
+def https_context(certificate_file: Path) -> ssl.SSLContext:
+    """TLS settings of a server whose clients show no certificate.
+
+    Raises ConfigError when the file has no certificate chain with its key.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate_file)
+    except (OSError, ssl.SSLError) as error:
+        allowed = f"a PEM file with a certificate chain and its key ({error})"
+        raise ConfigError("http_certificate", str(certificate_file), allowed) from error
     return context
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -78,3 +80,49 @@ def test_models_are_listed(client: openai.OpenAI) -> None:
     assert client.models.retrieve(model.id) == model
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-99")
+
+
+def test_several_prompts_are_several_choices_of_one_answer(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": zoo.TARGET, "max_tokens": 6, "n": 2, "seed": 3}
+    prompts = [PROMPT, "def main():", "The ls command"]
+    whole = client.completions.create(**asked, prompt=prompts, temperature=0.7)
+    alone = [client.completions.create(**asked, prompt=p, temperature=0.7) for p in prompts]
+    expected = [choice.text for answer in alone for choice in answer.choices]
+    assert [choice.text for choice in whole.choices] == expected
+    assert [choice.index for choice in whole.choices] == list(range(6))
+    texts = [""] * 6
+    for chunk in client.completions.create(**asked, prompt=prompts, temperature=0.7, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == expected
+
+
+def test_prompts_are_scored_as_harnesses_for_evaluation_ask(
+    client: openai.OpenAI, url: str
+) -> None:
+    def post(path: str, body: dict[str, Any]) -> Any:
+        return httpx.post(f"http://{url}{path}", json=body, trust_env=False).json()
+
+    context = post("/tokenize", {"prompt": PROMPT, "add_special_tokens": False})["tokens"]
+    assert post("/detokenize", {"tokens": context})["prompt"] == PROMPT
+    facts = httpx.get(f"http://{url}/tokenizer_info", trust_env=False).json()
+    assert facts["eos_token"] == "<|endoftext|>"
+    asked: dict[str, Any] = {"model": zoo.TARGET, "temperature": 0, "logprobs": 1, "seed": 1234}
+    said = client.completions.create(**asked, prompt=context, max_tokens=NUM_TOKENS).choices[0]
+    assert said.logprobs is not None
+    continuation = post("/tokenize", {"prompt": said.text, "add_special_tokens": False})["tokens"]
+    prompts = [[*context, *continuation], [*context, *reversed(continuation)]]
+    scored = client.completions.create(**asked, prompt=prompts, max_tokens=1, echo=True)
+    for choice, prompt in zip(scored.choices, prompts, strict=True):
+        logprobs = choice.logprobs
+        assert logprobs is not None
+        assert logprobs.token_logprobs is not None
+        assert logprobs.top_logprobs is not None
+        assert len(logprobs.token_logprobs) == len(prompt) + 1
+        assert (logprobs.token_logprobs[0], logprobs.top_logprobs[0]) == (None, None)
+        own, top = (
+            each[len(context) : -1] for each in (logprobs.token_logprobs, logprobs.top_logprobs)
+        )
+        is_greedy = all(one == max(best.values()) for one, best in zip(own, top, strict=True))
+        assert is_greedy == (prompt == prompts[0])
+        if is_greedy:
+            assert own == said.logprobs.token_logprobs

@@ -207,6 +207,12 @@ class ScriptedTarget:
         result = walk(work.tree, token_after)
         if work.top_logprobs is None:
             return result
+        if work.scores_prompt:
+            told = tuple(
+                tell(work.tokens[:number], work.tokens[number], work.top_logprobs)
+                for number in range(1, work.num_prompt)
+            )
+            result = replace(result, prompt_logprobs=told)
         committed = [*(work.tree.tokens[node] for node in result.path), result.bonus]
         logprobs = tuple(
             tell([*work.tokens, *committed[:number]], token, work.top_logprobs)

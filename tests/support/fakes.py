@@ -74,6 +74,7 @@ class ScriptedService:
         self.requests: list[Request] = []
         self.num_closed = 0
         self.has_broken = False
+        self.tokenizer = None
         self._news = asyncio.Event()
 
     @property

@@ -48,9 +48,11 @@ async def http_harness(
     more: Sequence[RouteGroup] = (),
     broker: EmbeddedBroker | None = None,
     max_queued: int = 64,
+    **options: Any,
 ) -> AsyncIterator[HttpHarness]:
-    """Run a gateway with an HTTP door; `more` are route groups beside the usual ones."""
-    door = HttpDoor([listening_socket()], more)
+    """Run a gateway with an HTTP door; `more` are route groups beside the usual ones, `options`
+    those of the door."""
+    door = HttpDoor([listening_socket()], more, **options)
     url = f"http://127.0.0.1:{door.port}"
     async with (
         gateway_harness(service, broker=broker, max_queued=max_queued) as home,

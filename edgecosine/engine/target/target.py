@@ -37,6 +37,9 @@ class _Part:
     remaining: int
     """Committed tokens left for the next forward passes."""
     first_logit: int = 0
+    first_score: int = 0
+    num_scores: int = 0
+    """Rows whose next token is scored."""
 
 
 class TransformerTarget:
@@ -63,6 +66,8 @@ class TransformerTarget:
         self._slots = KvSlots(slots, switches_at)
         self._without_trees: set[str] = set()
         """Sessions whose trees are left out until their next verification result."""
+        self._prompt_logprobs: dict[str, list[Logprobs]] = {}
+        """Of the prompts that are being scored, by session."""
         self._max_context = max_context
         self._chunk = chunk
 
@@ -105,6 +110,7 @@ class TransformerTarget:
         """Release the slot of the session."""
         self._slots.release(key)
         self._without_trees.discard(key)
+        self._prompt_logprobs.pop(key, None)
 
     def _add(
         self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]
@@ -114,6 +120,9 @@ class TransformerTarget:
             work = replace(work, tree=EMPTY_TREE)
         slot = self._slots.acquire(work.key, work.tokens, busy)
         slot.keep(len(work.tokens) - 1)
+        scored = self._prompt_logprobs.setdefault(work.key, []) if work.scores_prompt else None
+        if scored is not None and len(scored) < min(work.num_prompt - 1, len(slot.tokens)):
+            slot.keep(len(scored))
         cached = len(slot.tokens)
         pending = work.tokens[cached : cached + self._chunk]
         # The kernels do not check token ids against the model.
@@ -123,9 +132,13 @@ class TransformerTarget:
             return FailedWork(
                 ValueError(f"the sequence needs more than {self._model.slot_size} KV positions")
             )
+        part = _Part(work, slot, len(pending), len(work.tokens) - cached - len(pending))
+        if scored is not None:
+            part.first_score = len(keep)
+            part.num_scores = max(0, min(cached + len(pending), work.num_prompt - 1) - cached)
+            keep.extend(range(len(rows), len(rows) + part.num_scores))
         rows.add_sequence(slot.index, cached, pending, slot.mark)
         slot.tokens.extend(pending)
-        part = _Part(work, slot, len(pending), len(work.tokens) - cached - len(pending))
         if not part.remaining:
             part.first_logit = len(keep)
             keep.append(len(rows) - 1)
@@ -134,12 +147,14 @@ class TransformerTarget:
         return part
 
     def _outcome(self, part: _Part, logits: torch.Tensor, greedy: list[int | None]) -> Outcome:
-        if part.remaining:
-            return Prefilling(part.remaining)
         try:
+            self._score_prompt(part, logits, greedy)
+            if part.remaining:
+                return Prefilling(part.remaining)
             return self._verify(part, logits, greedy)
         except NoLogits as error:
             part.slot.keep(0)
+            self._prompt_logprobs.pop(part.work.key, None)
             self._model.clear(part.slot.index)
             if not len(part.work.tree):
                 return FailedWork(error)
@@ -148,6 +163,19 @@ class TransformerTarget:
             return Prefilling(len(part.work.tokens))
         except Exception as error:  # noqa: BLE001 -- fails this request alone
             return FailedWork(error)
+
+    def _score_prompt(self, part: _Part, logits: torch.Tensor, greedy: list[int | None]) -> None:
+        """Collect the log-probabilities of the prompt's tokens that follow the part's rows.
+
+        Raises NoLogits.
+        """
+        work, first = part.work, part.first_score
+        for row in range(first, first + part.num_scores):
+            if greedy[row] is None:
+                raise NoLogits
+            scored = self._prompt_logprobs[work.key]
+            token = work.tokens[len(scored) + 1]
+            scored.append(logprobs_of(logits[row], token, work.top_logprobs or 0))
 
     def _verify(
         self, part: _Part, logits: torch.Tensor, greedy: list[int | None]
@@ -176,6 +204,9 @@ class TransformerTarget:
         if work.top_logprobs is not None:
             rows = [logits[first + node] for node in (ROOT, *result.path)]
             result = replace(result, logprobs=_logprobs(work, result, rows))
+        if work.scores_prompt:
+            scored = self._prompt_logprobs.pop(work.key, [])
+            result = replace(result, prompt_logprobs=tuple(scored))
         length = len(work.tokens)
         source = [length + node for node in result.path]
         self._model.move(part.slot.index, source, range(length, length + len(source)))

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgecosine.client.active_requests import ActiveRequest
 from edgecosine.errors import Refusal, RequestError
-from edgecosine.http.backend import Accepted, Call, Step
+from edgecosine.http.backend import Accepted, Call, Step, Tokenizer
 from edgecosine.node.gateway.reply_sink import ReplySink
 from edgecosine.node.gateway.request_manager import RequestManager
 from edgecosine.node.gateway.service import Service
@@ -130,6 +130,11 @@ class LocalRequests:
     def objection(self) -> Refusal | None:
         """Why new requests are refused now; None if they are taken."""
         return self._manager.objection
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer."""
+        return self._service.tokenizer
 
     async def ask(self, call: Call) -> AsyncGenerator[Step, None]:
         """Yield the steps of a request; closing the generator early cancels it, unless another

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Protocol
 
 from edgecosine.errors import RequestError
+from edgecosine.http.backend import Tokenizer
 from edgecosine.protocol.api.request import Progress, Request
 from edgecosine.protocol.api.request_record import RequestRecord
 
@@ -17,6 +18,10 @@ class Service(Protocol):
     @property
     def info(self) -> Mapping[str, Any]:
         """JSON values: `models` (names), `max_context` and `max_tokens` (tokens), and others."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's tokenizer."""
 
     @property
     def max_sessions(self) -> int:

@@ -13,8 +13,8 @@ from edgecosine.protocol.api.request import (
     FinishReason,
     Logprobs,
     Request,
-    ScoredToken,
     TokenLogprobs,
+    scored_token,
 )
 
 
@@ -49,11 +49,15 @@ class OutputProcessor:
         `logprobs` has an entry for each token if the request asks for them.
         """
         for number, token in enumerate(tokens):
+            if not self.room:  # of an answer that is the prompt alone
+                self.finish_reason = "length"
+                break
             if token in self._end_tokens and not self._is_exempt:
                 self.finish_reason = "stop"
                 break
             if self._request.top_logprobs is not None:
-                self._logprobs.append(self._with_text(token, logprobs[number]))
+                spelling, offset = self._codec.spelling, len(self.text)
+                self._logprobs.append(scored_token(spelling, token, logprobs[number], offset))
             self.tokens.append(token)
             self.text += self._detokenizer.push([token])
             self.ends.append(len(self.text))
@@ -75,16 +79,6 @@ class OutputProcessor:
         wants = self._request.top_logprobs is not None
         logprobs = tuple(self._logprobs) if wants else None
         return Choice(self.text, tuple(self.tokens), self.finish_reason, logprobs)
-
-    def _with_text(self, token: int, logprobs: Logprobs) -> TokenLogprobs:
-        return TokenLogprobs(
-            token=ScoredToken(*self._codec.spelling(token), logprobs.drawn),
-            top=tuple(
-                ScoredToken(*self._codec.spelling(other), logprob)
-                for other, logprob in logprobs.top
-            ),
-            text_offset=len(self.text),
-        )
 
     @property
     def _is_exempt(self) -> bool:

@@ -24,6 +24,7 @@ from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.runtime.clock import now
 from edgecosine.node.target.draft_client import DraftClient, DrafterLinks, DraftTask, drafts_of
 from edgecosine.node.target.output_processor import OutputProcessor
+from edgecosine.node.target.prompt_echo import PromptEcho
 from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.node.target.round_trace import RoundTrace
 from edgecosine.node.target.stepwise_drafts import gather_by_steps
@@ -31,6 +32,7 @@ from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.origins import Origins, TokenOrigins
 from edgecosine.protocol.api.request import (
     Answer,
+    Choice,
     Committed,
     Delta,
     Logprobs,
@@ -80,6 +82,7 @@ class Session:
         """When the last round's verification result and its drafts ahead had arrived."""
         self._logprobs: list[Logprobs] = [*request.said.logprobs]
         """Of the answer's tokens, if the request asks for them."""
+        self._echo = PromptEcho(request, codec, prompt) if request.echo else None
         self._output = OutputProcessor(request, codec, prompt[-MAX_CONTEXT:])
         self._origins = TokenOrigins() if request.origins else None
         if self._origins is not None:
@@ -118,6 +121,9 @@ class Session:
             started = prefilled = now()
             ahead: list[DrafterTree] | None = None
             self._statistics.acceptance.observe_text(self._state, self._sequence.tokens)
+            if self._echo is not None and self._echo.text:
+                yield Delta(index, self._echo.text)
+                index += 1
             unsent = self._new_text()
             if unsent:
                 yield Delta(index, unsent, origins=self._new_origins(unsent))
@@ -168,6 +174,8 @@ class Session:
         linked, room = self._draft_client.linked, self._output.room
         probe = self._planner.first_plan(self._state, linked, room)
         result, _, probed = await self._verify_beside(EMPTY_TREE, Plan(), probe, FIRST_GRACE_S)
+        if self._echo is not None:
+            self._echo.score(result.prompt_logprobs)
         return self._commit(result, EMPTY_TREE, probed, [])
 
     async def _run_round(self, ahead: list[DrafterTree]) -> list[DrafterTree]:
@@ -282,6 +290,7 @@ class Session:
             tree=tree,
             sampling=self._request.sampling,
             top_logprobs=self._request.top_logprobs,
+            scores_prompt=self._echo is not None and self._echo.wants_scores,
             constraint=self._constraint,
             batching=self._planner.batching(self._state),
         )
@@ -311,9 +320,13 @@ class Session:
         left = [draft.after(committed) for draft in newest.values()]
         return [draft for draft in left if draft is not None]
 
+    def _choice(self) -> Choice:
+        choice = self._output.choice()
+        return choice if self._echo is None else self._echo.before(choice)
+
     def _answer(self) -> Answer:
         return Answer(
-            choices=(self._output.choice(),),
+            choices=(self._choice(),),
             num_prompt_tokens=self._num_prompt,
             seed=self._request.sampling.seed,
             model=self._model,

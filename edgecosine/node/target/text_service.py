@@ -74,6 +74,11 @@ class TextService:
         }
 
     @property
+    def tokenizer(self) -> TextCodec:
+        """The model's tokenizer."""
+        return self._codec
+
+    @property
     def max_sessions(self) -> int:
         """Most sessions that run at one time."""
         return self._max_sessions
@@ -130,7 +135,9 @@ class TextService:
             "stop_token_ids", request.sampling.stop_token_ids, self._codec.num_tokens
         )
         self._check_text(request)
-        if isinstance(request.prompt, str):
+        if request.prompt_tokens:
+            prompt = list(request.prompt_tokens)
+        elif isinstance(request.prompt, str):
             prompt = self._codec.encode(request.prompt)
         else:
             prompt = self._codec.encode_chat(request.prompt)

@@ -246,15 +246,17 @@ def _completion_logprobs(logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:
     }
 
 
-def _top(logprobs: TokenLogprobs) -> dict[str, float]:
+def _top(logprobs: TokenLogprobs) -> dict[str, float] | None:
     """Log-probabilities by text, including the generated token; the highest one of equal texts."""
-    ranked = sorted((*logprobs.top, logprobs.token), key=lambda each: each.logprob)
-    best = {each.text: _finite(each.logprob) for each in ranked}
-    return dict(reversed(best.items()))
+    if logprobs.token.logprob is None:
+        return None
+    scored = [(each.text, _finite(each.logprob)) for each in (*logprobs.top, logprobs.token)]
+    best = dict(sorted(scored, key=lambda each: each[1] or 0.0))
+    return {text: logprob for text, logprob in reversed(best.items()) if logprob is not None}
 
 
-def _finite(logprob: float) -> float:
-    return max(logprob, _LEAST_LOGPROB)
+def _finite(logprob: float | None) -> float | None:
+    return None if logprob is None else max(logprob, _LEAST_LOGPROB)
 
 
 def _error(message: str, fault: Mapping[str, Any]) -> RequestError:

@@ -26,6 +26,7 @@ from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY
 
 _MAX_TOP_K: Final = (1 << 31) - 1
 Token = Annotated[int, Meta(ge=0, lt=1 << 31)]
+TokenPrompt = Annotated[list[Token], Meta(min_length=1)]
 Stop = Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 Length = Annotated[int, Meta(ge=1)]
@@ -97,7 +98,14 @@ class ChatBody(_Body, kw_only=True):
 class CompletionBody(_Body, kw_only=True):
     """The body of `POST /v1/completions`."""
 
-    prompt: Annotated[str, Meta(min_length=1)]
+    prompt: (
+        Annotated[str, Meta(min_length=1)]
+        | Annotated[
+            list[Annotated[str, Meta(min_length=1)] | Token | TokenPrompt], Meta(min_length=1)
+        ]
+    )
+    echo: bool | None = None
+    suffix: Literal[""] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS_COMPLETION)] | None = None
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from edgecosine.errors import RequestError
-from edgecosine.protocol.api.json_fields import check_text, invalid, is_sound, wrong_type
+from edgecosine.protocol.api.json_fields import Fields, check_text, invalid, is_sound, wrong_type
 from edgecosine.protocol.api.request import ChatMessage
 
 MAX_MESSAGES = 1024
 MAX_PROMPT_CHARACTERS = 1 << 22
+MAX_PROMPT_TOKENS = 1 << 20
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -29,6 +30,19 @@ def read_prompt(body: Mapping[str, object]) -> str:
     if not isinstance(prompt, str):
         wrong_type("prompt", "a string")
     return check_prompt("prompt", prompt)
+
+
+def read_token_prompt(body: Mapping[str, object]) -> tuple[int, ...]:
+    """Parse a prompt that is a list of token ids, or a list with one such list; empty for others.
+
+    Raises RequestError.
+    """
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], list):
+        prompt = prompt[0]
+    if not isinstance(prompt, list) or not prompt or isinstance(prompt[0], str | list):
+        return ()
+    return Fields({"prompt": prompt}).tokens("prompt", max_entries=MAX_PROMPT_TOKENS)
 
 
 def check_prompt(name: str, text: str) -> str:

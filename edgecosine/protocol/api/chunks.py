@@ -20,14 +20,18 @@ Chunk = dict[str, Any]
 class ChunkRenderer:
     """Renders the chunks of one request.
 
-    created_s  in seconds since 1970
-    usage      whether a chunk with the usage comes last
+    request_id   the id in the chunks
+    created_s    in seconds since 1970
+    usage        whether the chunks have a field for the usage
+    first_index  index of the request's first choice, where the answer joins several requests
     """
 
     request: Request
+    request_id: str
     model: str
     created_s: int
     usage: bool = False
+    first_index: int = 0
 
     def first(self) -> Iterator[Chunk]:
         """The chunks before all text: in a chat, the role of each choice."""
@@ -44,7 +48,7 @@ class ChunkRenderer:
         return chunk if delta.usage is None else chunk | {"usage": render_usage(delta.usage)}
 
     def last(self, final: FinalMessage) -> Iterator[Chunk]:
-        """The chunks after all text: finish reasons and log-probabilities, then the usage."""
+        """The chunks after all text: finish reasons and log-probabilities."""
         for choice in final.body["choices"]:
             yield self._chunk(
                 choice["index"],
@@ -52,9 +56,11 @@ class ChunkRenderer:
                 logprobs=choice["logprobs"],
                 finish_reason=choice["finish_reason"],
             )
-        if self.usage:
-            more = {name: final.body[name] for name in ("metrics", "edgecosine")}
-            yield self._body([]) | {"usage": final.body["usage"]} | more
+
+    def total(self, answer: Mapping[str, Any]) -> Chunk:
+        """The chunk with the usage of the whole answer."""
+        more = ("usage", "metrics", "edgecosine")
+        return self._body([]) | {name: answer[name] for name in more if name in answer}
 
     @property
     def _is_chat(self) -> bool:
@@ -68,7 +74,7 @@ class ChunkRenderer:
         finish_reason: str | None = None,
     ) -> Chunk:
         choice = {
-            "index": index,
+            "index": self.first_index + index,
             "delta" if self._is_chat else "text": content,
             "logprobs": logprobs,
             "finish_reason": finish_reason,
@@ -77,7 +83,7 @@ class ChunkRenderer:
 
     def _body(self, choices: list[Chunk]) -> Chunk:
         body: Chunk = {
-            "id": self.request.request_id,
+            "id": self.request_id,
             "object": "chat.completion.chunk" if self._is_chat else "text_completion",
             "created": self.created_s,
             "model": self.model,

@@ -16,12 +16,13 @@ from typing import Any
 import msgspec
 
 from edgecosine.errors import RequestError
-from edgecosine.protocol.api.chat import check_prompt, read_messages, read_prompt
+from edgecosine.protocol.api.chat import check_prompt, read_messages, read_prompt, read_token_prompt
 from edgecosine.protocol.api.json_fields import Fields, check_text, invalid, wrong_type
 from edgecosine.protocol.api.request import (
     DEFAULT_POLICY,
     MAX_SEED,
     MIN_REPETITION_PENALTY,
+    ChatMessage,
     Request,
     RequestKind,
     Sampling,
@@ -46,7 +47,6 @@ MAX_PRIORITY = (1 << 31) - 1
 
 _ONLY_ALLOWED: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
     "tools": ([],),
 }
@@ -78,12 +78,19 @@ def parse_request(
     check_identifier("client", body.get("client"))
     fields.text("reply_to", max_length=MAX_TOPIC_BYTES)
     _refuse_unsupported(body)
-    max_tokens, is_default_length = _max_tokens(fields, limits.max_tokens)
+    echo = kind != "chat" and fields.boolean("echo", default=False)
+    max_tokens, is_default_length = _max_tokens(fields, limits.max_tokens, least=0 if echo else 1)
+    prompt: str | tuple[ChatMessage, ...] = ""
+    tokens = () if kind == "chat" else read_token_prompt(body)
+    if not tokens:
+        prompt = read_messages(body) if kind == "chat" else read_prompt(body)
     return Request(
         client_id=client_id,
         request_id=request_id,
         kind=kind,
-        prompt=read_messages(body) if kind == "chat" else read_prompt(body),
+        prompt=prompt,
+        prompt_tokens=tokens,
+        echo=echo,
         max_tokens=max_tokens,
         is_default_length=is_default_length,
         sampling=_sampling(fields, max_tokens, draw_seed),
@@ -149,8 +156,10 @@ def render_body(request: Request) -> bytes:
         body["stream_options"] = {"continuous_usage_stats": True}
     if not request.is_default_length:
         body["max_tokens"] = request.max_tokens
+    if request.echo:
+        body["echo"] = True
     if isinstance(request.prompt, str):
-        body["prompt"] = request.prompt
+        body["prompt"] = list(request.prompt_tokens) or request.prompt
     else:
         body["messages"] = [
             {"role": message.role, "content": message.content} for message in request.prompt
@@ -270,13 +279,13 @@ def _seed(fields: Fields, draw_seed: Callable[[], int]) -> int:
     return fields.integer("seed", 0, low=-(1 << 63), high=MAX_SEED) & MAX_SEED
 
 
-def _max_tokens(fields: Fields, limit: int) -> tuple[int, bool]:
+def _max_tokens(fields: Fields, limit: int, *, least: int) -> tuple[int, bool]:
     """The limit of generated tokens, and whether it is the default."""
     given = [
         name for name in ("max_tokens", "max_completion_tokens") if fields.get(name) is not None
     ]
     values = {
-        fields.integer(name, DEFAULT_MAX_TOKENS, low=1, high=limit)
+        fields.integer(name, DEFAULT_MAX_TOKENS, low=least, high=limit)
         for name in given or ["max_tokens"]
     }
     if len(values) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -131,6 +131,10 @@ class Request:
     """The form that the answer must have; None: any text."""
     is_default_length: bool = False
     """Whether the client gave no length, so that `max_tokens` is cut at the context's end."""
+    prompt_tokens: tuple[int, ...] = ()
+    """The prompt of a completion as tokens; then `prompt` is empty."""
+    echo: bool = False
+    """Whether the answer begins with the prompt, and its log-probabilities with the prompt's."""
     counts_parts: bool = False
     """Whether each part of the stream has the tokens so far."""
 
@@ -239,7 +243,8 @@ class ScoredToken:
 
     text: str
     utf8: bytes
-    logprob: float
+    logprob: float | None
+    """None for the first token of a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +259,17 @@ class TokenLogprobs:
     """Most probable first."""
     text_offset: int
     """Characters of the text before the token."""
+
+
+def scored_token(
+    spelling: Callable[[int], tuple[str, bytes]], token: int, logprobs: Logprobs, text_offset: int
+) -> TokenLogprobs:
+    """The log-probabilities of one token, with texts by `spelling`."""
+    return TokenLogprobs(
+        token=ScoredToken(*spelling(token), logprobs.drawn),
+        top=tuple(ScoredToken(*spelling(other), logprob) for other, logprob in logprobs.top),
+        text_offset=text_offset,
+    )
 
 
 @dataclass(frozen=True, slots=True)

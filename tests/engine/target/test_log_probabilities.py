@@ -176,3 +176,33 @@ def test_ban_holds_under_any_sampling_and_drafts(how: Sampling) -> None:
         for truth in (free, answer):
             again, reported_again, _ = decode(target, make([*PROMPT, *truth]), banned, 2)
             assert (again, reported_again) == (answer, reported)
+
+
+def score(
+    target: TransformerTarget, sequence: Sequence[int], num_prompt: int, *, beside: bool = False
+) -> tuple[Logprobs, ...]:
+    """The log-probabilities of a prompt, which more tokens may follow."""
+    works = [VerifyWork("key", tuple(sequence), num_prompt, EMPTY_TREE, Sampling(), 4, True)]
+    if beside:
+        works.append(VerifyWork("beside", tuple(PROMPT[3:]), 9, EMPTY_TREE, Sampling()))
+    while True:
+        outcome = target.step(works).outcomes[0]
+        if not isinstance(outcome, Prefilling):
+            target.release("key")
+            return outcome.prompt_logprobs
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", [NativeLlama, SlotModel])
+def test_prompt_is_scored_as_if_it_had_been_generated(kind: Any) -> None:
+    target = engine(kind=kind)
+    answer, reported, _ = decode(target, nothing, Sampling(), 4)
+    prompt = [*PROMPT, *answer]
+    scored = score(target, prompt, len(prompt))
+    assert len(scored) == len(prompt) - 1
+    assert [*scored[len(PROMPT) - 1 :]] == reported
+    # Neither a cached prefix, nor other requests, nor an answer that is resumed change a score.
+    assert score(target, prompt, len(prompt)) == scored
+    assert score(engine(kind=kind), prompt, len(prompt), beside=True) == scored
+    assert score(engine(kind=kind), prompt, len(PROMPT)) == scored[: len(PROMPT) - 1]
+    assert score(target, prompt[:1], 1) == ()
