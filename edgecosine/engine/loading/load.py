@@ -11,7 +11,7 @@ from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.draft.prompt_lookup import load_ngram
 from edgecosine.engine.loading.load_errors import refusing
 from edgecosine.engine.loading.load_model import load_model
-from edgecosine.engine.loading.load_plan import kernels_if_any
+from edgecosine.engine.loading.load_plan import kernels_if_any, quickest_form
 from edgecosine.engine.loading.load_ranks import load_over_ranks
 from edgecosine.engine.options import Loaded, LoadOptions
 from edgecosine.engine.target.target import TransformerTarget
@@ -68,6 +68,7 @@ def load_drafter(options: LoadOptions) -> tuple[DraftEngine, Loaded]:
     # Drafts cannot change an answer, so drafters need no exactness policy.
     options = replace(options, exactness="rounding")
     with refusing(f"cannot draft with {options.model!r}"):
+        options = replace(options, weights=quickest_form(options))
         model, loaded, _ = load_model(options, room=TREE_ROOM)
     engine = TransformerDrafter(
         model, slots=options.slots, max_context=loaded.max_context, kernels=kernels_if_any(),

@@ -21,7 +21,7 @@ from edgecosine.engine.loading.gguf_file import EMBEDDING
 from edgecosine.engine.loading.load_errors import refusing
 from edgecosine.engine.loading.memory import BLOCK_BYTES, MemoryPlan, plan_memory
 from edgecosine.engine.loading.sources import Source, locate
-from edgecosine.engine.options import LoadOptions, WeightForm
+from edgecosine.engine.options import LoadOptions, WeightForm, Weights
 from edgecosine.errors import ModelUnavailable, ModelUnsupported
 
 DTYPES = {
@@ -169,6 +169,22 @@ def _form(source: Source, device: str, options: LoadOptions) -> WeightForm:
     if source.gguf is None or not source.gguf.is_quantized:
         return "bfloat16"
     return "int4" if source.gguf.main_format.startswith("Q4_") else "int8"
+
+
+def quickest_form(options: LoadOptions) -> Weights:
+    """The setting `weights` for a drafter.
+
+    A GGUF file is held in 8 bits where the processor multiplies bytes, unless the file has fewer:
+    that loses no acceptance, and rounding to 4 bits does (docs/engine.md).
+    """
+    kernels = kernels_if_any()
+    is_open = options.weights == "auto" and options.dtype == "auto"
+    if not is_open or kernels is None or not kernels.has_bytes:
+        return options.weights
+    gguf = _source(options).gguf
+    if gguf is None or gguf.is_quantized or _why_no_blocks(resolve_device(options.device), options):
+        return "auto"
+    return "int8"
 
 
 def _why_no_blocks(device: str, options: LoadOptions) -> str | None:

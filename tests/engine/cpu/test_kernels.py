@@ -49,7 +49,7 @@ def test_linear_rows_do_not_depend_on_batch_or_threads(
     linear = nn.Linear(inputs, outputs, dtype=dtype)
     x = torch.randn(70, inputs, dtype=dtype)
     whole = _packed(linear)(x)
-    for threads in (1, 2):
+    for threads in (1, 2, 3):
         packed = _packed(linear, threads)
         for rows in (1, 2, 3, 5, 7, 8, 13, 25):
             assert torch.equal(packed(x[-rows:]), whole[-rows:])

@@ -7,10 +7,10 @@
 #include <vector>
 
 #include "lanes.h"
+#include "prefetch.h"
+#include "team.h"
 
 namespace {
-
-constexpr int64_t kParallelWork = 1 << 20;     // products from which several threads are faster
 
 struct Shape {
   int64_t heads, groups, key_size, value_size, slot_size;
@@ -142,9 +142,18 @@ struct Room {
   std::vector<float> queries, scores, sums;
 };
 
-// Attention of a tile of rows, for heads that share keys and values.
+// Fetches what is read next: keys and values of a slot lie apart from those before them, and short
+// stretches end before the processor has recognised them.
+template <class Value>
+[[gnu::always_inline]] inline void fetch(const Value* from, int64_t count) {
+  const char* at = reinterpret_cast<const char*>(from);
+  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(Value)); i += kLine)
+    __builtin_prefetch(at + i, 0, 2);
+}
+
+// Attention of a tile of rows, for heads that share keys and values; `next` are the keys of the next call.
 template <int Heads, class Value>
-void attend(const Shape& s, const Value* query, const Value* keys, const Value* values,
+void attend(const Shape& s, const Value* query, const Value* keys, const Value* values, const Value* next,
             const std::vector<View>& views, const float* sinks, Value* out, Room& room) {
   const int64_t rows = views.size();
   int64_t longest = 0;
@@ -161,21 +170,25 @@ void attend(const Shape& s, const Value* query, const Value* keys, const Value* 
   const auto scored = s.key_size == 4 * kLanes   ? score<4, Value>
                       : s.key_size == 8 * kLanes ? score<8, Value>
                                                  : score<0, Value>;
-  for (int64_t first = 0; first < longest; first += kLanes)
+  for (int64_t first = 0; first < longest; first += kLanes) {
+    fetch(values + first * s.value_size, std::min<int64_t>(kLanes, longest - first) * s.value_size);
     for (int64_t t = 0; t < rows; t++)
       for (int h = 0; h < Heads && first < views[t].end; h++)
         scored(&room.queries[(t * Heads + h) * s.key_size], keys, s.key_size, views[t], first,
                &room.scores[(t * Heads + h) * lds]);
+  }
   float norms[kTile][Heads];
   for (int64_t t = 0; t < rows; t++)
     for (int h = 0; h < Heads; h++)
       norms[t][h] =
           exponentiate(s, &room.scores[(t * Heads + h) * lds], views[t], sinks ? sinks + h : nullptr);
-  for (int64_t first = 0; first < longest; first += kNear)
+  for (int64_t first = 0; first < longest; first += kNear) {
+    if (next) fetch(next + first * s.key_size, std::min(kNear, longest - first) * s.key_size);
     for (int64_t t = 0; t < rows; t++)
       weigh_all<Heads>(values, s.value_size, views[t], std::max(first, views[t].begin),
                        std::min(first + kNear, views[t].end), &room.scores[t * Heads * lds], lds,
                        &room.sums[t * Heads * s.value_size]);
+  }
   for (int64_t t = 0; t < rows; t++)
     for (int h = 0; h < Heads; h++)
       for (int64_t i = 0; i < s.value_size; i++)
@@ -210,13 +223,11 @@ void attention(const Shape& s, const Value* query, const Value* new_keys, const 
   const int64_t per_group = s.heads / s.groups, parts = (per_group + kMostHeads - 1) / kMostHeads;
   const int64_t work = (static_cast<int64_t>(tiles.size()) - 1) * s.groups * parts;
   const int64_t longest = rows ? *std::max_element(b.length, b.length + rows) : 0;
-  const bool is_large = rows * s.heads * longest * s.key_size >= kParallelWork;
-#pragma omp parallel num_threads(threads) if (threads > 1 && is_large)
-  {
-    Room room;
-    std::vector<View> views;
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < work; i++) {
+  const int shares = parts_of(threads, work, rows * s.heads * longest * s.key_size);
+  Team::of_process().run(shares, [&](int share) {
+    thread_local Room room;
+    thread_local std::vector<View> views;
+    for (int64_t i = work * share / shares; i < work * (share + 1) / shares; i++) {
       const int64_t tile = i / (s.groups * parts), g = i / parts % s.groups, part = i % parts;
       const int64_t first = per_group * part / parts, count = per_group * (part + 1) / parts - first;
       const int64_t h = g * per_group + first, begin = tiles[tile];
@@ -226,13 +237,18 @@ void attention(const Shape& s, const Value* query, const Value* new_keys, const 
         const int64_t low = s.window > 0 ? std::max<int64_t>(0, end - s.window) : 0;
         views.push_back({b.path + t * b.paths, b.length[t], low, end});
       }
-      attend_of<kMostHeads>(count, s, query + begin * s.query_row + h * s.query_head,
-                            keys + b.slot[begin] * key_slot + g * s.slot_size * s.key_size,
-                            values + b.slot[begin] * value_slot + g * s.slot_size * s.value_size, views,
+      const auto keys_of = [&](int64_t item) {
+        const int64_t of = item / (s.groups * parts), group = item / parts % s.groups;
+        return keys + b.slot[tiles[of]] * key_slot + group * s.slot_size * s.key_size;
+      };
+      const Value* next = i + 1 < work && keys_of(i + 1) != keys_of(i) ? keys_of(i + 1) : nullptr;
+      attend_of<kMostHeads>(count, s, query + begin * s.query_row + h * s.query_head, keys_of(i),
+                            values + b.slot[begin] * value_slot + g * s.slot_size * s.value_size, next,
+                            views,
                             sinks ? sinks + h : nullptr, out + (begin * s.heads + h) * s.value_size,
                             room);
     }
-  }
+  });
 }
 
 }  // namespace

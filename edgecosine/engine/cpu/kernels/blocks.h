@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "packed.h"
+#include "team.h"
 
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -22,6 +23,7 @@ namespace {
 constexpr int64_t kBlock = 32;                 // inputs that share a scale
 constexpr int kQuads = kBlock / 4;             // groups of four inputs, which one lane multiplies in one step
 constexpr int kBias = 128;                     // added to bytes, since the instructions take them unsigned
+constexpr int64_t kRoundingWork = 8;           // products in the time of rounding an input
 #ifdef __AVX512F__
 constexpr int kMostBlockRows = 12;             // rows whose exact and float sums fit in registers
 #else
@@ -183,29 +185,34 @@ inline void put_block(const float* x, WideInputs* group, int64_t row, int64_t) {
 
 // Rows [rows, inputs] in groups, each with its blocks in order.
 template <class Weight, class Act>
-const typename Operands<Weight>::Input* grouped_inputs(const Act* x, int64_t rows, int64_t inputs) {
+const typename Operands<Weight>::Input* grouped_inputs(const Act* x, int64_t rows, int64_t inputs,
+                                                       int threads) {
   using Input = typename Operands<Weight>::Input;
   thread_local std::vector<Input> form;
   const int64_t steps = steps_of<Weight>(inputs), groups = block_groups_of(rows);
   form.resize(rows * steps);
-  for (int64_t g = 0; g < groups; g++) {
-    const int64_t begin = rows * g / groups, size = rows * (g + 1) / groups - begin;
-    for (int64_t r = 0; r < size; r++)
-      for (int64_t k = 0; k < steps; k++) {
-        const Act* from = x + (begin + r) * inputs + k * kBlock;
-        Input* group = &form[begin * steps + k * size];
-        const int64_t count = inputs - k * kBlock;
-        if constexpr (std::is_same_v<Act, float>)
-          if (count >= kBlock) {
-            put_block(from, group, r, size);
-            continue;
-          }
-        float block[kBlock] = {};
-        convert(from, block, std::min(kBlock, count));
-        put_block(block, group, r, size);
-      }
-  }
-  return form.data();
+  Input* blocks = form.data();
+  const int parts = parts_of(threads, groups, rows * inputs * kRoundingWork);
+  Team::of_process().run(parts, [&](int part) {
+    for (int64_t g = groups * part / parts; g < groups * (part + 1) / parts; g++) {
+      const int64_t begin = rows * g / groups, size = rows * (g + 1) / groups - begin;
+      for (int64_t r = 0; r < size; r++)
+        for (int64_t k = 0; k < steps; k++) {
+          const Act* from = x + (begin + r) * inputs + k * kBlock;
+          Input* group = blocks + begin * steps + k * size;
+          const int64_t count = inputs - k * kBlock;
+          if constexpr (std::is_same_v<Act, float>)
+            if (count >= kBlock) {
+              put_block(from, group, r, size);
+              continue;
+            }
+          float block[kBlock] = {};
+          convert(from, block, std::min(kBlock, count));
+          put_block(block, group, r, size);
+        }
+    }
+  });
+  return blocks;
 }
 
 // Bytes [outputs, steps * block] and their scales [outputs, steps] to panels, zero-filled at the edges.

@@ -71,11 +71,9 @@ template <class Weight, class Out>
 void gated(const float* x, const Weight* w, Out* out, int64_t width, int64_t rows, int64_t panels,
            int64_t inputs, int threads) {
   const int64_t steps = steps_of<Weight>(inputs), stride = steps * kPanel;
-  const auto* in = inputs_of<Weight>(x, rows, inputs);
-  const int64_t work = 2 * rows * panels * kPanel * inputs;
-  const int parts = static_cast<int>(std::min<int64_t>({threads, panels, 1 + work / kThreadWork}));
-#pragma omp parallel for num_threads(parts) schedule(static, 1) if (parts > 1)
-  for (int part = 0; part < parts; part++) {
+  const auto* in = inputs_of<Weight>(x, rows, inputs, threads);
+  const int parts = parts_of(threads, panels, 2 * rows * panels * kPanel * inputs);
+  Team::of_process().run(parts, [&](int part) {
     thread_local std::vector<float> gate, up;
     gate.resize(rows * kPanel * kTogether);
     up.resize(rows * kPanel * kTogether);
@@ -89,7 +87,7 @@ void gated(const float* x, const Weight* w, Out* out, int64_t width, int64_t row
       for (int64_t r = 0; r < rows; r++)
         put_panels(&gate[r * size], size, out + r * width, panel);
     }
-  }
+  });
 }
 
 inline void linear_of(const Weight& w, const float* x, float* y, int64_t rows, int threads) {

@@ -11,7 +11,6 @@
 namespace {
 
 constexpr int64_t kDepth = 128;                // steps per block, so that a panel stays in cache
-constexpr int64_t kThreadWork = 1 << 20;       // products per thread from which another thread is faster
 
 // Rows x panels of outputs over `steps` of inputs; continues from c unless `first`.
 template <int Rows, int Panels, class Weight, class Input = typename Operands<Weight>::Input>
@@ -48,9 +47,10 @@ void micro_of(int64_t rows, const Input* x, int64_t ldx, const Weight* w, Argume
 }
 
 template <class Weight, class Act>
-const typename Operands<Weight>::Input* inputs_of(const Act* x, int64_t rows, int64_t inputs) {
+const typename Operands<Weight>::Input* inputs_of(const Act* x, int64_t rows, int64_t inputs,
+                                                  int threads) {
   if constexpr (kIsBlock<Weight>)
-    return grouped_inputs<Weight>(x, rows, inputs);
+    return grouped_inputs<Weight>(x, rows, inputs, threads);
   else
     return rows_of<Weight>(x, rows, inputs);
 }
@@ -89,16 +89,15 @@ void linear(const Act* x, const Weight* w, const float* bias, Out* y, int64_t ro
             int64_t inputs, int threads) {
   const int64_t panels = (outputs + kPanel - 1) / kPanel, width = panels * kPanel;
   thread_local std::vector<float> wide_y;
-  const auto* in = inputs_of<Weight>(x, rows, inputs);
+  const auto* in = inputs_of<Weight>(x, rows, inputs, threads);
   const bool direct = std::is_same_v<Out, float> && width == outputs;
   if (!direct) wide_y.resize(rows * width);
   float* out = direct ? reinterpret_cast<float*>(y) : wide_y.data();
-  const int64_t work = rows * width * inputs;
-  const int parts = static_cast<int>(std::min<int64_t>({threads, panels, 1 + work / kThreadWork}));
-#pragma omp parallel for num_threads(parts) schedule(static, 1) if (parts > 1)
-  for (int part = 0; part < parts; part++)
+  const int parts = parts_of(threads, panels, rows * width * inputs);
+  Team::of_process().run(parts, [&](int part) {
     panels_of(panels * part / parts, panels * (part + 1) / parts, rows, steps_of<Weight>(inputs), in, w,
               out, width);
+  });
   if (direct && !bias) return;
   for (int64_t r = 0; r < rows; r++)
     for (int64_t n = 0; n < outputs; n++)
