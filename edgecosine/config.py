@@ -12,12 +12,15 @@ import tomllib
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import ConfigError
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.wire.messages import Role
+
+NodeRole = Role | Literal["gateway"]
+"""A gateway has neither a model nor links."""
 
 DEFAULT_BROKER: Final = "mqtt://127.0.0.1:1883"
 DEFAULT_CLUSTER: Final = "home"
@@ -85,7 +88,7 @@ class NodeConfig:
     Raises ConfigError for values that are wrong, or wrong together.
     """
 
-    role: Role
+    role: NodeRole
     node_id: str
     engine: LoadOptions
     cluster: str = DEFAULT_CLUSTER
@@ -106,14 +109,28 @@ class NodeConfig:
             value = getattr(self, key)
             if not _IDENTIFIER.fullmatch(value):
                 raise ConfigError(key, value, "1 to 64 of the characters A-Z a-z 0-9 _ . -")
-        if self.role == "target" and self.broker is None:
-            raise ConfigError("broker", "none", "an MQTT URL: requests come from there")
-        if self.role == "drafter" and self.http.listen:
-            raise ConfigError("http", self.http.listen, "none for a drafter: targets take requests")
+        self._check_role()
         self._check_engine()
         if self.cores and (missing := set(self.cores) - os.sched_getaffinity(0)):
             allowed = f"processors of this machine: {_listed(os.sched_getaffinity(0))}"
             raise ConfigError("cores", _listed(missing), allowed)
+
+    @property
+    def link_role(self) -> Role:
+        """The role in greetings and credentials."""
+        assert self.role != "gateway"
+        return self.role
+
+    def _check_role(self) -> None:
+        if self.role == "gateway" and not self.http.listen:
+            raise ConfigError("http", "none", "HOST:PORT for a gateway, which serves HTTP alone")
+        if (self.role == "gateway") == bool(self.engine.model):
+            allowed = "none for a gateway; a target or a drafter needs one"
+            raise ConfigError("model", self.engine.model, allowed)
+        if self.role != "drafter" and self.broker is None:
+            raise ConfigError("broker", "none", "an MQTT URL: targets are found there")
+        if self.role == "drafter" and self.http.listen:
+            raise ConfigError("http", self.http.listen, "none for a drafter: targets take requests")
 
     def _check_engine(self) -> None:
         engine = self.engine

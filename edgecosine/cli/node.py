@@ -30,6 +30,7 @@ from edgecosine.config import (
     HttpOptions,
     LinkOptions,
     NodeConfig,
+    NodeRole,
     StateOptions,
     parse_cores,
     read_file,
@@ -40,7 +41,6 @@ from edgecosine.local.cluster_plan import node_name
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.node import run_node
 from edgecosine.node.runtime.drain import Drain
-from edgecosine.protocol.wire.messages import Role
 from edgecosine.security.credentials import Credentials
 
 Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)
@@ -70,7 +70,8 @@ def _setting(
 ) -> Callable[[Command], Command]:
     """An option for the field of the settings class `owner`; its name is the field's by default."""
     default = next(one.default for one in fields(owner) if one.name == field)
-    settings |= {"required": True} if default is MISSING else {"default": default}
+    if "default" not in settings:
+        settings |= {"required": True} if default is MISSING else {"default": default}
     choices = sorted(_literals(get_type_hints(owner)[field]), key=lambda value: value != "auto")
     if choices:
         settings["type"] = click.Choice(choices)
@@ -91,12 +92,19 @@ def _literals(hint: Any) -> Iterator[str]:
     callback=_from_file,
     help="TOML file with these options as keys.",
 )
-@_setting(NodeConfig, "role", "A target serves a model; a drafter drafts tokens for targets.")
+@_setting(
+    NodeConfig,
+    "role",
+    "A target serves a model; a drafter drafts tokens "
+    "for targets; a gateway serves HTTP for the targets of its broker, without a model.",
+)
 @_setting(
     LoadOptions,
     "model",
     "A name of `edgecosine model list`, a directory, a GGUF file, or a hub id; for a drafter also "
-    "`ngram`, which needs no model.",
+    "`ngram`, which needs no model. None for a gateway.",
+    default="",
+    show_default=False,
 )
 @_setting(
     LoadOptions,
@@ -145,7 +153,8 @@ def _literals(hint: Any) -> Iterator[str]:
     "--http",
     default="none",
     metavar="HOST:PORT",
-    help="Address of a target's OpenAI API over HTTP; `none`: requests come over MQTT alone.",
+    help="Address of the OpenAI API over HTTP, of a target or gateway; `none`: requests "
+    "come over MQTT alone.",
 )
 @_option(
     "--http-keys",
@@ -310,7 +319,7 @@ def node_config(**options: Any) -> NodeConfig:
 
     Raises ConfigError.
     """
-    role: Role = options["role"]
+    role: NodeRole = options["role"]
     credentials = node_credentials(options["credentials"], options["cluster"])
     given_id = options["node_id"]
     if given_id is None and credentials is not None:
@@ -336,17 +345,23 @@ def node_config(**options: Any) -> NodeConfig:
             identity_dir=directory,
             keep_answers=options["keep_answers"],
         ),
-        http=HttpOptions(
-            listen="" if options["http"] == _NONE else options["http"],
-            keys=options["http_keys"] or default_keys(options["cluster"]),
-            certificate=options["http_certificate"],
-            cors=tuple(options["http_cors"]),
-        ),
+        http=_http_options(options),
         cores=cores,
         home_assistant=options["home_assistant"],
         max_sessions=min(options["max_sessions"], engine.slots),
         drain_timeout_s=options["drain_timeout"],
         stall_timeout_s=options["stall_timeout"],
+    )
+
+
+def _http_options(options: dict[str, Any]) -> HttpOptions:
+    if options["http"] == _NONE:
+        return HttpOptions()
+    return HttpOptions(
+        listen=options["http"],
+        keys=options["http_keys"] or default_keys(options["cluster"]),
+        certificate=options["http_certificate"],
+        cors=tuple(options["http_cors"]),
     )
 
 
@@ -370,6 +385,7 @@ def _name_and_directory(node_id: str | None, options: dict[str, Any]) -> tuple[s
 
     Raises ConfigError.
     """
+    kind = f"{options['role']}-{node_name(options['model'])}" if options["model"] else "gateway"
     role, cluster, state_dir = options["role"], options["cluster"], options["state_dir"]
     fresh = f"{host_name()}-{role}-{secrets.token_hex(2)}"
     if role == "target" and options["journal"]:
@@ -381,5 +397,5 @@ def _name_and_directory(node_id: str | None, options: dict[str, Any]) -> tuple[s
         return node_id or fresh, None
     if node_id is not None:
         return node_id, base
-    directory, name = unused_directory(base, f"{role}-{node_name(options['model'])}", fresh)
+    directory, name = unused_directory(base, kind, fresh)
     return name, directory

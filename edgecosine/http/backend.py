@@ -83,7 +83,10 @@ class Backend(Protocol):
 
 
 LOADING = Refusal(
-    "the model is being loaded", code="loading", status=503, retry_after_s=_LOADING_RETRY_S
+    "the node is starting: it loads its model",
+    code="loading",
+    status=503,
+    retry_after_s=_LOADING_RETRY_S,
 )
 
 

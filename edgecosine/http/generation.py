@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from edgecosine.errors import RequestError
 from edgecosine.http.access import CLIENT
-from edgecosine.http.backend import Accepted, Backend, Call
+from edgecosine.http.backend import LOADING, Accepted, Backend, Call
 from edgecosine.http.batch import ask_all, join_finals, split_prompts
 from edgecosine.http.body import read_body
 from edgecosine.http.replies import EventReply, WholeReply
@@ -57,6 +57,8 @@ async def _answer(backend: Backend, kind: RequestKind, http: HttpRequest) -> ASG
     for name in _OF_MQTT:
         body.pop(name, None)
     name, is_named = _request_id(http)
+    if not backend.info["models"]:
+        raise (backend.objection or LOADING).error()
     digest, client_id, limits = _digest(kind, payload), client_of(http), _limits(backend)
     calls = [
         Call(

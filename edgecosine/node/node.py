@@ -1,4 +1,4 @@
-"""Runs one node of either role, after its settings have been checked."""
+"""Runs one node of any role, after its settings have been checked."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from edgecosine.node.credentials.membership import Membership
 from edgecosine.node.links.link_policy import is_loopback
 from edgecosine.node.roles.common import run_all
 from edgecosine.node.roles.drafter_node import run_drafter
+from edgecosine.node.roles.gateway_node import run_gateway
 from edgecosine.node.roles.target_node import run_target
 from edgecosine.node.runtime.drain import Drain, Drained
 from edgecosine.node.runtime.engine_thread import EngineThread
@@ -23,26 +24,29 @@ async def run_node(config: NodeConfig, drain: Drain | None = None) -> None:
 
     Raises EngineError when the model cannot be served, ConfigError when a setting is wrong.
     """
-    broker = config.broker
+    broker, drain = config.broker, drain or Drain(config.drain_timeout_s)
     # Wrong settings are refused before a model is loaded.
-    if config.engine.model != NGRAM:
+    if config.engine.model not in ("", NGRAM):
         require_packages(config.engine.model)
-    membership = Membership(config)
     if broker is not None and not broker.is_encrypted and not is_loopback(broker.host):
         logger.warning(
             "UNENCRYPTED, prompts and answers cross the network in plain text; use mqtts://: "
             "broker=%s", broker,
         )  # fmt: skip
+    run = run_gateway if config.role == "gateway" else _run_with_engine
+    try:
+        await run_all(config.node_id, node=run(config, drain), drain=drain.run())
+    except Drained as reason:
+        logger.info("drained: node=%s reason=%s", config.node_id, reason)
+
+
+async def _run_with_engine(config: NodeConfig, drain: Drain) -> None:
+    membership = Membership(config)
     with EngineThread(f"{config.node_id}.engine") as thread:
         run = run_target if config.role == "target" else run_drafter
-        drain = drain or Drain(config.drain_timeout_s)
-        try:
-            # Other nodes can enrol while the model is loading.
-            await run_all(
-                config.node_id,
-                membership=membership.run(),
-                node=run(config, thread, membership, drain),
-                drain=drain.run(),
-            )
-        except Drained as reason:
-            logger.info("drained: node=%s reason=%s", config.node_id, reason)
+        # Other nodes can enrol while the model is loading.
+        await run_all(
+            config.node_id,
+            membership=membership.run(),
+            node=run(config, thread, membership, drain),
+        )

@@ -94,7 +94,9 @@ def test_every_option_is_read_from_a_file(tmp_path: Path) -> None:
     ("args", "words"),
     [
         (["--model", "m"], ["--role", "target", "drafter"]),
-        (["--role", "drafter"], ["--model"]),
+        (["--role", "drafter"], ["model", "a drafter needs one"]),
+        (["--role", "gateway", "--model", "m", "--http", ":0"], ["model", "none for a gateway"]),
+        (["--role", "gateway"], ["http", "HOST:PORT for a gateway"]),
         (["--role", "oracle", "--model", "m"], ["--role", "'oracle'", "target"]),
         ([*WANTED, "--slots", "0"], ["--slots", "0", "1<=x<=1024"]),
         ([*WANTED, "--slots", "many"], ["--slots", "'many'"]),

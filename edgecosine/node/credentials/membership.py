@@ -100,7 +100,7 @@ def _credentials_of(config: NodeConfig) -> Credentials | None:
     if config.links.credentials is None:
         return None
     credentials = Credentials.load(config.links.credentials)
-    ours = NodeIdentity(config.cluster, config.role, config.node_id)
+    ours = NodeIdentity(config.cluster, config.link_role, config.node_id)
     if credentials.identity != ours:
         theirs = credentials.identity
         raise ConfigError(

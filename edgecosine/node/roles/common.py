@@ -43,7 +43,7 @@ def devices_of(config: NodeConfig, model: str) -> list[Outgoing]:
     if not config.home_assistant:
         return []
     topics = Topics(config.cluster)
-    node = node_device(topics, config.node_id, config.role, model, __version__)
+    node = node_device(topics, config.node_id, config.link_role, model, __version__)
     return [cluster_device(topics, __version__), node] if config.role == "target" else [node]
 
 
@@ -78,7 +78,7 @@ def linked_peers(
         cluster=config.cluster,
         node_id=config.node_id,
         incarnation=int(time.time() * 1000),
-        role=config.role,
+        role=config.link_role,
         model=loaded.name[:256],
         quantization=loaded.quantization,
         vocabulary=vocabulary.digests,

@@ -1,0 +1,56 @@
+"""A gateway node: an HTTP door on a machine without a model, for the targets behind a broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from typing import TYPE_CHECKING, Final
+
+from edgecosine.backoff import Backoff
+from edgecosine.client.client import Client
+from edgecosine.config import NodeConfig
+from edgecosine.errors import BrokerLost
+from edgecosine.node.roles.common import run_all
+from edgecosine.node.roles.http_door import open_door
+from edgecosine.node.runtime.drain import Drain
+
+if TYPE_CHECKING:
+    from edgecosine.http.door import HttpDoor
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE_S: Final = 30.0
+"""How long a request waits for a target that went away; HTTP clients repeat it themselves."""
+
+
+async def run_gateway(config: NodeConfig, drain: Drain) -> None:
+    """Serve HTTP until cancelled; requests are refused while there is no broker.
+
+    Raises ConfigError, HttpNotInstalled.
+    """
+    door = await open_door(config)
+    assert door is not None
+    await run_all(config.node_id, http=door.run(), mqtt=_connect(config, drain, door))
+
+
+async def _connect(config: NodeConfig, drain: Drain, door: HttpDoor) -> None:
+    """Take requests once the broker is reached; the client reconnects by itself."""
+    from edgecosine.http.mqtt_backend import MqttBackend  # packages of the extra `http`
+
+    assert config.broker is not None
+    async with contextlib.AsyncExitStack() as stack:
+        for attempt in itertools.count(1):
+            try:
+                client = await stack.enter_async_context(
+                    Client(config.broker, config.cluster, patience_s=_PATIENCE_S)
+                )
+                break
+            except BrokerLost as error:
+                logger.warning("no broker, retrying: broker=%s reason=%s", config.broker, error)
+                await asyncio.sleep(Backoff().delay_s(attempt))
+        backend = MqttBackend(client)
+        drain.by(backend.wind_down)
+        door.backend.open(backend)
+        await backend.run()
