@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from edgecosine.engine.dialect import TOOL_FORMATS
 from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import ConfigError
 from edgecosine.mqtt.broker_address import BrokerAddress
@@ -83,7 +84,8 @@ class HttpOptions:
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """One node. `broker` None: none, for a drafter; `cores`: processors to run on, empty for all.
+    """One node. `broker` None: none, for a drafter; `cores`: processors to run on, empty for all;
+    `tool_format`: a name in `TOOL_FORMATS`, or auto: as the chat template implies.
 
     Raises ConfigError for values that are wrong, or wrong together.
     """
@@ -101,6 +103,7 @@ class NodeConfig:
     cores: tuple[int, ...] = ()
     home_assistant: bool = False
     max_sessions: int = 8
+    tool_format: str = "auto"
     drain_timeout_s: float = DRAIN_TIMEOUT_S
     stall_timeout_s: float = STALL_TIMEOUT_S
 
@@ -110,6 +113,13 @@ class NodeConfig:
             if not _IDENTIFIER.fullmatch(value):
                 raise ConfigError(key, value, "1 to 64 of the characters A-Z a-z 0-9 _ . -")
         self._check_role()
+        if self.role == "target" and self.broker is None:
+            raise ConfigError("broker", "none", "an MQTT URL: requests come from there")
+        if self.role == "drafter" and self.http.listen:
+            raise ConfigError("http", self.http.listen, "none for a drafter: targets take requests")
+        if self.tool_format not in {"auto", *TOOL_FORMATS}:
+            names = ", ".join(("auto", *TOOL_FORMATS))
+            raise ConfigError("tool_format", self.tool_format, names)
         self._check_engine()
         if self.cores and (missing := set(self.cores) - os.sched_getaffinity(0)):
             allowed = f"processors of this machine: {_listed(os.sched_getaffinity(0))}"

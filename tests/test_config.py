@@ -35,6 +35,7 @@ def config(**changes: Any) -> NodeConfig:
         ("quantize", {"role": "target", "quantize": "nf4"}, "none for a target"),
         ("exactness", {"exactness": "bitwise"}, "auto for a drafter"),
         ("max_sessions", {"max_sessions": 9, "slots": 8}, "at most slots = 8"),
+        ("tool_format", {"tool_format": "xml"}, "hermes, llama3"),
         ("broker", {"role": "target", "broker": None}, "an MQTT URL"),
         ("cores", {"cores": (0, 99999)}, "processors of this machine"),
     ],

@@ -35,6 +35,7 @@ from edgecosine.config import (
     parse_cores,
     read_file,
 )
+from edgecosine.engine.dialect import TOOL_FORMATS
 from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import ConfigError
 from edgecosine.local.cluster_plan import node_name
@@ -183,6 +184,12 @@ def _literals(hint: Any) -> Iterator[str]:
     help="Name of the node.  [default: the name in the credentials; without credentials host name, "
     "role and a random suffix, stored in --state-dir]",
     show_default=False,
+)
+@_setting(
+    NodeConfig,
+    "tool_format",
+    "Format of a target's tool calls. auto: as its chat template implies.",
+    type=click.Choice(["auto", *TOOL_FORMATS]),
 )
 @_setting(LoadOptions, "quantize", "Quantise a drafter with bitsandbytes.")
 @_setting(LoadOptions, "device", "auto, cpu, cuda, cuda:1, …")
@@ -351,6 +358,7 @@ def node_config(**options: Any) -> NodeConfig:
         max_sessions=min(options["max_sessions"], engine.slots),
         drain_timeout_s=options["drain_timeout"],
         stall_timeout_s=options["stall_timeout"],
+        tool_format=options["tool_format"],
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 
@@ -17,11 +18,13 @@ import msgspec
 from edgecosine.client.cluster_view import ClusterView
 from edgecosine.errors import RequestError
 from edgecosine.protocol.api.answers import FinalMessage, StreamPart, parse_final, parse_piece
+from edgecosine.protocol.api.channels import CONTENT
 from edgecosine.protocol.api.mqtt_message import JSON_TYPE, MAX_PAYLOAD_BYTES, Outgoing
 from edgecosine.protocol.api.openai import check_identifier, render_body
 from edgecosine.protocol.api.origins import Origins, cut, joined
 from edgecosine.protocol.api.parse_request import too_large
 from edgecosine.protocol.api.request import Delta, Request, Usage
+from edgecosine.protocol.api.request_record import TextPlace
 from edgecosine.protocol.api.retained_topics import CONTRACT_VERSION, read_facts
 from edgecosine.protocol.api.topics import Topics
 
@@ -30,6 +33,8 @@ logger = logging.getLogger(__name__)
 _GRACE_S = 10.0
 """Seconds after the deadline in which the gateway's error may still arrive."""
 _MAX_SENDINGS = 5
+_MAX_PLACES = 1024
+"""Most texts that are kept of one answer."""
 
 
 class ActiveRequest:
@@ -44,11 +49,11 @@ class ActiveRequest:
         self.since = asyncio.get_running_loop().time()
         self.num_sendings = 0
         self._num_taken = 0
-        self._texts = [""] * request.n
-        """Received text of each choice."""
-        self._origins: list[Origins] = [()] * request.n
-        """Who guessed the received text of each choice."""
-        self._lengths_taken = [0] * request.n
+        self._texts: dict[TextPlace, str] = {}
+        """Received texts."""
+        self._origins: dict[TextPlace, Origins] = {}
+        """Who guessed them."""
+        self._lengths_taken: defaultdict[TextPlace, int] = defaultdict(int)
         self._usage: Usage | None = None
         self._result: FinalMessage | RequestError | None = None
         self._changed = asyncio.Event()
@@ -58,31 +63,32 @@ class ActiveRequest:
         """Whether the result has arrived and all text was taken."""
         if self._result is None:
             return False
-        return isinstance(self._result, RequestError) or self._choice_with_text is None
+        return isinstance(self._result, RequestError) or self._place_with_text is None
 
     @property
-    def _choice_with_text(self) -> int | None:
-        """A choice with text that was not taken yet."""
+    def _place_with_text(self) -> TextPlace | None:
+        """A choice and channel with text that was not taken yet."""
         if not self.request.stream:
             return None
-        lengths = enumerate(zip(self._texts, self._lengths_taken, strict=True))
-        return next((choice for choice, (text, taken) in lengths if len(text) > taken), None)
+        places = self._texts.items()
+        return next((at for at, text in places if len(text) > self._lengths_taken[at]), None)
 
     def take(self) -> Delta | None:
-        """New text of one choice since the last call; None if there is none."""
-        choice = self._choice_with_text
-        if choice is None:
+        """New text of one choice and channel since the last call; None if there is none."""
+        place = self._place_with_text
+        if place is None:
             return None
-        text = self._texts[choice]
-        start, origins = self._lengths_taken[choice], self._origins[choice]
+        text, (choice, channel) = self._texts[place], place
+        start, origins = self._lengths_taken[place], self._origins.get(place, ())
         delta = Delta(
             self._num_taken,
             text[start:],
             choice,
+            channel,
             origins=cut(origins, start, len(text)) if origins else (),
             usage=self._usage,
         )
-        self._lengths_taken[choice] = len(text)
+        self._lengths_taken[place] = len(text)
         self._num_taken += 1
         return delta
 
@@ -90,15 +96,16 @@ class ActiveRequest:
         """Add a part at its index. A repeated part changes nothing, a part after a gap is ignored,
         and a part that contradicts earlier text replaces it, since a new gateway sent it."""
         choice = piece.choice or 0
-        if piece.is_last or not 0 <= choice < len(self._texts):
+        place = choice, piece.channel
+        if piece.is_last or not 0 <= choice < self.request.n or len(self._texts) > _MAX_PLACES:
             return
-        text = self._texts[choice]
+        text = self._texts.get(place, "")
         if piece.index > len(text) or text.startswith(piece.text, piece.index):
             return
-        self._texts[choice] = text[: piece.index] + piece.text
+        self._texts[place] = text[: piece.index] + piece.text
         if piece.origins:
-            before = cut(self._origins[choice], 0, piece.index)
-            self._origins[choice] = joined((*before, *piece.origins))
+            before = cut(self._origins.get(place, ()), 0, piece.index)
+            self._origins[place] = joined((*before, *piece.origins))
         self._usage = piece.usage
         self.wake()
 
@@ -106,7 +113,10 @@ class ActiveRequest:
         """Set the final message as the result, unless there is one."""
         if self._result is None:
             self._result = final
-            self._texts[: len(final.texts)] = final.texts[: self.request.n]
+            for choice, others in enumerate(final.others[: self.request.n]):
+                self._texts |= {(choice, channel): text for channel, text in others.items()}
+            for choice, text in enumerate(final.texts[: self.request.n]):
+                self._texts[choice, CONTENT] = text
             self.wake()
 
     def fail(self, error: RequestError) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import metadata
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
+from edgecosine.engine.answer_grammar import AnswerForm, AnswerGrammar, joined, schemas_of
 from edgecosine.engine.base import TokenMask
 from edgecosine.errors import RequestError
 from edgecosine.protocol.api.response_format import ResponseFormat, refuse_schema
@@ -44,25 +45,40 @@ class Grammars:
         """
         self._eos_tokens = frozenset(eos_tokens)
         self._tokenizer = _wrap(tokenizer, sorted(eos_tokens), num_tokens)
+        self._vocabulary: Mapping[str, int] = tokenizer.get_vocab()
 
-    def compile(self, form: ResponseFormat) -> Grammar:
-        """The grammar of a format.
+    def compile(self, form: AnswerForm) -> Grammar:
+        """The grammar of an answer.
 
         Raises RequestError with the code invalid_schema and llguidance's reason.
         """
         from llguidance import LLMatcher, LLParserLimits
 
+        fault = "response_format" if form.form else "tools"
         try:
-            source = grammar_source(form)
+            source = self._source(form)
         except ValueError as error:
-            refuse_schema(f"the schema cannot be read: {_short(str(error))}")
+            refuse_schema(f"the schema cannot be read: {_short(str(error))}", fault)
         limits = LLParserLimits(initial_lexer_fuel=300_000, verbose_errors=False)
         matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
         if not matcher.is_error():
             matcher.compute_bitmask()  # some grammars prove too complex at their first mask
         if matcher.is_error():
-            refuse_schema(_reason(matcher))
+            refuse_schema(_reason(matcher), fault)
         return Grammar(matcher, self._eos_tokens)
+
+    def _source(self, form: AnswerForm) -> str:
+        schemas = {name: grammar_source(each) for name, each in schemas_of(form).items()}
+        if form.is_bare:
+            return schemas["content"]
+        marks = {mark: self._mark_id(mark) for mark in form.dialect.all_marks}
+        ids = {mark: token for mark, token in marks.items() if token is not None}
+        return joined(AnswerGrammar(form, ids).lark(), schemas)
+
+    def _mark_id(self, mark: str) -> int | None:
+        """The token that stands for a tag and has no text for llguidance; None: it is spelled."""
+        token = self._vocabulary.get(mark)
+        return token if token is not None and self._tokenizer.is_special_token(token) else None
 
 
 class Grammar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,20 +55,43 @@ class TextCodec:
         beginning = text[: num_tokens * _CHARACTERS_A_TOKEN]
         return len(beginning) < len(text) and len(self.encode(beginning)) > num_tokens + _EDGE
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    @property
+    def chat_template(self) -> str:
+        """The chat template; empty for a model without one."""
+        template = getattr(self._tokenizer, "chat_template", None) or ""
+        return template if isinstance(template, str) else str(template.get("default", ""))
+
+    def encode_chat(
+        self, messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
         """Token ids of a conversation up to the beginning of the assistant's turn.
 
         Raises RequestError when the model has no chat template, or the template rejects them.
+        """
+        return self.encode_rendered(self.render_chat(messages, tools))
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Token ids of a text that has its special tokens by name."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def render_chat(
+        self, messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
+        """The text of a conversation up to the beginning of the assistant's turn.
+
+        Raises RequestError as `encode_chat` does.
         """
         if not getattr(self._tokenizer, "chat_template", None):
             raise RequestError(
                 "this model has no chat template; use a completion request",
                 code="no_chat_template",
             )
-        turns = [{"role": m.role, "content": m.content} for m in messages]
+        turns = [_turn(message) for message in messages]
         try:
-            text = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True
+            return str(
+                self._tokenizer.apply_chat_template(
+                    turns, tools=list(tools) or None, tokenize=False, add_generation_prompt=True
+                )
             )
         except Exception as error:  # templates are third-party programs
             raise RequestError(
@@ -75,7 +99,6 @@ class TextCodec:
                 code="chat_template_error",
                 parameter="messages",
             ) from error
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def chat_fault(self) -> str | None:
         """Why the chat template rejects a minimal chat; None where it does not or there is none."""
@@ -163,6 +186,34 @@ class TextCodec:
         return [(name or "").encode() for name in names]
 
 
+def _turn(message: ChatMessage) -> dict[str, Any]:
+    """A message in the form that chat templates read: arguments of calls are objects."""
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        turn["reasoning_content"] = message.reasoning
+    if message.calls:
+        turn["tool_calls"] = [
+            {
+                "id": call.call_id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": _arguments(call.arguments)},
+            }
+            for call in message.calls
+        ]
+    if message.call_id:
+        turn["tool_call_id"] = message.call_id
+    if message.name:
+        turn["name"] = message.name
+    return turn
+
+
+def _arguments(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def _one_line(error: Exception) -> str:
     """The message of an error on one line."""
     return " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
@@ -195,6 +246,8 @@ class Detokenizer:
     codec: TextCodec
     prompt: Sequence[int] = ()
     text: str = ""
+    shown: Mapping[int, str] = field(default_factory=dict)
+    """Special tokens that are part of the text, and their names."""
     _tokens: list[int] = field(default_factory=list)
     _start: int = 0
     """First token of the window that is decoded for each piece."""
@@ -207,8 +260,14 @@ class Detokenizer:
 
     def push(self, tokens: Sequence[int]) -> str:
         """Add tokens; returns the text that has become final."""
-        self._tokens.extend(tokens)
-        return self._emit(is_last=False)
+        piece = ""
+        for token in tokens:
+            if (name := self.shown.get(token)) is not None:
+                piece += self.finish() + name
+                self.text += name
+            else:
+                self._tokens.append(token)
+        return piece + self._emit(is_last=False)
 
     def finish(self) -> str:
         """The rest of the text, incomplete characters included."""

@@ -110,7 +110,8 @@ async def _events(
                         yield msgspec.json.encode(chunk)
             match step:
                 case Delta():
-                    yield msgspec.json.encode(renderers[number].delta(step))
+                    for chunk in renderers[number].delta(step):
+                        yield msgspec.json.encode(chunk)
                 case FinalMessage():
                     finals[number] = step
                     for chunk in renderers[number].last(step):

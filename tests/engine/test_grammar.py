@@ -11,6 +11,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from edgecosine import zoo
+from edgecosine.engine.answer_grammar import AnswerForm
 from edgecosine.engine.base import TokenMask
 from edgecosine.engine.grammar import GrammarMatcher, Grammars
 from edgecosine.errors import RequestError
@@ -42,7 +43,7 @@ def schema(value: object) -> ResponseFormat:
 
 
 def matcher(form: ResponseFormat) -> GrammarMatcher:
-    return grammars().compile(form).matcher()
+    return grammars().compile(AnswerForm(form)).matcher()
 
 
 def tokens_of(mask: TokenMask | None) -> list[int]:

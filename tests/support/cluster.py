@@ -29,6 +29,7 @@ from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.target.draft_client import DrafterLink
 from edgecosine.node.target.text_service import TextService
 from edgecosine.node.target.verifier import Verifier
+from edgecosine.protocol.api.channels import CONTENT
 from edgecosine.protocol.api.request import Answer, Delta, Progress, Request
 from edgecosine.protocol.wire.messages import (
     AnyMessage,
@@ -199,7 +200,8 @@ class TargetHarness:
         assert answers == steps[-1:]
         deltas = [step for step in steps if isinstance(step, Delta)]
         assert [delta.index for delta in deltas] == list(range(len(deltas)))
-        assert "".join(delta.text for delta in deltas) == answers[0].text
+        content = [delta.text for delta in deltas if delta.channel == CONTENT]
+        assert "".join(content) == answers[0].text
         return answers[0]
 
 
@@ -234,6 +236,7 @@ async def harness(
     max_sessions: int = 4,
     may_fail: bool = False,
     codec: TextCodec | None = None,
+    tool_format: str = "auto",
 ) -> AsyncIterator[TargetHarness]:
     """A running target with its drafters; all tasks have ended afterwards.
 
@@ -268,6 +271,7 @@ async def harness(
             verifier=verifier,
             planner=planner,
             drafters=look,
+            tool_format=tool_format,
             measurements=measurements,
         )
         async with asyncio.TaskGroup() as group:

@@ -17,7 +17,8 @@ from edgecosine.protocol.api.answers import StreamPart
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.origins import Origins, joined
 from edgecosine.protocol.api.replies import FinalReply, undeliverable
-from edgecosine.protocol.api.request_record import RequestRecord, RequestStatus
+from edgecosine.protocol.api.request import Delta
+from edgecosine.protocol.api.request_record import RequestRecord, RequestStatus, TextPlace
 
 _ACTIVE: frozenset[RequestStatus] = frozenset(("accepted", "queued", "running"))
 
@@ -62,16 +63,15 @@ class ReplyPublisher:
         else:
             self._journal.once_kept(partial(self._journal.then, send))
 
-    def send_part(
-        self, record: RequestRecord, choice: int, text: str, origins: Origins = ()
-    ) -> None:
-        """Append text to one choice and send it to a reader of the stream."""
+    def send_part(self, record: RequestRecord, choice: int, delta: Delta) -> None:
+        """Append text to a channel of one choice and send it to a reader of the stream."""
         if record.ticket.wants_stream:
-            before = record.texts.get(choice, "")
-            record.texts[choice] = before + text
+            place, origins = (choice, delta.channel), delta.origins
+            before = record.texts.get(place, "")
+            record.texts[place] = before + delta.text
             if origins:
-                record.origins[choice] = joined((*record.origins.get(choice, ()), *origins))
-            self._send_parts(record, _part(record, choice, len(before), text, origins))
+                record.origins[place] = joined((*record.origins.get(place, ()), *origins))
+            self._send_parts(record, _part(record, place, len(before), delta.text, origins))
 
     def resend_parts(self, record: RequestRecord) -> None:
         """Send all text so far again, since parts may be lost with a client's connection."""
@@ -153,18 +153,17 @@ class ReplyPublisher:
 
 
 def _part(
-    record: RequestRecord, choice: int, index: int, text: str, origins: Origins
+    record: RequestRecord, place: TextPlace, index: int, text: str, origins: Origins
 ) -> StreamPart:
+    choice, channel = place
     number = choice if record.request.n > 1 else None
-    return StreamPart(
-        index, text, is_last=False, choice=number, origins=origins, usage=record.usage
-    )
+    return StreamPart(index, text, False, number, channel, origins, record.usage)
 
 
 def _texts(record: RequestRecord) -> list[StreamPart]:
     return [
-        _part(record, choice, 0, text, record.origins.get(choice, ()))
-        for choice, text in record.texts.items()
+        _part(record, place, 0, text, record.origins.get(place, ()))
+        for place, text in record.texts.items()
     ]
 
 

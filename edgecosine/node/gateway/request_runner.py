@@ -242,7 +242,7 @@ class RequestRunner:
                     case Delta():
                         self._advance(record, "running")
                         self._commit(record, request, step.committed, watch)
-                        self._publisher.send_part(record, request.choice, step.text, step.origins)
+                        self._publisher.send_part(record, request.choice, step)
                     case Answer():
                         self._slots.learn(position, request, step, loop_time() - started_at)
                         queue_s = started_at - position.since

@@ -141,6 +141,7 @@ class TargetNode:
             verifier=self._verifier,
             planner=self._planner,
             drafters=self._drafters,
+            tool_format=config.tool_format,
             measurements=self._measurements,
         )
         recovered = (

@@ -7,10 +7,11 @@ import threading
 from collections import OrderedDict
 from typing import Final
 
+from edgecosine.engine.answer_grammar import AnswerForm
 from edgecosine.engine.base import Constraint
 from edgecosine.engine.grammar import Grammar, Grammars
 from edgecosine.engine.tokenizer import TextCodec
-from edgecosine.protocol.api.response_format import ResponseFormat, refuse_schema
+from edgecosine.protocol.api.response_format import refuse_schema
 
 MAX_COMPILE_S: Final = 1.0
 MAX_GRAMMARS: Final = 64
@@ -23,14 +24,14 @@ class GrammarCache:
         self._codec = codec
         self._grammars: Grammars | None = None
         self._loading = threading.Lock()
-        self._compiled: OrderedDict[ResponseFormat, Grammar] = OrderedDict()
+        self._compiled: OrderedDict[AnswerForm, Grammar] = OrderedDict()
 
-    async def constraint(self, form: ResponseFormat | None) -> Constraint | None:
-        """What one answer of this form must keep to.
+    async def constraint(self, form: AnswerForm) -> Constraint | None:
+        """What one answer of this form must keep to; None if it may be any text.
 
         Raises RequestError for a form that cannot be compiled, or not within `MAX_COMPILE_S`.
         """
-        if form is None:
+        if form.form is None and form.tools is None:
             return None
         if form not in self._compiled:
             self._compiled[form] = await self._compile(form)
@@ -39,7 +40,7 @@ class GrammarCache:
         self._compiled.move_to_end(form)
         return self._compiled[form].matcher()
 
-    async def _compile(self, form: ResponseFormat) -> Grammar:
+    async def _compile(self, form: AnswerForm) -> Grammar:
         grammars = await asyncio.to_thread(self._load)
         try:
             async with asyncio.timeout(MAX_COMPILE_S):

@@ -5,7 +5,7 @@ Text that may be the beginning of a stop string is held back until it is final.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from edgecosine.engine.tokenizer import Detokenizer, TextCodec
 from edgecosine.protocol.api.request import (
@@ -21,13 +21,22 @@ from edgecosine.protocol.api.request import (
 class OutputProcessor:
     """Takes committed tokens one round at a time and detokenizes them as text after `prompt`."""
 
-    def __init__(self, request: Request, codec: TextCodec, prompt: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        request: Request,
+        codec: TextCodec,
+        prompt: Sequence[int] = (),
+        shown: Collection[str] = (),
+    ) -> None:
+        """`shown` are names of special tokens that are part of the text."""
         self._request, self._codec = request, codec
         eos_tokens = frozenset[int]() if request.ignore_eos else codec.eos_tokens
         # A special token has no text, so its name as a stop string means the token.
         named = {codec.special_token(stop) for stop in request.stop} - {None}
         self._end_tokens = eos_tokens.union(request.sampling.stop_token_ids, named)
-        self._detokenizer = Detokenizer(codec, prompt)
+        ids = {codec.special_token(name): name for name in shown}
+        names = {token: name for token, name in ids.items() if token is not None}
+        self._detokenizer = Detokenizer(codec, prompt, shown=names)
         self._num_final = 0
         self._exempt = 0
         """Characters of the first `min_tokens` tokens, in which no stop string may end."""

@@ -12,16 +12,19 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 from edgecosine.balance.plan import Plan
 from edgecosine.balance.planner import Planner
 from edgecosine.balance.round import Round
 from edgecosine.engine.base import Constraint, VerificationResult, VerifyWork
+from edgecosine.engine.dialect import PLAIN, Dialect
 from edgecosine.engine.tokenizer import MAX_CONTEXT, TextCodec
 from edgecosine.errors import root_of
 from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.runtime.clock import now
+from edgecosine.node.target.answer_channels import AnswerChannels
 from edgecosine.node.target.draft_client import DraftClient, DrafterLinks, DraftTask, drafts_of
 from edgecosine.node.target.output_processor import OutputProcessor
 from edgecosine.node.target.prompt_echo import PromptEcho
@@ -71,7 +74,10 @@ class Session:
         tasks: asyncio.TaskGroup,
         measurements: Measurements,
         constraint: Constraint | None = None,
+        dialect: Dialect = PLAIN,
+        in_reasoning: bool = False,
     ) -> None:
+        """`constraint` restricts the answer; `in_reasoning`: the prompt opened the reasoning."""
         self._request, self._model, self._constraint = request, model, constraint
         self._verifier, self._statistics = verifier, planner.statistics
         self._num_prompt = len(prompt)
@@ -83,8 +89,12 @@ class Session:
         self._logprobs: list[Logprobs] = [*request.said.logprobs]
         """Of the answer's tokens, if the request asks for them."""
         self._echo = PromptEcho(request, codec, prompt) if request.echo else None
-        self._output = OutputProcessor(request, codec, prompt[-MAX_CONTEXT:])
-        self._origins = TokenOrigins() if request.origins else None
+        marks = dialect.all_marks
+        self._output = OutputProcessor(request, codec, prompt[-MAX_CONTEXT:], marks)
+        self._channels = AnswerChannels(request, dialect, in_reasoning=in_reasoning)
+        # Tags between channels would make the numbers of characters wrong.
+        wants_origins = request.origins and not self._channels.divides
+        self._origins = TokenOrigins() if wants_origins else None
         if self._origins is not None:
             self._origins.add([""] * len(request.said.tokens))
         self._metrics = RequestMetrics(trace=RoundTrace(is_on=request.trace), totals=measurements)
@@ -126,8 +136,10 @@ class Session:
                 index += 1
             unsent = self._new_text()
             if unsent:
-                yield Delta(index, unsent, origins=self._new_origins(unsent))
-                index, unsent, yielded_s = index + 1, "", now()
+                for delta in self._deltas(index, unsent):
+                    yield delta
+                    index = delta.index + 1
+                unsent, yielded_s = "", now()
             while self._output.finish_reason is None:
                 if ahead is None:
                     ahead = await self._prefill()
@@ -140,14 +152,14 @@ class Session:
                 if not is_over and moment - yielded_s < YIELD_EVERY_S:
                     continue
                 yielded_s = moment
-                if unsent:
-                    yield Delta(
-                        index, unsent, committed=self._new_tokens(),
-                        origins=self._new_origins(unsent),
-                    )  # fmt: skip
-                    index, unsent = index + 1, ""
+                deltas, unsent, tokens = self._deltas(index, unsent), "", self._new_tokens()
+                if deltas:
+                    deltas[0] = replace(deltas[0], committed=tokens)
                 else:
-                    yield self._new_tokens()
+                    yield tokens
+                for delta in deltas:
+                    yield delta
+                    index = delta.index + 1
             self._metrics.prefill_s = prefilled - started
             self._metrics.decode_s = now() - prefilled
             yield self._answer()
@@ -157,6 +169,15 @@ class Session:
         seen = len(self._output.tokens)
         tokens = self._sequence.tokens[self._num_prompt + seen :]
         return self._output.push(tokens, self._logprobs[seen:])
+
+    def _deltas(self, index: int, text: str) -> list[Delta]:
+        """Text by channel, as deltas from number `index` on."""
+        origins = self._new_origins(text)
+        pieces = self._channels.push(text, is_last=self._output.finish_reason is not None)
+        return [
+            Delta(number, piece, channel=channel, origins=origins)
+            for number, (channel, piece) in enumerate(pieces, index)
+        ]
 
     def _new_tokens(self) -> Committed:
         """The answer's tokens that were not yielded yet."""
@@ -321,7 +342,7 @@ class Session:
         return [draft for draft in left if draft is not None]
 
     def _choice(self) -> Choice:
-        choice = self._output.choice()
+        choice = self._channels.divide(self._output.choice())
         return choice if self._echo is None else self._echo.before(choice)
 
     def _answer(self) -> Answer:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from edgecosine.balance.planner import Planner
 from edgecosine.balance.policy import POLICIES, find_policy
+from edgecosine.engine.answer_grammar import AnswerForm
+from edgecosine.engine.dialect import PLAIN, Dialect, choose_dialect, describe_tools
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import RequestError
 from edgecosine.metrics.measurements import Measurements
@@ -19,7 +22,8 @@ from edgecosine.node.target.draft_client import DrafterLinks
 from edgecosine.node.target.grammar_cache import GrammarCache
 from edgecosine.node.target.session import Session
 from edgecosine.node.target.verifier import Verifier
-from edgecosine.protocol.api.request import Answer, Progress, Request
+from edgecosine.protocol.api.request import Answer, ChatMessage, Progress, Request
+from edgecosine.protocol.api.tools import ToolUse
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ class TextService:
         verifier: Verifier,
         planner: Planner,
         drafters: DrafterLinks,
+        tool_format: str = "auto",
         measurements: Measurements | None = None,
     ) -> None:
         self._model, self._codec, self._max_context = model, codec, max_context
@@ -45,6 +50,7 @@ class TextService:
         self._verifier, self._planner, self._drafters = verifier, planner, drafters
         self._measurements = measurements or Measurements()
         self._grammars = GrammarCache(codec)
+        self._dialect = choose_dialect(codec.chat_template, tool_format)
         self._sessions: dict[str, Session] = {}
         self.num_answers = 0
         self.num_tokens = 0
@@ -90,7 +96,7 @@ class TextService:
 
     def check(self, request: Request) -> None:
         """Raises RequestError if the model can never serve the request."""
-        self._fitted(request, len(self._prompt_tokens(request)))
+        self._fitted(request, len(self._prompt(request)[0]))
 
     async def answer(
         self, request: Request, tasks: asyncio.TaskGroup
@@ -101,7 +107,7 @@ class TextService:
         enforced.
         """
         started = time.perf_counter()
-        prompt = self._prompt_tokens(request)
+        prompt, in_reasoning = self._prompt(request)
         request = self._fitted(request, len(prompt))
         session = Session(
             request=request,
@@ -113,7 +119,9 @@ class TextService:
             drafters=self._drafters,
             tasks=tasks,
             measurements=self._measurements,
-            constraint=await self._grammars.constraint(request.form),
+            constraint=await self._grammars.constraint(self._form(request, in_reasoning)),
+            dialect=self._dialect_of(request),
+            in_reasoning=in_reasoning,
         )
         self._measurements.num_prompt_tokens += len(prompt)
         self._sessions[request.key] = session
@@ -126,7 +134,8 @@ class TextService:
         finally:
             del self._sessions[request.key]
 
-    def _prompt_tokens(self, request: Request) -> list[int]:
+    def _prompt(self, request: Request) -> tuple[list[int], bool]:
+        """The prompt's tokens, and whether they end within the model's reasoning."""
         if find_policy(request.policy) is None:
             raise RequestError(f"policy must be one of {', '.join(POLICIES)}", parameter="policy")
         biased = [token for token, _ in request.sampling.logit_bias]
@@ -135,17 +144,43 @@ class TextService:
             "stop_token_ids", request.sampling.stop_token_ids, self._codec.num_tokens
         )
         self._check_text(request)
+        in_reasoning = False
         if request.prompt_tokens:
             prompt = list(request.prompt_tokens)
         elif isinstance(request.prompt, str):
             prompt = self._codec.encode(request.prompt)
         else:
-            prompt = self._codec.encode_chat(request.prompt)
+            text = self._render_chat(request.prompt, request.tools)
+            in_reasoning = self._dialect.opens_reasoning(text)
+            prompt = self._codec.encode_rendered(text)
         parameter = "messages" if request.kind == "chat" else "prompt"
         self._check_tokens(parameter, prompt, self._codec.num_rows)
         if not prompt:
             raise RequestError("the prompt is empty", code="empty_prompt", parameter="prompt")
-        return prompt
+        return prompt, in_reasoning
+
+    def _render_chat(self, messages: Sequence[ChatMessage], use: ToolUse | None) -> str:
+        if use is None:
+            return self._codec.render_chat(messages)
+        if self._dialect.tools is None:
+            raise RequestError(
+                "the chat template of this model implies no format of tool calls; the target's "
+                "option --tool-format names one",
+                code="unsupported_value",
+                parameter="tools",
+            )
+        if "tools" in self._codec.chat_template:
+            specs = [{"type": "function", "function": json.loads(t.spec)} for t in use.tools]
+            return self._codec.render_chat(messages, specs)
+        described = ChatMessage("system", describe_tools(use, self._dialect.tools))
+        return self._codec.render_chat([described, *messages])
+
+    def _form(self, request: Request, in_reasoning: bool) -> AnswerForm:
+        dialect = self._dialect_of(request)
+        return AnswerForm(request.form, request.tools, dialect, in_reasoning)
+
+    def _dialect_of(self, request: Request) -> Dialect:
+        return PLAIN if isinstance(request.prompt, str) else self._dialect
 
     def _check_text(self, request: Request) -> None:
         """Refuse texts that are far too long before they are encoded in the event loop."""

@@ -13,6 +13,13 @@ from typing import Any
 import msgspec
 
 from edgecosine.errors import Refusal, RequestError
+from edgecosine.protocol.api.channels import (
+    CONTENT,
+    REASONING,
+    Channel,
+    read_channel,
+    render_channel,
+)
 from edgecosine.protocol.api.origins import Origins
 from edgecosine.protocol.api.request import (
     Answer,
@@ -23,6 +30,7 @@ from edgecosine.protocol.api.request import (
     TokenLogprobs,
     Usage,
 )
+from edgecosine.protocol.api.tools import read_calls, render_calls
 
 _SERVER_FAULT = 500
 _LEAST_LOGPROB = -9999.0
@@ -36,14 +44,15 @@ class StreamPart:
 
     `index` is the number of characters (Unicode code points) of the text before this part. After a
     restart, parts may repeat or be divided differently: a reader keeps `text[:index] + part`. With
-    several choices, `choice` is the index of the text's choice; the last part's index counts the
-    characters of all choices.
+    several choices, `choice` is the index of the text's choice. Each channel of a choice has a text
+    of its own. The last part's index counts the characters of all texts.
     """
 
     index: int
     text: str
     is_last: bool
     choice: int | None = None
+    channel: Channel = CONTENT
     origins: Origins = ()
     """Who guessed the text; empty unless the request asks for it."""
     usage: Usage | None = None
@@ -55,10 +64,12 @@ class FinalMessage:
 
     request_id: str
     texts: tuple[str, ...]
-    """Text of each choice."""
+    """Content of each choice."""
     finish_reason: str
     """Finish reason of the first choice."""
     body: Mapping[str, Any]
+    others: tuple[Mapping[Channel, str], ...] = ()
+    """Reasoning and arguments of tool calls of each choice."""
 
     @property
     def text(self) -> str:
@@ -148,6 +159,7 @@ def render_piece(piece: StreamPart) -> bytes:
     body: dict[str, Any] = {"i": piece.index, "delta": piece.text, "fin": piece.is_last}
     if piece.choice is not None:
         body["choice"] = piece.choice
+    body |= render_channel(piece.channel)
     if piece.origins:
         body["origins"] = piece.origins
     if piece.usage is not None:
@@ -164,8 +176,9 @@ def parse_piece(payload: bytes) -> StreamPart:
         case {"i": int(index), "delta": str(text), "fin": bool(is_last), **more}:
             choice = more.get("choice")
             number = choice if isinstance(choice, int) else None
+            channel, origins = read_channel(more), _origins(more)
             usage = _usage_of(more.get("usage"))
-            return StreamPart(index, text, is_last, number, _origins(more), usage)
+            return StreamPart(index, text, is_last, number, channel, origins, usage)
     raise ValueError("not a part of an answer")
 
 
@@ -184,7 +197,9 @@ def parse_final(payload: bytes) -> FinalMessage:
         case {"error": {"message": str(message)} as fault}:
             raise _error(message, fault)
         case {"id": str(request_id), "choices": [{"finish_reason": str(reason)}, *_] as choices}:
-            return FinalMessage(request_id, tuple(map(_text_of, choices)), reason, body)
+            others = tuple(map(_channels_of, choices))
+            texts = tuple(each.pop(CONTENT) for each in others)
+            return FinalMessage(request_id, texts, reason, body, others)
     raise ValueError("not a final message")
 
 
@@ -202,23 +217,41 @@ def _read(payload: bytes) -> Any:
         raise ValueError("the message is nested too deeply") from error
 
 
-def _text_of(choice: object) -> str:
+def _channels_of(choice: object) -> dict[Channel, str]:
     match choice:
-        case {"text": str(text)} | {"message": {"content": str(text)}}:
-            return text
+        case {"text": str(text)}:
+            return {CONTENT: text}
+        case {"message": {"content": str() | None as content, **more}}:
+            texts = {CONTENT: content or ""}
+            if isinstance(reasoning := more.get("reasoning"), str):
+                texts[REASONING] = reasoning
+            calls = read_calls("tool_calls", more.get("tool_calls"))
+            for number, call in enumerate(calls):
+                texts[Channel("tool_call", number, call.call_id, call.name)] = call.arguments
+            return texts
     raise ValueError("not a choice")
 
 
 def _choice(request: Request, index: int, choice: Choice) -> dict[str, Any]:
     body: dict[str, Any] = {"index": index, "finish_reason": choice.finish_reason}
     if request.kind == "chat":
-        body["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
+        body["message"] = _message(choice)
         render = _chat_logprobs
     else:
         body["text"] = choice.text
         render = _completion_logprobs
     body["logprobs"] = None if choice.logprobs is None else render(choice.logprobs)
     return body
+
+
+def _message(choice: Choice) -> dict[str, Any]:
+    """The assistant's message. vLLM and others differ in the name of the reasoning: it has both."""
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.reasoning:
+        message |= {"reasoning": choice.reasoning, "reasoning_content": choice.reasoning}
+    if choice.calls:
+        message |= {"content": choice.text or None, "tool_calls": render_calls(choice.calls)}
+    return message
 
 
 def _chat_logprobs(logprobs: Sequence[TokenLogprobs]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from edgecosine.protocol.api.openai import (
     MAX_TOP_LOGPROBS_COMPLETION,
 )
 from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY
+from edgecosine.protocol.api.tools import MAX_CALLS, MAX_TOOLS
 
 _MAX_TOP_K: Final = (1 << 31) - 1
 Token = Annotated[int, Meta(ge=0, lt=1 << 31)]
@@ -53,6 +54,11 @@ class Message(msgspec.Struct, kw_only=True):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
     refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Meta(max_length=MAX_CALLS)] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 class _Body(msgspec.Struct, kw_only=True):
@@ -92,7 +98,9 @@ class ChatBody(_Body, kw_only=True):
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS_CHAT)] | None = None
-    tools: Annotated[list[Any], Meta(max_length=0)] | None = None
+    tools: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class CompletionBody(_Body, kw_only=True):

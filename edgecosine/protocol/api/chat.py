@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from edgecosine.errors import RequestError
 from edgecosine.protocol.api.json_fields import Fields, check_text, invalid, is_sound, wrong_type
 from edgecosine.protocol.api.request import ChatMessage
+from edgecosine.protocol.api.tools import read_calls, render_calls
 
 MAX_MESSAGES = 1024
 MAX_PROMPT_CHARACTERS = 1 << 22
 MAX_PROMPT_TOKENS = 1 << 20
+_OF_TOOLS = ("tool_call_id", "name")
+_MAX_NAME = 256
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -80,11 +83,40 @@ def _message(name: str, message: object) -> ChatMessage:
     if role not in ROLES:
         invalid(f"{name}.role", f"{name}.role is not one of {', '.join(ROLES)}")
     content = message.get("content")
-    if role == "assistant" and content is None:
+    if role == "tool":
+        call_id, tool = (_short(f"{name}.{field}", message.get(field)) for field in _OF_TOOLS)
+        return ChatMessage("tool", _content(f"{name}.content", content), call_id=call_id, name=tool)
+    if role != "assistant":
+        return ChatMessage(str(role), _content(f"{name}.content", content))
+    if content is None:
         # Clients send this for messages that only called tools, or refused.
         refusal = message.get("refusal")
         content = "" if refusal is None else refusal
-    return ChatMessage(role=str(role), content=_content(f"{name}.content", content))
+    reasoning = message.get("reasoning") or message.get("reasoning_content") or ""
+    return ChatMessage(
+        role="assistant",
+        content=_content(f"{name}.content", content),
+        reasoning=_content(f"{name}.reasoning", reasoning),
+        calls=read_calls(f"{name}.tool_calls", message.get("tool_calls")),
+    )
+
+
+def render_message(message: ChatMessage) -> dict[str, Any]:
+    """The object from which `read_messages` makes the same message."""
+    body: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        body["reasoning"] = message.reasoning
+    if message.calls:
+        body["tool_calls"] = render_calls(message.calls)
+    if message.call_id:
+        body["tool_call_id"] = message.call_id
+    if message.name:
+        body["name"] = message.name
+    return body
+
+
+def _short(name: str, value: object) -> str:
+    return "" if value is None else check_text(name, value, max_length=_MAX_NAME)
 
 
 def _content(name: str, content: object) -> str:

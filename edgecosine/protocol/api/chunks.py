@@ -7,7 +7,7 @@ reasons, and the usage where it is requested.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from edgecosine.protocol.api.answers import FinalMessage, render_usage
@@ -32,6 +32,8 @@ class ChunkRenderer:
     created_s: int
     usage: bool = False
     first_index: int = 0
+    _called: set[tuple[int, int]] = field(default_factory=set)
+    """Tool calls whose name was sent, by choice and index."""
 
     def first(self) -> Iterator[Chunk]:
         """The chunks before all text: in a chat, the role of each choice."""
@@ -39,13 +41,31 @@ class ChunkRenderer:
             for index in range(self.request.n):
                 yield self._chunk(index, {"role": "assistant", "content": ""})
 
-    def delta(self, delta: Delta) -> Chunk:
-        """A chunk with text, and who guessed it if the request asks for that."""
-        content = {"content": delta.text} if self._is_chat else delta.text
-        chunk = self._chunk(delta.choice, content)
-        if delta.origins:
-            chunk["choices"][0]["origins"] = delta.origins
-        return chunk if delta.usage is None else chunk | {"usage": render_usage(delta.usage)}
+    def delta(self, delta: Delta) -> Iterator[Chunk]:
+        """The chunks of a piece of text; of a tool call, its name comes first, in its own chunk."""
+        for content in self._contents(delta):
+            chunk = self._chunk(delta.choice, content)
+            if delta.origins:
+                chunk["choices"][0]["origins"] = delta.origins
+            yield chunk if delta.usage is None else chunk | {"usage": render_usage(delta.usage)}
+
+    def _contents(self, delta: Delta) -> Iterator[Mapping[str, object] | str]:
+        channel = delta.channel
+        match channel.kind:
+            case _ if not self._is_chat:
+                yield delta.text
+            case "content":
+                yield {"content": delta.text}
+            case "reasoning":
+                yield {"reasoning": delta.text, "reasoning_content": delta.text}
+            case "tool_call":
+                if (delta.choice, channel.index) not in self._called:
+                    self._called.add((delta.choice, channel.index))
+                    function = {"name": channel.name, "arguments": ""}
+                    named = {"id": channel.call_id, "type": "function", "function": function}
+                    yield {"tool_calls": [{"index": channel.index, **named}]}
+                arguments = {"arguments": delta.text}
+                yield {"tool_calls": [{"index": channel.index, "function": arguments}]}
 
     def last(self, final: FinalMessage) -> Iterator[Chunk]:
         """The chunks after all text: finish reasons and log-probabilities."""
@@ -69,7 +89,7 @@ class ChunkRenderer:
     def _chunk(
         self,
         index: int,
-        content: Mapping[str, str] | str,
+        content: Mapping[str, object] | str,
         logprobs: object = None,
         finish_reason: str | None = None,
     ) -> Chunk:

@@ -16,7 +16,13 @@ from typing import Any
 import msgspec
 
 from edgecosine.errors import RequestError
-from edgecosine.protocol.api.chat import check_prompt, read_messages, read_prompt, read_token_prompt
+from edgecosine.protocol.api.chat import (
+    check_prompt,
+    read_messages,
+    read_prompt,
+    read_token_prompt,
+    render_message,
+)
 from edgecosine.protocol.api.json_fields import Fields, check_text, invalid, wrong_type
 from edgecosine.protocol.api.request import (
     DEFAULT_POLICY,
@@ -32,6 +38,7 @@ from edgecosine.protocol.api.response_format import (
     read_response_format,
     render_response_format,
 )
+from edgecosine.protocol.api.tools import ToolUse, read_tools, render_tools
 from edgecosine.protocol.api.topics import MAX_TOPIC_BYTES, is_identifier
 
 DEFAULT_MAX_TOKENS = 128
@@ -48,7 +55,6 @@ MAX_PRIORITY = (1 << 31) - 1
 _ONLY_ALLOWED: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
-    "tools": ([],),
 }
 
 
@@ -107,6 +113,7 @@ def parse_request(
         form=_form(fields, body),
         origins=fields.boolean("origins", default=False),
         counts_parts=stream_options(fields).boolean("continuous_usage_stats", default=False),
+        tools=_tools(kind, body),
     )
 
 
@@ -161,9 +168,8 @@ def render_body(request: Request) -> bytes:
     if isinstance(request.prompt, str):
         body["prompt"] = list(request.prompt_tokens) or request.prompt
     else:
-        body["messages"] = [
-            {"role": message.role, "content": message.content} for message in request.prompt
-        ]
+        body["messages"] = [render_message(message) for message in request.prompt]
+        body |= render_tools(request.tools)
     if request.top_logprobs is not None and request.kind == "chat":
         body |= {"logprobs": True, "top_logprobs": request.top_logprobs}
     elif request.top_logprobs is not None:
@@ -223,15 +229,27 @@ def _refuse_unsupported(body: Mapping[str, object]) -> None:
 
 def _form(fields: Fields, body: Mapping[str, object]) -> ResponseFormat | None:
     form = read_response_format(body)
+    restriction = "tools" if fields.get("tools") else None if form is None else "response_format"
     for name in ("ignore_eos", "min_tokens"):
-        if form is not None and fields.get(name):
+        if restriction and fields.get(name):
             # The form alone decides where an answer may end.
             raise RequestError(
-                f"{name} and response_format exclude each other",
+                f"{name} and {restriction} exclude each other",
                 code="unsupported_value",
                 parameter=name,
             )
     return form
+
+
+def _tools(kind: RequestKind, body: Mapping[str, object]) -> ToolUse | None:
+    if kind != "chat" and body.get("tools"):
+        raise RequestError("tools need a chat", code="unsupported_value", parameter="tools")
+    for name in ("functions", "function_call"):
+        if body.get(name) is not None:
+            raise RequestError(
+                f"{name} is not supported; use tools", code="unsupported_value", parameter=name
+            )
+    return read_tools(body)
 
 
 def _sampling(fields: Fields, max_tokens: int, draw_seed: Callable[[], int]) -> Sampling:

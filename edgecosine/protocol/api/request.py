@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from edgecosine.protocol.api.channels import CONTENT, Channel
 from edgecosine.protocol.api.origins import Origins
 from edgecosine.protocol.api.response_format import ResponseFormat
+from edgecosine.protocol.api.tools import ToolCall, ToolUse
 
 MAX_SEED = 2**64 - 1
 
@@ -19,7 +21,7 @@ MIN_REPETITION_PENALTY = 0.01
 
 DEFAULT_POLICY = "edgecosine"
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,18 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    reasoning, calls  of the assistant
+    call_id, name     of a tool's answer: the call that it answers, and the tool
+    """
 
     role: str
     content: str
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +139,8 @@ class Request:
     """Tokens that a session of an earlier process committed, which this one continues."""
     form: ResponseFormat | None = None
     """The form that the answer must have; None: any text."""
+    tools: ToolUse | None = None
+    """Tools that the model may call; None: none."""
     is_default_length: bool = False
     """Whether the client gave no length, so that `max_tokens` is cut at the context's end."""
     prompt_tokens: tuple[int, ...] = ()
@@ -280,6 +292,9 @@ class Choice:
     tokens: tuple[int, ...]
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    reasoning: str = ""
+    """Text before the answer's content."""
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +350,7 @@ class Delta:
     index: int
     text: str
     choice: int = 0
+    channel: Channel = CONTENT
     committed: Committed = NOTHING
     """Tokens since the last delta, those of the text included."""
     origins: Origins = ()

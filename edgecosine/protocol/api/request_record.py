@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from edgecosine.errors import Refusal
+from edgecosine.protocol.api.channels import Channel
 from edgecosine.protocol.api.origins import Origins
 from edgecosine.protocol.api.request import Committed, Request, RequestKind, Usage
 
@@ -38,6 +39,10 @@ def is_local(key: str) -> bool:
     """Whether a request, by its key, came over HTTP: it concerns the target that received it
     alone, since its reply goes back on the connection of the request."""
     return key.startswith(_LOCAL)
+
+
+TextPlace = tuple[int, Channel]
+"""The choice and the channel of a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +96,9 @@ class RequestRecord:
     is_final_sent: bool = False
     has_started: bool = False
     """Whether a session of it started in this process."""
-    texts: dict[int, str] = field(default_factory=dict)
-    """Text that was sent to the reader of its stream, by choice."""
-    origins: dict[int, Origins] = field(default_factory=dict)
+    texts: dict[TextPlace, str] = field(default_factory=dict)
+    """Text that was sent to the reader of its stream."""
+    origins: dict[TextPlace, Origins] = field(default_factory=dict)
     """Who guessed it, by choice."""
     num_prompt_tokens: int = 0
     num_tokens: dict[int, int] = field(default_factory=dict)

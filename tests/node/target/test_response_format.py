@@ -55,9 +55,9 @@ def request(form: ResponseFormat, number: int = 0, **changes: Any) -> Request:
     return Request(**fields | changes)
 
 
-def setup(zoo_models: Zoo) -> Any:
+def setup(zoo_models: Zoo, *, tool_format: str = "auto") -> Any:
     drafters = [Drafter(engine) for engine in zoo_models.drafters]
-    return harness(zoo_models.target, drafters, codec=zoo_models.codec)
+    return harness(zoo_models.target, drafters, codec=zoo_models.codec, tool_format=tool_format)
 
 
 @pytest.mark.parametrize(
