@@ -39,10 +39,9 @@ class AcceptanceStatistics:
         """Learn what a request is about, from its prompt and again as its text grows."""
         if len(tokens) - request.text_length < TEXT_INTERVAL and request.text is not None:
             return
-        if request.text is None:
-            request.first_length = len(tokens)
-        else:
+        if request.text is not None:
             request.rates.predicted_weight /= 2
+        request.first_length = request.first_length or len(tokens)
         self.keep_text(request)
         request.text, request.text_length = features(tokens), len(tokens)
         request.text_rates = RequestRates()

@@ -7,8 +7,13 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+import numpy as np
+
 SMOOTHING = 0.2
 MAX_CONTENTION = 8.0
+EXACT_ROWS = 64
+_SIZE_BITS = 5
+"""Significant bits of larger sizes."""
 
 
 def smooth(old: float | None, new: float, share: float = SMOOTHING) -> float:
@@ -93,31 +98,34 @@ class PassReport:
     """Whether it read prompts; such a pass is no measurement of decoding."""
 
 
-@dataclass(slots=True)
 class PassCost:
-    """Time of a forward pass by its rows, interpolated between smoothed measurements."""
+    """Time of a forward pass by its rows, interpolated between smoothed measurements. Beyond
+    EXACT_ROWS sizes that differ by less than 1/16 share one, so that their number is bounded."""
 
-    by_rows: dict[int, float] = field(default_factory=dict)
-    _sizes: list[int] = field(default_factory=list)
-    """Measured sizes, sorted; empty if out of date."""
-    _shortest: list[float] = field(default_factory=list)
-    """For each size the shortest time of any size from it on."""
-    _spans: dict[tuple[int, int], list[float]] = field(default_factory=dict)
-    """Results of `span` since the last measurement."""
+    def __init__(self) -> None:
+        self.by_rows: dict[int, float] = {}
+        self._curve: tuple[list[int], list[float]] | None = None
+        """Measured sizes, and for each the shortest time of any size from it on; None if out of
+        date."""
+        self._times: list[float] = []
+        """Expected times of passes of 0, 1, ... rows since the last measurement."""
 
     def observe(self, rows: int, elapsed_s: float) -> None:
         """Learn from one pass."""
-        self.by_rows[rows] = smooth(self.by_rows.get(rows), elapsed_s, 0.1)
-        self._sizes = []
-        self._spans = {}
+        size = _size(rows)
+        self.by_rows[size] = smooth(self.by_rows.get(size), elapsed_s, 0.1)
+        self._curve, self._times = None, []
 
     def span(self, first: int, count: int) -> list[float]:
-        """Expected times of `count` passes of first, first + 1, ... rows; a shared list."""
-        found = self._spans.get((first, count))
-        if found is None:
-            found = [self.expected_s(rows) for rows in range(first, first + count)]
-            self._spans[first, count] = found
-        return found
+        """Expected times of `count` passes of first, first + 1, ... rows."""
+        end = first + count
+        if end > len(self._times):
+            # Plans of co-batched requests begin at many sizes between two passes.
+            sizes, times = self._shortest()
+            most = 2 * max(end, *sizes, 0)
+            at = (*sizes, most), (*times, self.expected_s(most))
+            self._times = np.interp(np.arange(most), *at).tolist()
+        return self._times[first:end]
 
     def expected_s(self, rows: int) -> float:
         """Expected time of a pass; 0 before the first measurement.
@@ -125,7 +133,7 @@ class PassCost:
         It is linear between measured sizes, follows the last slope beyond them, and is never below
         that of a smaller pass.
         """
-        sizes, shortest = self._curve()
+        sizes, shortest = self._shortest()
         if not sizes:
             return 0.0
         at = bisect_right(sizes, rows)
@@ -135,12 +143,19 @@ class PassCost:
         low, high, low_s, high_s = sizes[at - 1], sizes[at], shortest[at - 1], shortest[at]
         return low_s + (rows - low) / (high - low) * (high_s - low_s)
 
-    def _curve(self) -> tuple[list[int], list[float]]:
-        if not self._sizes:
-            self._sizes = sorted(self.by_rows)
+    def _shortest(self) -> tuple[list[int], list[float]]:
+        if self._curve is None:
+            sizes = sorted(self.by_rows)
             # A smaller pass costs no more than a larger one. If two measurements disagree, the
             # quicker one counts: a size with too low an estimate is used and measured again, one
             # with too high an estimate would not be.
-            falling = accumulate((self.by_rows[size] for size in reversed(self._sizes)), min)
-            self._shortest = [*falling][::-1]
-        return self._sizes, self._shortest
+            falling = accumulate((self.by_rows[size] for size in reversed(sizes)), min)
+            self._curve = sizes, [*falling][::-1]
+        return self._curve
+
+
+def _size(rows: int) -> int:
+    if rows <= EXACT_ROWS:
+        return rows
+    step = 1 << rows.bit_length() - _SIZE_BITS
+    return round(rows / step) * step

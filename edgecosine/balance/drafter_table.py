@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from edgecosine.balance.cost_model import DrafterSpeed
 from edgecosine.balance.plan import PROBE_GAMMA
+from edgecosine.balance.request_state import RequestState
 from edgecosine.fusion.acceptance_rates import DrafterRecord
 from edgecosine.fusion.calibration import Calibration
 
@@ -17,6 +19,13 @@ MUCH_QUICKER = 0.5
 """Share of a drafter's slowest expected time below which speculation is worth another try."""
 MAX_KNOWN = 1024
 """Drafters kept at most; beyond it those whose links ended the longest ago are dropped."""
+SHORTLIST = 16
+"""Drafters that are compared for one request at a time, at most."""
+KNOWN_BEST, SIMILAR_BEST, LEAST_KNOWN = 8, 4, 32
+"""Of many drafters: those with the highest rates, those that were best on similar texts, and those
+with the least evidence, of which requests take the rest of their shortlists in turns."""
+RANKED_FOR = 256
+"""Plans after which drafters are ranked again."""
 
 
 @dataclass(slots=True)
@@ -76,6 +85,9 @@ class DrafterTable:
         self._states: dict[str, DrafterState] = {}
         """In order of the last change of their links."""
         self._linked: set[str] = set()
+        self._best: list[str] = []
+        self._least_known: list[str] = []
+        self._ranked_until = 0
 
     def __len__(self) -> int:
         return len(self._states)
@@ -94,6 +106,33 @@ class DrafterTable:
         """The drafters that do not rest, sorted."""
         return [name for name in sorted(drafters) if self.get(name).back_at <= num_plans]
 
+    def shortlist(self, request: RequestState, num_plans: int) -> list[str]:
+        """Of many linked drafters those that are compared for a request, SHORTLIST at most. Its
+        cost does not depend on their number, since all requests use one ranking for a while."""
+        if num_plans >= self._ranked_until:
+            self._rank(num_plans)
+        similar = heapq.nlargest(
+            SIMILAR_BEST, request.rates.expected.items(), key=lambda known: known[1].rate
+        )
+        names = [name for name, _ in similar if name in self._linked]
+        names += self._best
+        turn = request.number * (SHORTLIST - len(names)) % max(1, len(self._least_known))
+        names += self._least_known[turn:] + self._least_known[:turn]
+        return list(dict.fromkeys(names))[:SHORTLIST]
+
+    def _rank(self, num_plans: int) -> None:
+        self._ranked_until = num_plans + RANKED_FOR
+        rates = {
+            name: state.record.rate
+            for name in sorted(self._linked)
+            if (state := self._states[name]).back_at <= num_plans
+        }
+        priors = {name: self._states[name].record.prior for name in rates}
+        self._best = heapq.nlargest(KNOWN_BEST, rates, key=priors.__getitem__)
+        self._least_known = heapq.nsmallest(
+            LEAST_KNOWN, rates, key=lambda name: rates[name].evidence
+        )
+
     def add_link(self, node_id: str, host: str = "") -> list[str]:
         """A drafter of the machine `host` was linked; returns the drafters that were dropped to
         make room."""
@@ -101,6 +140,7 @@ class DrafterTable:
         state.restart()
         state.host = host
         self._linked.add(node_id)
+        self._ranked_until = 0
         self._make_newest(node_id)
         excess = max(0, len(self._states) - MAX_KNOWN)
         dropped = [name for name in self._states if name not in self._linked][:excess]
@@ -111,6 +151,7 @@ class DrafterTable:
     def remove_link(self, node_id: str) -> None:
         """A drafter's link has ended; its state stays while there is room."""
         self._linked.discard(node_id)
+        self._ranked_until = 0
         if node_id in self._states:
             self._make_newest(node_id)
 

@@ -24,6 +24,7 @@ from edgecosine.balance.plan import (
     probe_plan,
     worthwhile_nodes,
 )
+from edgecosine.balance.policy import Policy
 from edgecosine.balance.probes import (
     OTHERS_TURN,
     SHARED_PACE,
@@ -70,7 +71,9 @@ class Planner:
     def __init__(self) -> None:
         self.statistics = Statistics()
         self.baselines = BaselinePlanner(self.statistics)
-        self.last_reason = ""
+        self._last_reason = ""
+        self._last_plain: Policy | None = None
+        """The policy of the last round, if `is_plain` decided it."""
 
     def __repr__(self) -> str:
         return f"<Planner [{len(self.statistics.drafters)} drafters known]>"
@@ -88,20 +91,44 @@ class Planner:
         """Learn from drafts whose tokens the target has accepted or rejected."""
         self.statistics.acceptance.observe_truth(request, drafts, committed)
 
+    @property
+    def last_reason(self) -> str:
+        """The reason of the last plan."""
+        if self._last_plain is None:
+            return self._last_reason
+        return self.statistics.why_plain(self._last_plain)
+
+    def is_plain(self, request: RequestState) -> bool:
+        """Whether the next round has no drafts and no probe, whatever the drafters are, since plain
+        decoding was measured to be better for so many requests. Such a round is counted, and costs
+        no other decision."""
+        statistics = self.statistics
+        if statistics.speculates(request):
+            return False
+        pace = pace_of(statistics.num_active, is_resting=True)
+        if may_probe(request.rounds_since_probe + 1, pace):
+            return False
+        statistics.count_plan()
+        statistics.set_size(request, 1, 1.0)
+        request.rounds_since_probe += 1
+        self._last_plain = request.policy
+        return True
+
     def plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
         """The plan of the next round, with `room` tokens to generate and these drafters linked."""
         self.statistics.count_plan()
         policy = request.policy
+        self._last_plain = None
         if not self.statistics.speculates(request):
-            self.last_reason = f"K=0: {self.statistics.switch_reason(request)}"
-            return Plan(reason=self.last_reason)
+            self._last_reason = self.statistics.why_plain(request.policy)
+            return Plan(reason=self._last_reason)
         candidates = self._candidates(request, drafters)
         if policy.is_adaptive:
             plan = self._adaptive_plan(request, candidates, room)
         else:
             plan = fixed_plan(policy, candidates, room)
         plan = replace(plan, width=max(1, policy.width))
-        self.last_reason = plan.reason
+        self._last_reason = plan.reason
         return plan
 
     def first_plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
@@ -187,7 +214,8 @@ class Planner:
                 tokens = 1.0 + sum(union.path_probabilities[:most])
                 gain = self.statistics.fresh_draft_gain
                 gain.observe(current.tokens_ahead, tokens, current.leaf_mass_ahead)
-        request.rows, request.tokens = 1 + len(tree), 1.0 + sum(path_probabilities(tree))
+        expected = 1.0 + sum(path_probabilities(tree))
+        self.statistics.set_size(request, 1 + len(tree), expected)
         return tree
 
     def ahead(

@@ -5,16 +5,16 @@ All calls are synchronous and quick.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
 
 from edgecosine.balance.acceptance_statistics import AcceptanceStatistics
 from edgecosine.balance.batch_wait import ExpectedArrival, batch_wait_s
 from edgecosine.balance.cost_model import ContentionFactor, PassCost, PassReport, smooth
-from edgecosine.balance.drafter_table import DrafterState, DrafterTable
+from edgecosine.balance.drafter_table import SHORTLIST, DrafterState, DrafterTable
 from edgecosine.balance.fresh_draft_gain import FreshDraftGain
 from edgecosine.balance.plan import MAX_NODES, CoBatchedRequests, Plan
-from edgecosine.balance.policy import find_policy
+from edgecosine.balance.policy import Policy, find_policy
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.speculation_switch import SpeculationSwitch
 from edgecosine.balance.steps import StepwiseGain
@@ -39,6 +39,10 @@ class Statistics:
         self._switches: defaultdict[str, SpeculationSwitch] = defaultdict(SpeculationSwitch)
         """By policy."""
         self._active: set[RequestState] = set()
+        self._policies: Counter[str] = Counter()
+        """Active requests by policy."""
+        self._rows, self._tokens = 0, 0.0
+        """Of all active requests' last trees."""
         self._num_plans = self._num_opened = 0
         self.busy_share = 0.5
         """Share of the last cycles in which a pass ran, smoothed."""
@@ -52,12 +56,25 @@ class Statistics:
         assert found is not None, "the policy is checked before its request runs"
         request = RequestState(found, is_greedy, num_prompt, self._num_opened)
         self._active.add(request)
+        self._policies[found.name] += 1
+        self._rows += request.rows
+        self._tokens += request.tokens
         return request
 
     def close(self, request: RequestState) -> None:
         """Remove a request that has ended; the evidence from it stays."""
-        self._active.discard(request)
+        self.set_size(request, 0, 0.0)
+        self._active.remove(request)
+        self._policies -= Counter([request.policy.name])
         self.acceptance.keep_text(request)
+
+    def set_size(self, request: RequestState, rows: int, tokens: float) -> None:
+        """A request's tree has so many rows with its root, and so many tokens are expected of it;
+        other requests' plans count on the same in their next pass."""
+        if request in self._active:
+            self._rows += rows - request.rows
+            self._tokens += tokens - request.tokens
+        request.rows, request.tokens = rows, tokens
 
     @property
     def active(self) -> Iterable[RequestState]:
@@ -81,6 +98,14 @@ class Statistics:
         """The drafters that do not rest after late answers, sorted."""
         return self.drafters.available(drafters, self._num_plans)
 
+    def shortlist(self, request: RequestState, drafters: Collection[str]) -> Collection[str]:
+        """The drafters that are compared for a request: all of a few, of many the best by what is
+        known of them, and some of which little is."""
+        if len(drafters) <= SHORTLIST:
+            return drafters
+        names = self.drafters.shortlist(request, self._num_plans)
+        return [node_id for node_id in names if node_id in drafters]
+
     def add_link(self, node_id: str, host: str = "") -> None:
         """A drafter of the machine `host` was linked, maybe as a new process: its former speed does
         not count."""
@@ -102,17 +127,19 @@ class Statistics:
             return True
         return self._switches[request.policy.name].speculates(self.num_active)
 
-    def switch_reason(self, request: RequestState) -> str:
-        """The measured speeds that `speculates` rests on."""
-        return self._switches[request.policy.name].reason(self.num_active)
+    def why_plain(self, policy: Policy) -> str:
+        """The reason of plain rounds: the measured speeds that `speculates` rests on."""
+        if policy.baseline is not None:
+            return f"K=0: {policy.name}"
+        return f"K=0: {self._switches[policy.name].reason(self.num_active)}"
 
     def co_batched(self, request: RequestState) -> CoBatchedRequests:
         """The other requests of the next pass, as they were in their last pass."""
-        others = self._active - {request}
+        is_active = request in self._active
         return CoBatchedRequests(
-            requests=len(others),
-            rows=sum(other.rows for other in others),
-            tokens=sum(other.tokens for other in others),
+            requests=self.num_active - is_active,
+            rows=self._rows - request.rows * is_active,
+            tokens=max(0.0, self._tokens - request.tokens * is_active),
             bookkeeping_s=self.num_active * self._bookkeeping_s[False],
         )
 
@@ -148,11 +175,11 @@ class Statistics:
         self._pass_cost.observe(report.num_rows, report.elapsed_s)
         if report.cycle_s > 0.0:
             self.busy_share = smooth(self.busy_share, report.elapsed_s / report.cycle_s)
-        policies = {request.policy.name for request in self._active}
-        if not report.is_prefill and len(policies) == 1:
+        if not report.is_prefill and len(self._policies) == 1:
             num_requests = len(self._active)
             plain_s = self._pass_cost.expected_s(num_requests)
-            switch = self._switches[policies.pop()]
+            [policy] = self._policies
+            switch = self._switches[policy]
             switch.observe(num_requests, report.num_tokens, report.cycle_s, plain_s)
 
     def observe_answer(

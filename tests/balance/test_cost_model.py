@@ -60,6 +60,20 @@ def test_pass_costs_are_linear_between_and_beyond_measured_sizes() -> None:
     assert [cost.expected_s(rows) for rows in (1, 3, 6, 9, 12)] == [1.0, 1.5, 4.0, 7.0, 10.0]
 
 
+@given(measurements, st.integers(0, 100), st.integers(1, 60))
+def test_span_has_the_expected_times(measured: dict[int, float], first: int, count: int) -> None:
+    cost = cost_of(measured)
+    expected = [cost.expected_s(rows) for rows in range(first, first + count)]
+    assert cost.span(first, count) == pytest.approx(expected)
+
+
+def test_sizes_of_large_passes_are_few_and_close() -> None:
+    cost = cost_of({rows: 0.001 * rows for rows in range(1, 12000)})
+    assert len(cost.by_rows) < 64 + 16 * 8
+    for rows in range(1, 12000, 7):
+        assert cost.expected_s(rows) == pytest.approx(0.001 * rows, rel=0.04)
+
+
 def test_pass_cost_follows_a_target_that_became_slower() -> None:
     cost = cost_of({4: 1.0})
     for _ in range(60):

@@ -282,7 +282,7 @@ def test_no_request_speculates_if_plain_decoding_serves_all_sooner() -> None:
         made.statistics.observe_pass(PassReport(rows, 0.020 + 0.001 * (rows - 9)))
     requests = [made.statistics.open("edgecosine") for _ in range(8)]
     for request in requests:
-        request.rows, request.tokens = 4, 2.5
+        made.statistics.set_size(request, 4, 2.5)
         observe_draft(made, request, "d", hits=4)
         observe_draft(made, request, "d", hits=3)
     draft = draft_of("d", 5, TRUTH[:4], (0.9,) * 4)

@@ -15,7 +15,7 @@ from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, lo
 from edgecosine.engine.draft.draft_sampling import rank_draft_tokens
 from edgecosine.engine.gumbel import gumbel
 from edgecosine.engine.sampling import adjust, draw
-from edgecosine.node.target.session import noise_of
+from edgecosine.node.target.shared_noise import noise_of
 from edgecosine.protocol.api.openai import RequestLimits, parse_request
 from edgecosine.protocol.api.request import MIN_REPETITION_PENALTY, MIN_TEMPERATURE, Sampling
 

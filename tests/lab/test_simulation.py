@@ -112,6 +112,14 @@ def test_drafters_make_one_request_faster() -> None:
     assert helped.tokens_per_s > 1.5 * alone.tokens_per_s
 
 
+def test_round_costs_the_same_with_ten_times_as_many_drafters() -> None:
+    few, many = (play("edgecosine", 3, number * MODELS) for number in (4, 40))
+    assert few.num_compared > few.num_rounds
+    for counted in ("num_compared", "num_messages"):
+        per_round = [getattr(outcome, counted) / outcome.num_rounds for outcome in (few, many)]
+        assert per_round[1] < 1.3 * per_round[0]
+
+
 @pytest.mark.parametrize("sessions", [1, 4])
 def test_drafter_that_is_always_wrong_costs_little(sessions: int) -> None:
     wrong = replace(TEXTS, guesses=(TEXTS.guesses + np.uint16(1)) % np.uint16(4000))

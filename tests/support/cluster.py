@@ -80,7 +80,7 @@ class FakeLink:
     ) -> None:
         self._worker, self._faults = worker, itertools.cycle(faults)
         self._absence, self._away = absence, 0
-        self.max_context = 0
+        self.max_context, self.is_leaving = 0, False
         self.asked: list[DraftRequest] = []
         self.num_answered = 0
         self.released: list[str] = []

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from edgecosine.balance.baselines.batching import ByObjective, OneGroup
 from edgecosine.balance.baselines.cosine_routing import CosineRouting
-from edgecosine.balance.baselines.rules import Baseline, CosinePaper, SpecEdge
+from edgecosine.balance.baselines.rules import Baseline, CosinePaper, SpecEdge, TargetAlone
 from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES, Plan
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.round import Round
@@ -27,6 +27,10 @@ class BaselinePlanner:
 
     def __repr__(self) -> str:
         return "<BaselinePlanner>"
+
+    def is_plain(self, request: RequestState) -> bool:
+        """Whether the next round has no drafts, whatever the drafters are."""
+        return isinstance(request.policy.baseline, TargetAlone)
 
     def plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
         """The plan of the next round."""
@@ -76,7 +80,8 @@ class BaselinePlanner:
         trees = [_cut(draft, budget) for draft in current.drafts]
         union = DraftUnion(trees, [draft.tree.confidences for draft in trees])
         tree = union.tree(min(MAX_NODES, room))
-        request.rows, request.tokens = 1 + len(tree), 1.0 + sum(path_probabilities(tree))
+        expected = 1.0 + sum(path_probabilities(tree))
+        self._statistics.set_size(request, 1 + len(tree), expected)
         return tree
 
     def ahead(

@@ -8,8 +8,6 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from edgecosine.balance.baselines.rules import TargetAlone
-from edgecosine.balance.policy import find_policy
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.engines import check_room
 from edgecosine.lab.simulation.nodes import SimulatedDrafterNode, SimulatedTargetNode
@@ -60,6 +58,8 @@ class Outcome:
     num_passes: int
     num_rows: int
     num_messages: int
+    num_compared: int
+    """Drafters that were compared for requests, once for each time."""
     pass_s: float
     """Seconds in passes, of all targets together."""
     loop_s: float
@@ -153,11 +153,6 @@ class VirtualCluster:
 
     async def _run(self, load: SimulatedLoad) -> Outcome:
         answers, waiting = _Answers(), iter(range(load.requests))
-        policy = find_policy(load.policy)
-        assert policy is not None, f"no policy {load.policy}"
-        plans = not isinstance(policy.baseline, TargetAlone)
-        for target in self.targets:
-            target.verifier.round_s = self._costs.round_with(len(self.drafters) * plans)
         self._start_counting()
         async with asyncio.TaskGroup() as group:
             asking = [
@@ -208,6 +203,7 @@ class VirtualCluster:
             num_passes=round(spent["num_passes"]),
             num_rows=round(spent["num_rows"]),
             num_messages=round(spent["num_messages"]),
+            num_compared=round(spent["num_compared"]),
             pass_s=spent["pass_s"],
             loop_s=spent["loop_s"],
             latencies_s=answers.latencies_s,

@@ -22,7 +22,7 @@ class Costs:
     work_s: float = 0.0
     """Added to a call of a draft engine by each request, besides its rows."""
     plan_s: Mapping[int, float] = field(default_factory=dict)
-    """A plan by the number of drafters to choose from; that for one is part of `round_s`."""
+    """A plan by the number of drafters that are compared; that for one is part of `message_s`."""
     round_s: float = 0.0
     """The target's event loop, for one round of one session without drafters."""
     message_s: float = 0.0
@@ -58,10 +58,10 @@ class Costs:
         """Seconds of a target pass."""
         return self._pass.expected_s(rows) + max(0, sessions - 1) * self.session_s
 
-    def round_with(self, drafters: int) -> float:
-        """Seconds of the target's event loop for a round with `drafters` linked drafters."""
-        more_s = self._plan.expected_s(drafters) - self._plan.expected_s(1) if drafters else 0.0
-        return self.round_s + more_s
+    def comparison(self, drafters: int) -> float:
+        """Seconds of the target's event loop for a plan that compares so many drafters, beyond one
+        that compares one."""
+        return self._plan.expected_s(max(1, drafters)) - self._plan.expected_s(1)
 
     def drafter_step(self, rows: int) -> float:
         """Seconds of one step of a drafter."""

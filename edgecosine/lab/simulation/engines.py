@@ -144,8 +144,6 @@ class SimulatedVerifier(Verifier):
             costs=statistics,
         )
         self._charges, self._core, self._strand = costs, core, strand
-        self.round_s = costs.round_s
-        """Time on the event loop that a session uses after a verification."""
         self.num_rows = self.num_nodes = self.num_verdicts = self.num_tokens = 0
         self.on_pass: Callable[[], None] = _nothing
         """Charge the event loop after each pass."""
@@ -153,7 +151,7 @@ class SimulatedVerifier(Verifier):
     async def verify(self, work: VerifyWork) -> VerificationResult:
         """Verify; the event loop is charged for the session that continues."""
         verdict = await super().verify(work)
-        self._strand.charge(self.round_s)
+        self._strand.charge(self._charges.round_s)
         return verdict
 
     async def _profile(self) -> dict[int, float]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from edgecosine import zoo
 from edgecosine.balance.cost_model import PassReport
+from edgecosine.balance.drafter_table import SHORTLIST
 from edgecosine.balance.plan import MAX_NODES
 from edgecosine.balance.planner import Planner
 from edgecosine.engine.base import DraftWork, TargetEngine, VerifyWork
@@ -34,7 +35,7 @@ SHAPES = (
     *((16, nodes) for nodes in (0, 3, 7, 15)),
 )
 """Sessions in a pass, and the tree nodes of each."""
-PLANNED = (1, 4, 16, 64, 256)
+PLANNED = (1, 2, 4, 8, SHORTLIST)
 LENGTH = 112
 """Tokens of a sequence: a prompt and half of an answer."""
 _GAMMA, _AHEAD_GAMMA, _AHEAD_WIDTH = 5, 8, 6

@@ -69,7 +69,7 @@ class SimulatedTargetNode:
     ) -> None:
         core = Core(loop)
         self.strand = Strand(loop, name, core)
-        self.planner = TimedPlanner()
+        self.planner = TimedPlanner(lambda drafters: self.strand.charge(costs.comparison(drafters)))
         self.verifier = SimulatedVerifier(
             engine=RecitingTarget(texts),
             statistics=self.planner.statistics,
@@ -108,6 +108,7 @@ class SimulatedTargetNode:
             "num_rounds": self.verifier.num_verdicts,
             "num_tokens": self.verifier.num_tokens,
             "num_drafted": self.verifier.num_nodes,
+            "num_compared": self.planner.num_compared,
             "loop_s": self.strand.busy_s,
             "num_messages": sum(link.num_messages for link in self._links.values()),
         }

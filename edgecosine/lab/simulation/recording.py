@@ -12,7 +12,7 @@ from edgecosine.engine.base import DraftEngine, DraftWork, TargetEngine, VerifyW
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.lab.simulation.texts import NUM_PROMPT, RECORDED, Texts
-from edgecosine.node.target.session import noise_of
+from edgecosine.node.target.shared_noise import noise_of
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import SharedNoise, pack_shares
 from edgecosine.protocol.wire.tree import EMPTY_TREE

@@ -27,7 +27,7 @@ class VirtualLink:
         self._traffic_core = traffic_core
         self._asks = PendingRequests()
         self.num_messages = 0
-        self.max_context = 0
+        self.max_context, self.is_leaving = 0, False
 
     async def ask(self, request: DraftRequest) -> Draft | OutOfStep:
         """Send a request and wait for its answer."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from edgecosine import __version__
@@ -47,7 +46,6 @@ from edgecosine.node.runtime.service_manager import (
     notify_status,
     notify_stopping,
 )
-from edgecosine.node.target.draft_client import DrafterLink
 from edgecosine.node.target.engine_watchdog import EngineWatchdog
 from edgecosine.node.target.text_service import TextService
 from edgecosine.node.target.verifier import Verifier
@@ -140,7 +138,7 @@ class TargetNode:
             exactness=loaded.exactness,
             verifier=self._verifier,
             planner=self._planner,
-            drafters=self._drafters,
+            drafters=lambda: self._peers.links,
             tool_format=config.tool_format,
             measurements=self._measurements,
         )
@@ -231,11 +229,6 @@ class TargetNode:
             self._counters,
             self._measurements,
         )
-
-    def _drafters(self) -> Mapping[str, DrafterLink]:
-        """Links of the drafters that accept requests now, by node id."""
-        links = self._peers.links.items()
-        return {node_id: link for node_id, link in links if not link.is_leaving}
 
     def _on_joined(self, link: Link) -> None:
         self._planner.statistics.add_link(link.peer.node_id, link.host)

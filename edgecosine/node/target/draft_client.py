@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from edgecosine.balance.drafter_table import SHORTLIST
 from edgecosine.balance.plan import Plan
 from edgecosine.balance.statistics import Statistics
 from edgecosine.errors import LinkError
@@ -48,6 +49,10 @@ class DrafterLink(Protocol):
     def max_context(self) -> int:
         """Longest sequence of the drafter in tokens; 0 if unknown."""
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether the drafter accepts no more requests."""
+
     async def ask(self, request: DraftRequest) -> Draft | OutOfStep:
         """Raises LinkLost when the link ends."""
 
@@ -82,8 +87,9 @@ class DraftClient:
         self._num_sent: dict[str, int] = {}
         """Tokens of the sequence that each drafter has, by node id."""
         self._round = 0
-        self._has_drafted: set[str] = set()
-        """Node ids of the drafters that have read the prompt and drafted."""
+        self._has_drafted: dict[str, None] = {}
+        """Node ids of the drafters that have read the prompt and drafted, the latest last; those of
+        a shortlist at most."""
         self._probes: dict[str, DraftTask] = {}
         """Probes whose drafts have not been taken, by node id."""
         self._too_short: dict[str, str] = {}
@@ -93,21 +99,33 @@ class DraftClient:
         return f"<DraftClient {self._key} [round {self._round}, {len(self._num_sent)} drafters]>"
 
     @property
+    def links(self) -> Mapping[str, DrafterLink]:
+        """The links that there are now, by node id."""
+        return self._links()
+
+    @property
     def linked(self) -> Collection[str]:
-        """Node ids of the linked drafters that can read the whole sequence."""
-        able = []
-        for node_id, link in self._links().items():
+        """Node ids of all linked drafters that can read the whole sequence."""
+        return self.able(self._links())
+
+    @property
+    def ready(self) -> Collection[str]:
+        """Those of `linked` that have drafted for this request: others first read its text."""
+        return self.able(self._has_drafted)
+
+    def able(self, node_ids: Iterable[str]) -> list[str]:
+        """Those of `node_ids` that are linked and can read the whole sequence."""
+        links, able = self._links(), []
+        for node_id in node_ids:
+            link = links.get(node_id)
+            if link is None or link.is_leaving:
+                continue
             most = min(link.max_context or LONGEST_PREFIX, LONGEST_PREFIX)
             if len(self._sequence) > most:
                 self._leave_out(node_id, most)
             else:
                 able.append(node_id)
         return able
-
-    @property
-    def ready(self) -> Collection[str]:
-        """Those of `linked` that have drafted for this request: others first read its text."""
-        return [node_id for node_id in self.linked if node_id in self._has_drafted]
 
     def explain(self, plan: Plan) -> Plan:
         """The plan; one without drafters also names those that cannot read the sequence."""
@@ -160,11 +178,10 @@ class DraftClient:
         """Request drafts that no round waits for: a probe may take several rounds, and ends when
         its drafter is requested to draft again."""
         links = self._links()
-        for node_id in plan.drafters:
-            if node_id in links:
-                self._probes[node_id] = self._tasks.create_task(
-                    self._draft(node_id, links[node_id], plan, (), None), name=f"probe {node_id}"
-                )
+        for node_id in self.able(plan.drafters):
+            self._probes[node_id] = self._tasks.create_task(
+                self._draft(node_id, links[node_id], plan, (), None), name=f"probe {node_id}"
+            )
 
     def take_probes(self) -> list[DrafterTree]:
         """The drafts of the probes that have ended."""
@@ -209,10 +226,10 @@ class DraftClient:
             return None
         except LinkError:
             self._num_sent.pop(node_id, None)
-            self._has_drafted.discard(node_id)
+            self._has_drafted.pop(node_id, None)
             return None
         if draft is not None:
-            self._has_drafted.add(node_id)
+            self._note_drafter(node_id)
         elapsed_s = now() - started
         compute_s = draft.compute_us * 1e-6 if draft else 0.0
         tree = self._checked(node_id, prefix_len, draft)
@@ -225,6 +242,14 @@ class DraftClient:
         elif draft is not None:
             self._statistics.observe_ahead(node_id, compute_s, plan.gamma)
         return tree
+
+    def _note_drafter(self, node_id: str) -> None:
+        """The drafter has read the text; it takes the place of the one that drafted the longest
+        ago if there are too many."""
+        self._has_drafted.pop(node_id, None)
+        self._has_drafted[node_id] = None
+        if len(self._has_drafted) > SHORTLIST:
+            del self._has_drafted[next(iter(self._has_drafted))]
 
     def _checked(self, node_id: str, prefix_len: int, draft: Draft | None) -> DrafterTree:
         """The tree of a draft; an empty one if the draft is missing or invalid."""

@@ -11,7 +11,7 @@ from edgecosine.engine.base import VerificationResult
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.target.round_trace import RoundTrace
 from edgecosine.protocol.api.request import DrafterShare, Metrics
-from edgecosine.protocol.wire.tree import TokenTree
+from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 
 @dataclass(slots=True)
@@ -58,6 +58,12 @@ class RequestMetrics:
         self.proposed += proposed
         self.accepted += accepted
         self.totals.count_round(len(tree), len(result.path), proposed, accepted)
+
+    def count_plain_round(self, result: VerificationResult, verify_s: float) -> None:
+        """Count a round without drafts."""
+        self.totals.gamma.observe(0)
+        self.count_round(EMPTY_TREE, (), result)
+        self.totals.count_times(plan=0.0, draft=0.0, verify=verify_s)
 
     def metrics(self) -> Metrics:
         """The counts as an immutable value."""

@@ -14,7 +14,7 @@ class RoundTrace:
     """Records events as they happen; times are in seconds since the start of the session."""
 
     def __init__(self, *, is_on: bool = False) -> None:
-        self._is_on = is_on
+        self.is_on = is_on
         self.began_s = now()
         self._deadline_s = 0.0
         self._started_s = self._submitted_s = self._verified_s = self._pass_s = 0.0
@@ -39,7 +39,7 @@ class RoundTrace:
 
     def drafted(self, drafter: str, asked: float, draft: Draft | None) -> None:
         """A drafter answered, or its request ended without an answer (None); `asked` by `now`."""
-        if self._is_on:
+        if self.is_on:
             self._drafts.append(
                 DraftTimes(
                     drafter=drafter,
@@ -53,7 +53,7 @@ class RoundTrace:
     def end(self, num_nodes: int, num_accepted: int, plan: str) -> None:
         """The round and its drafts have ended; `plan` is the reason of its plan."""
         drafts, self._drafts = self._drafts, []
-        if self._is_on and len(self.rounds) < MAX_ROUNDS:
+        if self.is_on and len(self.rounds) < MAX_ROUNDS:
             self.rounds.append(
                 RoundTimes(
                     started_s=self._started_s,
@@ -69,7 +69,7 @@ class RoundTrace:
             )
 
     def _now_s(self) -> float:
-        return _rounded(now() - self.began_s) if self._is_on else 0.0
+        return _rounded(now() - self.began_s) if self.is_on else 0.0
 
 
 def _rounded(seconds: float) -> float:

@@ -25,11 +25,13 @@ from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.runtime.clock import now
 from edgecosine.node.target.answer_channels import AnswerChannels
+from edgecosine.node.target.compared_drafters import ComparedDrafters
 from edgecosine.node.target.draft_client import DraftClient, DrafterLinks, DraftTask, drafts_of
 from edgecosine.node.target.output_processor import OutputProcessor
 from edgecosine.node.target.prompt_echo import PromptEcho
 from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.node.target.round_trace import RoundTrace
+from edgecosine.node.target.shared_noise import noise_of
 from edgecosine.node.target.stepwise_drafts import gather_by_steps
 from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.origins import Origins, TokenOrigins
@@ -41,10 +43,8 @@ from edgecosine.protocol.api.request import (
     Logprobs,
     Progress,
     Request,
-    Sampling,
     Started,
 )
-from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.prefix import Prefix
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
@@ -112,6 +112,8 @@ class Session:
             request.policy, is_greedy=request.sampling.is_greedy, num_prompt=len(prompt)
         )
         self._planner = planner.of(self._state)
+        self._state.first_length = len(self._sequence)
+        self._compared = ComparedDrafters(self._draft_client, self._statistics, self._state)
 
     def __repr__(self) -> str:
         return f"<Session {self._request.key} [{len(self._sequence)} tokens]>"
@@ -130,7 +132,6 @@ class Session:
             yield Started(self._num_prompt)
             started = prefilled = now()
             ahead: list[DrafterTree] | None = None
-            self._statistics.acceptance.observe_text(self._state, self._sequence.tokens)
             if self._echo is not None and self._echo.text:
                 yield Delta(index, self._echo.text)
                 index += 1
@@ -192,22 +193,29 @@ class Session:
 
     async def _prefill(self) -> list[DrafterTree]:
         """Read the prompt and draw the first token, while drafters read the prompt and draft."""
-        linked, room = self._draft_client.linked, self._output.room
-        probe = self._planner.first_plan(self._state, linked, room)
-        result, _, probed = await self._verify_beside(EMPTY_TREE, Plan(), probe, FIRST_GRACE_S)
+        state, left = self._state, list[DrafterTree]()
+        if self._planner.is_plain(state):
+            result = await self._decode()
+        else:
+            self._statistics.acceptance.observe_text(state, self._sequence.tokens)
+            probe = self._planner.first_plan(state, self._compared.choose(), self._output.room)
+            result, _, probed = await self._verify_beside(EMPTY_TREE, Plan(), probe, FIRST_GRACE_S)
+            left = self._commit(result, EMPTY_TREE, probed, [])
         if self._echo is not None:
             self._echo.score(result.prompt_logprobs)
-        return self._commit(result, EMPTY_TREE, probed, [])
+        return left
 
     async def _run_round(self, ahead: list[DrafterTree]) -> list[DrafterTree]:
         """Draft, unless the drafts made ahead suffice; fuse, verify, commit, learn. Returns the
         drafts made ahead for the next round."""
         self._draft_client.begin_round()
         self._metrics.trace.begin()
-        started = now()
-        linked, room = self._draft_client.linked, self._output.room
-        asked = self._draft_client.ready if self._state.policy.is_adaptive else linked
-        plan = self._draft_client.explain(self._planner.plan(self._state, asked, room))
+        may_be_plain = not (ahead or self._draft_client.probes or self._constraint)
+        if may_be_plain and self._planner.is_plain(self._state):
+            return await self._run_plain_round()
+        started, room, client = now(), self._output.room, self._draft_client
+        asked = client.ready if self._state.policy.is_adaptive else client.linked
+        plan = client.explain(self._planner.plan(self._state, asked, room))
         self._metrics.trace.plan(plan.deadline_s)
         current = self._planner.start_round(self._state, plan, ahead)
         self._metrics.count_plan(plan, is_ready=current.is_ready)
@@ -220,14 +228,11 @@ class Session:
         tree = self._planner.fuse(self._state, current, room - 1 - len(forced), waited_s)
         if self._constraint is not None:
             tree = self._constraint.cut(self._said, tree).with_trunk(forced)
-        plan_ahead = self._planner.ahead(self._state, linked, plan, tree)
-        probe = self._planner.probe(self._state, linked, plan, self._draft_client.probes)
+        plan_ahead = self._planner.ahead(self._state, client.able(plan.drafters), plan, tree)
+        probe = self._planner.probe(self._state, self._compared.choose(), plan, client.probes)
         began_s, busy_s = self._round_ended_s, (now() - drafted) + (planned - self._round_ended_s)
         result, next_drafts, probed = await self._verify_beside(tree, plan_ahead, probe)
-        if self._statistics.num_active == 1:
-            round_s = self._round_ended_s - began_s
-            busy_s = max(busy_s, round_s - waited_s - self._verifier.last_pass_s)
-        self._statistics.observe_bookkeeping(busy_s, is_plain=not plan.drafters)
+        self._note_bookkeeping(began_s, busy_s, waited_s, is_plain=not plan.drafters)
         drafters = [draft.node_id for draft in current.drafts]
         self._metrics.count_round(tree, drafters, result)
         if self._origins is not None:
@@ -265,6 +270,36 @@ class Session:
         if self._constraint is None or not self._state.policy.proposes_forced:
             return ()
         return self._constraint.forced(self._said, room)
+
+    async def _run_plain_round(self) -> list[DrafterTree]:
+        began_s, busy_s = self._round_ended_s, now() - self._round_ended_s
+        self._metrics.plan = (
+            self._statistics.why_plain(self._state.policy) if self._metrics.trace.is_on else ""
+        )
+        submitted = now()
+        result = await self._decode()
+        self._metrics.count_plain_round(result, self._round_ended_s - submitted)
+        self._note_bookkeeping(began_s, busy_s, 0.0, is_plain=True)
+        return []
+
+    async def _decode(self) -> VerificationResult:
+        """Commit the target's own next token: without drafts there are no tasks to await, and there
+        is nothing to learn of drafters."""
+        self._metrics.trace.submit()
+        result = await self._verify(EMPTY_TREE)
+        self._metrics.trace.end(0, 0, self._metrics.plan)
+        self._round_ended_s = now()
+        self._append(result, EMPTY_TREE)
+        return result
+
+    def _note_bookkeeping(
+        self, began_s: float, busy_s: float, waited_s: float, *, is_plain: bool
+    ) -> None:
+        """Learn the time of a round outside of its pass and its wait for drafts."""
+        if self._statistics.num_active == 1:
+            round_s = self._round_ended_s - began_s
+            busy_s = max(busy_s, round_s - waited_s - self._verifier.last_pass_s)
+        self._statistics.observe_bookkeeping(busy_s, is_plain=is_plain)
 
     async def _draft(self, current: Round) -> list[DrafterTree]:
         """Fresh drafts, and those made ahead by drafters that did not answer."""
@@ -328,10 +363,7 @@ class Session:
     ) -> list[DrafterTree]:
         """Append the accepted tokens and learn from them; returns what is left of all drafts after
         the longer sequence."""
-        self._sequence.extend([*(tree.tokens[node] for node in result.path), result.bonus])
-        self._logprobs.extend(result.logprobs)
-        if self._origins is not None:
-            self._origins.add([""])
+        self._append(result, tree)
         committed = self._sequence.tokens
         self._planner.observe_truth(self._state, drafts, committed)
         self._statistics.acceptance.observe_text(self._state, committed)
@@ -345,7 +377,14 @@ class Session:
         choice = self._channels.divide(self._output.choice())
         return choice if self._echo is None else self._echo.before(choice)
 
+    def _append(self, result: VerificationResult, tree: TokenTree) -> None:
+        self._sequence.extend([*(tree.tokens[node] for node in result.path), result.bonus])
+        self._logprobs.extend(result.logprobs)
+        if self._origins is not None:
+            self._origins.add([""])
+
     def _answer(self) -> Answer:
+        self._metrics.plan = self._metrics.plan or self._statistics.why_plain(self._state.policy)
         return Answer(
             choices=(self._choice(),),
             num_prompt_tokens=self._num_prompt,
@@ -359,16 +398,3 @@ async def _wait_for_any(tasks: list[DraftTask], patience_s: float) -> None:
     """Wait for drafts that may be on their way, unless one is there already."""
     if tasks and patience_s > 0.0 and not any(task.done() for task in tasks):
         await asyncio.wait(tasks, timeout=patience_s)
-
-
-def noise_of(sampling: Sampling) -> SharedNoise:
-    """The sampling parameters that drafters need to draw the target's tokens."""
-    if sampling.is_greedy:
-        return SharedNoise()
-    return SharedNoise(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-        seed=sampling.seed.to_bytes(8, "little"),
-    )
