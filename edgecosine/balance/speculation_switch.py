@@ -20,6 +20,11 @@ FEWEST_PASSES, CLEARLY = 6, 0.8
 FIRST_REST = 64
 LONGEST_REST = 4096
 """Most plain passes between two probes."""
+TRIAL_SHARE = 0.01
+"""Share of the throughput that probes may cost."""
+FIRST_TRIAL_COST = 2.0
+"""What a probe is expected to cost before the first one, in plain passes."""
+LARGEST_CREDIT = TRIAL_SHARE * LONGEST_REST
 LEAST = 0.95
 """Share of plain decoding's speed below which speculation is switched off."""
 _MIXED_PASSES = 2
@@ -50,12 +55,17 @@ class Speed:
 class _Size:
     """Measurements with one number of active requests."""
 
+    num_requests: int
     is_plain: bool = False
     speculating: Speed = field(default_factory=Speed)
     plain: Speed = field(default_factory=Speed)
     rest: int = FIRST_REST
     num_passes: int = 0
     """Since the last change."""
+    credit: float = 0.0
+    """Plain passes that trials may cost now."""
+    trial_cost: float = FIRST_TRIAL_COST
+    """What the last trial cost, in plain passes."""
     has_better_drafters: bool = False
     """Whether drafters have become better since speculation was switched off."""
     patience: int = 0
@@ -78,12 +88,7 @@ class _Size:
         if self.num_passes <= _MIXED_PASSES:
             return
         if self.is_plain:
-            self.plain.observe(tokens, cycle_s)
-            if self.num_passes >= self.rest:
-                self.change(is_plain=False)
-                self.rest = min(LONGEST_REST, 2 * self.rest)
-            elif self.has_better_drafters:
-                self.reconsider()
+            self._observe_plain(tokens, cycle_s)
             return
         self.speculating.observe(tokens, cycle_s)
         num_passes = self.speculating.num_passes
@@ -93,7 +98,29 @@ class _Size:
         if self.speculating.per_s < least * (self.plain.per_s or plain_per_s):
             self.change(is_plain=True)
         elif num_passes > 2 * PROBE_PASSES:
-            self.rest, self.patience = FIRST_REST, 0
+            self.rest, self.patience, self.credit = FIRST_REST, 0, LARGEST_CREDIT
+
+    def _observe_plain(self, tokens: int, cycle_s: float) -> None:
+        self.plain.observe(tokens, cycle_s)
+        self.credit = min(LARGEST_CREDIT, self.credit + TRIAL_SHARE)
+        if self.num_passes == PROBE_PASSES and self.speculating.num_passes:
+            self._settle_trial()
+        is_affordable = self.credit >= self.trial_cost and self.num_passes >= self.rest
+        if is_affordable or self.num_passes >= LONGEST_REST:
+            self.change(is_plain=False)
+            self.rest = min(LONGEST_REST, 2 * self.rest)
+        elif self.has_better_drafters:
+            self.reconsider()
+
+    def _settle_trial(self) -> None:
+        """Charge the trial that has ended, now that plain decoding was measured beside it; one that
+        was better goes on. Its cost is bounded, since a pass may be long for other reasons."""
+        tokens, seconds = self.speculating.tokens, self.speculating.seconds
+        cost = (seconds * self.plain.per_s - tokens) / self.num_requests
+        self.trial_cost = min(PROBE_PASSES, max(0.0, cost))
+        self.credit -= self.trial_cost
+        if cost < 0.0:
+            self.change(is_plain=False)
 
 
 class SpeculationSwitch:
@@ -134,8 +161,10 @@ class SpeculationSwitch:
         bucket = num_requests if num_requests <= 8 else 1 << (num_requests - 1).bit_length()
         size = self._sizes.get(bucket)
         if size is None:
-            alike = [known for known in self._sizes if known <= 2 * bucket]
+            size = self._sizes[bucket] = _Size(num_requests)
+            alike = [known for known in self._sizes if known <= 2 * bucket and known != bucket]
             nearest = min(alike, key=lambda known: abs(known - bucket), default=None)
-            is_plain = nearest is not None and self._sizes[nearest].is_plain
-            size = self._sizes[bucket] = _Size(is_plain=is_plain)
+            if nearest is not None:
+                size.is_plain = self._sizes[nearest].is_plain
+                size.trial_cost = self._sizes[nearest].trial_cost
         return size

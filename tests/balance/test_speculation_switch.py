@@ -33,6 +33,34 @@ def test_faster_speculation_is_never_switched_off(gain: float) -> None:
     assert play(SpeculationSwitch(), 1000, gain * 4 / PLAIN_S) == 0
 
 
+@pytest.mark.parametrize("gain", [0.2, 0.5, 0.9, 0.94])
+@pytest.mark.parametrize("requests", [2, 4, 16])
+def test_trials_of_slower_speculation_cost_a_hundredth(gain: float, requests: int) -> None:
+    """After a cold start, whose first trial is paid back first."""
+    switch, lost_s, total_s = SpeculationSwitch(), 0.0, 0.0
+    plain_per_s = requests / PLAIN_S
+    for number in range(40000):
+        tokens = requests
+        speed = gain * plain_per_s if switch.speculates(requests) else plain_per_s
+        if number >= 10000:
+            total_s += tokens / speed
+            lost_s += tokens / speed - tokens / plain_per_s
+        switch.observe(requests, tokens, tokens / speed, PLAIN_S)
+    assert 0.0 < lost_s <= 0.01 * total_s
+
+
+def test_trial_that_was_better_than_plain_decoding_goes_on_once_that_was_measured() -> None:
+    """The estimate of plain decoding leaves out the event loop, which here doubles its time."""
+    switch, num_plain = SpeculationSwitch(), 0
+    for _ in range(400):
+        if switch.speculates(4):
+            switch.observe(4, 6, 2 * PLAIN_S, PLAIN_S)
+        else:
+            num_plain += 1
+            switch.observe(4, 4, 2 * PLAIN_S, PLAIN_S)
+    assert num_plain == PROBE_PASSES
+
+
 @pytest.mark.parametrize("gain", [0.2, 0.5, 0.9])
 def test_slower_speculation_is_probed_ever_less_often(gain: float) -> None:
     switch = SpeculationSwitch()
