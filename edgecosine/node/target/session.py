@@ -210,7 +210,7 @@ class Session:
         drafts made ahead for the next round."""
         self._draft_client.begin_round()
         self._metrics.trace.begin()
-        may_be_plain = not (ahead or self._draft_client.probes or self._constraint)
+        may_be_plain = self._constraint is None and not (ahead or self._draft_client.probes)
         if may_be_plain and self._planner.is_plain(self._state):
             return await self._run_plain_round()
         started, room, client = now(), self._output.room, self._draft_client
