@@ -12,6 +12,8 @@ import numpy as np
 SMOOTHING = 0.2
 MAX_CONTENTION = 8.0
 EXACT_ROWS = 64
+SPARE_ROWS = 64
+"""Rows beyond those of a plan for which times are computed at once, for the plans after it."""
 _SIZE_BITS = 5
 """Significant bits of larger sizes."""
 
@@ -122,9 +124,9 @@ class PassCost:
         if end > len(self._times):
             # Plans of co-batched requests begin at many sizes between two passes.
             sizes, times = self._shortest()
-            most = 2 * max(end, *sizes, 0)
-            at = (*sizes, most), (*times, self.expected_s(most))
-            self._times = np.interp(np.arange(most), *at).tolist()
+            beyond = max(end, *sizes, 0) + SPARE_ROWS
+            points = (*sizes, beyond), (*times, self.expected_s(beyond))
+            self._times = np.interp(np.arange(end + SPARE_ROWS), *points).tolist()
         return self._times[first:end]
 
     def expected_s(self, rows: int) -> float:

@@ -109,7 +109,8 @@ class Planner:
         if may_probe(request.rounds_since_probe + 1, pace):
             return False
         statistics.count_plan()
-        statistics.set_size(request, 1, 1.0)
+        if request.rows > 1:
+            statistics.set_size(request, 1, 1.0)
         request.rounds_since_probe += 1
         self._last_plain = request.policy
         return True

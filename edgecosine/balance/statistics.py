@@ -168,7 +168,8 @@ class Statistics:
 
     def batch_wait_s(self, num_rows: int, arrivals: Sequence[ExpectedArrival]) -> float | None:
         """How long to delay a pass of `num_rows` rows for expected arrivals; None to start it."""
-        return batch_wait_s(num_rows, arrivals, self._pass_cost.expected_s)
+        most = num_rows + sum(arrival.rows for arrival in arrivals)
+        return batch_wait_s(num_rows, arrivals, self._pass_cost.span(0, most + 1).__getitem__)
 
     def observe_pass(self, report: PassReport) -> None:
         """Learn from a forward pass."""
