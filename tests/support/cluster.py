@@ -218,10 +218,13 @@ class SteadyCosts:
     """Reports the same time for every pass, whatever the machine does."""
 
     statistics: Statistics
-    pass_s: float
+    seconds: float
+
+    def pass_s(self, num_rows: int) -> float:
+        return self.seconds
 
     def observe_pass(self, report: PassReport) -> None:
-        self.statistics.observe_pass(PassReport(report.num_rows, self.pass_s))
+        self.statistics.observe_pass(PassReport(report.num_rows, self.seconds))
 
     def batch_wait_s(self, num_rows: int, arrivals: Sequence[ExpectedArrival]) -> float | None:
         return self.statistics.batch_wait_s(num_rows, arrivals)
