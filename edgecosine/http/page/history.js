@@ -40,7 +40,7 @@ function show(id, series, spell, unit, highest) {
   const figure = byId(id);
   const values = series.map(([, value]) => value).filter((value) => value !== null);
   const now = series.at(-1)[1];
-  say(figure.querySelector("output"), spell(now ?? values.at(-1) ?? null));
+  say(figure.querySelector("strong"), spell(now ?? values.at(-1) ?? null));
   const span = Math.min(SPAN_S, Math.max(SHORTEST_SPAN_S, series.at(-1)[0] - series[0][0]));
   const top = highest ?? Math.max(1, ...values) * 1.1;
   const picture = figure.querySelector("svg");

@@ -1,0 +1,1 @@
+"""Programs of others as judges of a target: each in an environment of its own, unmodified."""

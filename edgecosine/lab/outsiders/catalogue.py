@@ -1,0 +1,135 @@
+"""The outsiders: what each needs, how it is run, and how its verdict is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edgecosine import zoo
+
+_HERE: Final = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where an outsider runs: the base URL of a target, its model, and a folder for results."""
+
+    url: str
+    model: str
+    folder: Path
+
+    @property
+    def tokenizer(self) -> Path:
+        """Directory of the model's tokenizer."""
+        return Path(zoo.__file__).parent / self.model
+
+
+@dataclass(frozen=True, slots=True)
+class Outsider:
+    """One program.
+
+    packages  names for pip
+    command   arguments after the environment's directory of programs, for one target
+    summary   one line about a run, from its output and its results; raises ValueError where they
+              show a failure
+    needs     a path that the target must serve
+    is_twice  whether a target without drafters must give the same results
+    """
+
+    name: str
+    packages: tuple[str, ...]
+    command: Callable[[Setting], Sequence[str]]
+    summary: Callable[[str, Setting], str]
+    needs: str = "/v1/models"
+    is_twice: bool = False
+
+
+def _openai(setting: Setting) -> Sequence[str]:
+    return "python", str(_HERE / "openai_client.py"), setting.url, setting.model
+
+
+def _schemathesis(setting: Setting) -> Sequence[str]:
+    return (
+        "schemathesis", "run", f"{setting.url}/openapi.json", "--checks=all", "--max-examples=15",
+        "--request-timeout=60", "--exclude-path=/events", "--seed=1", "--no-color",
+    )  # fmt: skip
+
+
+def _aiperf(setting: Setting) -> Sequence[str]:
+    return (
+        "aiperf", "profile", "--model", setting.model, "--url", setting.url,
+        "--endpoint-type=completions", "--streaming", "--concurrency=4", "--request-count=16",
+        "--synthetic-input-tokens-mean=32", "--output-tokens-mean=32", "--ui=none",
+        "--tokenizer", str(setting.tokenizer), "--artifact-dir", str(setting.folder),
+    )  # fmt: skip
+
+
+def _guidellm(setting: Setting) -> Sequence[str]:
+    return (
+        "guidellm", "benchmark", "run", "--target", setting.url, "--model", setting.model,
+        "--profile=concurrent", "--rate=4", "--max-requests=16", "--processor",
+        str(setting.tokenizer), "--data", "prompt_tokens=32,output_tokens=32",
+        "--request-type=text_completions", "--output-path", str(setting.folder / "guidellm.json"),
+        "--disable-console-interactive",
+    )  # fmt: skip
+
+
+def _lm_eval(setting: Setting) -> Sequence[str]:
+    arguments = (
+        f"base_url={setting.url}/v1/completions,model={setting.model},num_concurrent=4,"
+        f"tokenizer_backend=huggingface,tokenizer={setting.tokenizer},max_length=512"
+    )
+    return (
+        "lm_eval", "--model=local-completions", "--model_args", arguments,
+        "--tasks=edgecosine_choice,edgecosine_text", "--include_path", str(_HERE / "lm_eval"),
+        "--output_path", str(setting.folder),
+    )  # fmt: skip
+
+
+def _last_line(output: str, _: Setting) -> str:
+    return output.strip().splitlines()[-1]
+
+
+def _schemathesis_summary(output: str, _: Setting) -> str:
+    found = re.findall(r"(\d+ generated.*|No issues found.*)", output)
+    return "; ".join(found) or output.strip().splitlines()[-1]
+
+
+def _aiperf_summary(_: str, setting: Setting) -> str:
+    """The counts of requests, and the acceptance figures if the report has them."""
+    [report] = setting.folder.rglob("profile_export_aiperf.json")
+    found = json.loads(report.read_text())
+    count = found["request_count"]["avg"]
+    errors = found.get("error_summary") or []
+    if errors:
+        raise ValueError(f"errors: {errors}")
+    names = [name for name in found if "accept" in name or "draft" in name]
+    return f"{count:.0f} requests; acceptance figures: {', '.join(names) or 'none'}"
+
+
+def _guidellm_summary(_: str, setting: Setting) -> str:
+    report = json.loads((setting.folder / "guidellm.json").read_text())
+    totals = report["benchmarks"][0]["metrics"]["request_totals"]
+    if totals["errored"] or not totals["successful"]:
+        raise ValueError(f"requests: {totals}")
+    return f"{totals['successful']} requests"
+
+
+def _lm_eval_summary(_: str, setting: Setting) -> str:
+    [report] = setting.folder.rglob("results_*.json")
+    return json.dumps(json.loads(report.read_text())["results"], sort_keys=True)
+
+
+OUTSIDERS: Final = (
+    Outsider("openai", ("openai",), _openai, _last_line),
+    Outsider(
+        "schemathesis", ("schemathesis",), _schemathesis, _schemathesis_summary, "/openapi.json"
+    ),
+    Outsider("aiperf", ("aiperf",), _aiperf, _aiperf_summary),
+    Outsider("guidellm", ("guidellm",), _guidellm, _guidellm_summary),
+    Outsider("lm-eval", ("lm-eval[api]",), _lm_eval, _lm_eval_summary, is_twice=True),
+)
