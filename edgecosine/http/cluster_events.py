@@ -34,8 +34,14 @@ class ClusterEvents:
     """The events of one cluster. `new_client` makes a client of its broker."""
 
     def __init__(
-        self, new_client: Callable[[], Client], *, cluster: str, node_id: str, history: History
+        self,
+        new_client: Callable[[], Client],
+        *,
+        cluster: str,
+        node_id: str,
+        history: History | None = None,
     ) -> None:
+        """`history` is the target's own, if the node is one."""
         self._new_client, self._history = new_client, history
         self._base = {"cluster": cluster, "node": node_id}
         self._latest = b""
@@ -62,7 +68,7 @@ class ClusterEvents:
         self._num_readers += 1
         self._has_readers.set()
         try:
-            yield msgspec.json.encode({"history": self._history.samples})
+            yield msgspec.json.encode({"history": self._history.samples if self._history else []})
             sent = b""
             while True:
                 if self._latest != sent:
@@ -75,8 +81,8 @@ class ClusterEvents:
                 self._has_readers.clear()
                 self._latest = b""
 
-    async def _sample(self) -> NoReturn:
-        while True:
+    async def _sample(self) -> None:
+        while self._history is not None:
             self._history.sample(time.time())
             await asyncio.sleep(PERIOD_S)
 
@@ -93,8 +99,8 @@ class ClusterEvents:
                 await asyncio.sleep(_LONGEST_PERIOD_S)
 
     def _publish(self, state: Mapping[str, Any]) -> None:
-        sample = {"sample": self._history.samples[-1:]}
-        self._latest = msgspec.json.encode({**self._base, **state, **sample})
+        samples = self._history.samples[-1:] if self._history else ()
+        self._latest = msgspec.json.encode({**self._base, **state, "samples": samples})
         self._news.set()
         self._news = asyncio.Event()
 

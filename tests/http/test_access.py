@@ -51,6 +51,9 @@ def test_key_is_shown_once_and_names_the_client(directory: Path) -> None:
                 assert refused.json()["error"]["code"] == "invalid_api_key"
             assert (await home.http.get("/v1/models")).status_code == 401
             assert (await home.http.get("/health")).status_code == 200
+            assert (await home.http.get("/page/page.js")).status_code == 200
+            for path in ("/events", "/metrics"):
+                assert (await home.http.get(path)).status_code == 401
             async with home.openai(api_key=key) as client:
                 assert (await client.completions.create(model="tiny", prompt="or not")).id
             assert home.service.requests[0].client_id == "http:kitchen"

@@ -33,7 +33,7 @@ function take(event, onModels) {
     history.draw();
     return;
   }
-  history.add(event.sample ?? []);
+  history.add(event.samples.length ? event.samples : [total(event.nodes)]);
   history.draw();
   say(byId("cluster-name"), event.cluster);
   if (event.broker) {
@@ -48,6 +48,13 @@ function take(event, onModels) {
   const activity = measure(event.nodes);
   picture.draw(event.nodes, activity);
   table(event.nodes, activity);
+}
+
+/** A sample of all targets, for a gateway, which has no counts of its own. */
+function total(nodes) {
+  const states = Object.values(nodes).map(({ state }) => state);
+  const names = ["tokens", "rounds", "draft_tokens", "accepted_tokens"];
+  return [Date.now() / 1000, ...names.map((name) => states.reduce((sum, state) => sum + (state[name] ?? 0), 0))];
 }
 
 function health(state, text) {

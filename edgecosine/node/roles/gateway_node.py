@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from edgecosine.backoff import Backoff
 from edgecosine.client.client import Client
 from edgecosine.config import NodeConfig
-from edgecosine.errors import BrokerLost
+from edgecosine.errors import BrokerLost, RequestError
+from edgecosine.http.cluster_events import ClusterEvents
 from edgecosine.node.roles.common import run_all
 from edgecosine.node.roles.http_door import open_door
 from edgecosine.node.runtime.drain import Drain
@@ -32,7 +33,17 @@ async def run_gateway(config: NodeConfig, drain: Drain) -> None:
     """
     door = await open_door(config)
     assert door is not None
-    await run_all(config.node_id, http=door.run(), mqtt=_connect(config, drain, door))
+    broker, cluster = config.broker, config.cluster
+    assert broker is not None
+    events = ClusterEvents(lambda: Client(broker, cluster), cluster=cluster, node_id=config.node_id)
+    door.views.metrics, door.views.events = _no_metrics, events.read
+    await run_all(
+        config.node_id, http=door.run(), events=events.run(), mqtt=_connect(config, drain, door)
+    )
+
+
+def _no_metrics() -> NoReturn:
+    raise RequestError("a gateway has no metrics, its targets have", code="unknown_url", status=404)
 
 
 async def _connect(config: NodeConfig, drain: Drain, door: HttpDoor) -> None:

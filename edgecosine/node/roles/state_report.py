@@ -44,6 +44,9 @@ def target_state(
         "parameters": loaded.num_parameters,
         "answers": service.num_answers,
         "tokens": measured.num_generated_tokens,
+        "rounds": measured.num_rounds,
+        "draft_tokens": measured.num_draft_tokens,
+        "accepted_tokens": sum(measured.accepted_at),
         "acceptance": round(service.num_accepted / rounds, 2),
         "ahead_hit_rate": round(service.num_ahead / service.num_speculative, 2)
         if service.num_speculative
