@@ -104,6 +104,7 @@ class NodeConfig:
     home_assistant: bool = False
     max_sessions: int = 8
     tool_format: str = "auto"
+    max_queued: int = 64
     drain_timeout_s: float = DRAIN_TIMEOUT_S
     stall_timeout_s: float = STALL_TIMEOUT_S
 

@@ -14,6 +14,7 @@ import click
 from edgecosine.cli.chaos import command as chaos
 from edgecosine.cli.fault_bench import command as faults
 from edgecosine.cli.fuzz import command as fuzz
+from edgecosine.cli.http_bench import command as http
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.peers_bench import command as peers
 from edgecosine.cli.running import run_command
@@ -312,3 +313,4 @@ command.add_command(fuzz)
 command.add_command(soak)
 command.add_command(faults)
 command.add_command(peers)
+command.add_command(http)

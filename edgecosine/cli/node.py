@@ -249,6 +249,12 @@ def _literals(hint: Any) -> Iterator[str]:
 )
 @_setting(
     NodeConfig,
+    "max_queued",
+    "Requests that wait at a target, half of them of one client; more are refused.",
+    type=click.IntRange(1, 65536),
+)
+@_setting(
+    NodeConfig,
     "drain_timeout_s",
     "Time for running requests to finish after SIGTERM; a second SIGTERM stops at once.",
     "--drain-timeout",
@@ -356,6 +362,7 @@ def node_config(**options: Any) -> NodeConfig:
         cores=cores,
         home_assistant=options["home_assistant"],
         max_sessions=min(options["max_sessions"], engine.slots),
+        max_queued=options["max_queued"],
         drain_timeout_s=options["drain_timeout"],
         stall_timeout_s=options["stall_timeout"],
         tool_format=options["tool_format"],

@@ -16,7 +16,7 @@ from edgecosine.protocol.api.request_record import local_client
 
 CLIENT: Final = "client_id"
 """The key in a request's state of its client id."""
-PUBLIC: Final = frozenset({"/", "/health", "/ready", "/version"})
+PUBLIC: Final = frozenset({"/", "/health", "/ready", "/version", "/openapi.json"})
 """Paths that need no key: they show nothing that a client has sent."""
 _LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 

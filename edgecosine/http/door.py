@@ -14,6 +14,7 @@ from edgecosine.http.app import build_app
 from edgecosine.http.backend import Backend, LateBackend
 from edgecosine.http.catalogue import catalogue_routes
 from edgecosine.http.generation import generation_routes
+from edgecosine.http.openapi import description_routes
 from edgecosine.http.server import HttpServer
 from edgecosine.http.tokenization import tokenization_routes
 from edgecosine.http.views import Views, view_routes
@@ -21,7 +22,12 @@ from edgecosine.http.views import Views, view_routes
 RouteGroup = Callable[[Backend], Sequence[BaseRoute]]
 """Makes the routes of one subject."""
 
-ROUTE_GROUPS: Sequence[RouteGroup] = (generation_routes, tokenization_routes, catalogue_routes)
+ROUTE_GROUPS: Sequence[RouteGroup] = (
+    generation_routes,
+    tokenization_routes,
+    catalogue_routes,
+    description_routes,
+)
 
 
 class HttpDoor:

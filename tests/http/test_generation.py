@@ -12,6 +12,7 @@ import pytest
 
 from edgecosine.http import replies
 from edgecosine.http.body import MAX_BODY_BYTES
+from edgecosine.lab.bench.http.stream_client import StreamClient
 from tests.support.fakes import ScriptedService
 from tests.support.http import HttpHarness, http_harness
 from tests.support.mqtt import HOME, run, running
@@ -278,3 +279,24 @@ def test_requests_end_with_an_error_when_the_node_ends() -> None:
 
     reply = run(story())
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "shutting_down")
+
+
+def test_500_streams_are_open_at_once_and_all_end() -> None:
+    async def story() -> None:
+        service = ScriptedService(max_sessions=512)
+        held = service.hold("or not")
+        body = {"prompt": "or not"}
+        async with http_harness(service) as home:
+
+            async def one() -> str:
+                async with StreamClient("127.0.0.1", home.door.port) as client:
+                    return (await client.complete(body)).text
+
+            async with asyncio.TaskGroup() as group:
+                streams = [group.create_task(one()) for _ in range(500)]
+                await service.begun(500)
+                held.set()
+            assert {stream.result() for stream in streams} == {"to be"}
+            assert not home.home.gateway.admission.num_running
+
+    run(story())

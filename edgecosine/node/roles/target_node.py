@@ -157,6 +157,7 @@ class TargetNode:
             journal=journal,
             recovered=recovered,
             keep_answers_s=config.state.keep_answers,
+            max_queued=config.max_queued,
             identity=self._identity,
             client_ids=client_ids,
             measurements=self._measurements,

@@ -112,9 +112,24 @@ class CompletionBody(_Body, kw_only=True):
             list[Annotated[str, Meta(min_length=1)] | Token | TokenPrompt], Meta(min_length=1)
         ]
     )
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
     echo: bool | None = None
     suffix: Literal[""] | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS_COMPLETION)] | None = None
+
+
+class TokenizeBody(msgspec.Struct, kw_only=True):
+    """The body of `POST /tokenize`: a prompt, or the messages of a chat."""
+
+    prompt: Annotated[str, Meta(min_length=1)] | None = None
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    add_special_tokens: bool | None = None
+
+
+class DetokenizeBody(msgspec.Struct, kw_only=True):
+    """The body of `POST /detokenize`."""
+
+    tokens: list[Token]
 
 
 def field_names(body: type[msgspec.Struct]) -> frozenset[str]:

@@ -1,0 +1,1 @@
+"""Requests over HTTP beside the same requests over MQTT."""
