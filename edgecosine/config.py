@@ -30,6 +30,7 @@ DRAIN_TIMEOUT_S: Final = 30.0
 STALL_TIMEOUT_S: Final = 20.0
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _FILE_NAME: Final = re.compile(r"[^/\\\x00]{1,250}\.gguf", re.IGNORECASE)
+_LEAST_WEIGHT: Final = 1e-6
 _SPAN: Final = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 
 
@@ -83,9 +84,48 @@ class HttpOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class CommitteeOptions:
+    """Several models that answer as one.
+
+    committee       for a target: name and weight of the other members; it has the rest of 1 itself
+    on_member_loss  for a target: wait for a member that is away, or go on without it
+    listed          for a target: tokens that a member lists of each row at first
+    member          for a member: its name; empty: the node's name. Replicas share one
+    weight          for a member: its weight, which the target checks; 0: as the target says
+    """
+
+    committee: tuple[str, ...] = ()
+    on_member_loss: Literal["wait", "renormalise"] = "wait"
+    listed: int = 16
+    member: str = ""
+    weight: float = 0.0
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The other members' weights by name.
+
+        Raises ConfigError.
+        """
+        found: dict[str, float] = {}
+        for entry in self.committee:
+            name, _, number = entry.partition("=")
+            try:
+                weight = float(number)
+            except ValueError:
+                weight = 0.0
+            if not _IDENTIFIER.fullmatch(name) or name in found or not 0.0 < weight < 1.0:
+                raise ConfigError("committee", entry, "NAME=WEIGHT, each name once, as legal=0.5")
+            found[name] = weight
+        if sum(found.values()) > 1.0 - _LEAST_WEIGHT:
+            listed = " ".join(self.committee)
+            raise ConfigError("committee", listed, "weights that leave the target some of 1")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """One node. `broker` None: none, for a drafter; `cores`: processors to run on, empty for all;
-    `tool_format`: a name in `TOOL_FORMATS`, or auto: as the chat template implies.
+    """One node. `broker` None: none, for a drafter or member; `cores`: processors to run on, empty
+    for all; `tool_format`: a name in `TOOL_FORMATS`, or auto: as the chat template implies.
 
     Raises ConfigError for values that are wrong, or wrong together.
     """
@@ -100,6 +140,7 @@ class NodeConfig:
     links: LinkOptions = LinkOptions()
     state: StateOptions = StateOptions()
     http: HttpOptions = HttpOptions()
+    committee: CommitteeOptions = CommitteeOptions()
     cores: tuple[int, ...] = ()
     home_assistant: bool = False
     max_sessions: int = 8
@@ -116,8 +157,7 @@ class NodeConfig:
         self._check_role()
         if self.role == "target" and self.broker is None:
             raise ConfigError("broker", "none", "an MQTT URL: requests come from there")
-        if self.role == "drafter" and self.http.listen:
-            raise ConfigError("http", self.http.listen, "none for a drafter: targets take requests")
+        self._check_committee()
         if self.tool_format not in {"auto", *TOOL_FORMATS}:
             names = ", ".join(("auto", *TOOL_FORMATS))
             raise ConfigError("tool_format", self.tool_format, names)
@@ -136,17 +176,32 @@ class NodeConfig:
         if self.role == "gateway" and not self.http.listen:
             raise ConfigError("http", "none", "HOST:PORT for a gateway, which serves HTTP alone")
         if (self.role == "gateway") == bool(self.engine.model):
-            allowed = "none for a gateway; a target or a drafter needs one"
+            allowed = "none for a gateway; nodes of other roles need one"
             raise ConfigError("model", self.engine.model, allowed)
-        if self.role != "drafter" and self.broker is None:
+        if self.role == "gateway" and self.broker is None:
             raise ConfigError("broker", "none", "an MQTT URL: targets are found there")
-        if self.role == "drafter" and self.http.listen:
-            raise ConfigError("http", self.http.listen, "none for a drafter: targets take requests")
+        if self.role in {"drafter", "member"} and self.http.listen:
+            allowed = f"none for a {self.role}: targets take requests"
+            raise ConfigError("http", self.http.listen, allowed)
+
+    def _check_committee(self) -> None:
+        names = self.committee.weights
+        if names and self.role != "target":
+            allowed = f"none for a {self.role}: the target names the members"
+            raise ConfigError("committee", " ".join(self.committee.committee), allowed)
+        if self.node_id in names:
+            allowed = "names of other members; the target itself has the rest of the weight"
+            raise ConfigError("committee", self.node_id, allowed)
+        if self.role != "member" and (self.committee.member or self.committee.weight):
+            named = self.committee.member or self.committee.weight
+            raise ConfigError("member", named, f"none for a {self.role}: see --role member")
 
     def _check_engine(self) -> None:
         engine = self.engine
-        if self.role == "target" and engine.quantize != "none":
-            raise ConfigError("quantize", engine.quantize, "none for a target; drafters may differ")
+        if self.role != "drafter" and engine.quantize != "none":
+            raise ConfigError(
+                "quantize", engine.quantize, "none for a target or member; drafters may differ"
+            )
         if engine.gguf and not _FILE_NAME.fullmatch(engine.gguf):
             raise ConfigError("gguf", engine.gguf, "the name of a .gguf file, without a directory")
         if engine.tensor_parallel > 1:

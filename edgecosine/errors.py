@@ -172,6 +172,10 @@ class PeerFlooded(RemoteProtocolError):
     """The peer sent more messages than were requested."""
 
 
+class PeerInvalid(PeerFlooded):
+    """The peer sent values that it cannot have computed; it is kept out as one that floods."""
+
+
 class PeerRefused(RemoteProtocolError):
     """One side rejects the other, for the reason in the message."""
 

@@ -1,4 +1,4 @@
-"""Speculation policies by name. The text is the same under each of them.
+"""Speculation policies by name. The text is the same under each of them but `RECONSTRUCTIONS`.
 
 A policy is a set of switches for one runtime, so that a baseline differs from EdgeCoSine in its
 rules only.
@@ -18,6 +18,7 @@ from edgecosine.balance.baselines.rules import (
     SpecInfer,
     TargetAlone,
 )
+from edgecosine.fusion.committee.draw_rule import Reconstruction
 
 Routing = Literal["learned", "drawn"]
 
@@ -42,6 +43,7 @@ class Policy:
     scores_prompts     whether routing uses the drafters' NLL of the prompt
     uses_self_reports  whether routing uses the top-1 agreement that drafters report of the answer
     compares_texts     whether routing uses the rates on similar texts
+    reconstruction     how a committee replaces what members do not list; empty: it is exact
     proposes_forced    whether tokens that a response format leaves no choice are draft tokens
     """
 
@@ -60,6 +62,7 @@ class Policy:
     uses_self_reports: bool = True
     compares_texts: bool = True
     proposes_forced: bool = True
+    reconstruction: Reconstruction = ""
 
 
 _EDGECOSINE = Policy("edgecosine")
@@ -102,11 +105,18 @@ POLICIES: Mapping[str, Policy] = {
 }
 
 
+RECONSTRUCTIONS: Mapping[str, Policy] = {
+    f"specfed-{how}": replace(_EDGECOSINE, name=f"specfed-{how}", reconstruction=how)
+    for how in ("renormalise", "uniform")
+}
+"""Policies of committees whose text is not exact (SpecFed); never the default."""
+
+
 def find_policy(text: str) -> Policy | None:
     """The policy of a name, or of a baseline's name with constants: `specedge:depth=7,width=4`.
     None where there is none."""
     name, _, constants = text.partition(":")
-    policy = POLICIES.get(name)
+    policy = POLICIES.get(name) or RECONSTRUCTIONS.get(name)
     if policy is None or not constants:
         return policy
     if policy.baseline is None:

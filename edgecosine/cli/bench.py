@@ -12,6 +12,7 @@ from typing import Literal
 import click
 
 from edgecosine.cli.chaos import command as chaos
+from edgecosine.cli.committee_bench import command as committee
 from edgecosine.cli.fault_bench import command as faults
 from edgecosine.cli.fuzz import command as fuzz
 from edgecosine.cli.http_bench import command as http
@@ -314,3 +315,4 @@ command.add_command(soak)
 command.add_command(faults)
 command.add_command(peers)
 command.add_command(http)
+command.add_command(committee)

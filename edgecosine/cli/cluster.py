@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 from rich.console import Console
@@ -71,7 +71,7 @@ def _node_id(help_text: str) -> Callable[[Command], Command]:
 
 def _role(default: Role) -> Callable[[Command], Command]:
     return click.option(
-        "--role", type=click.Choice(["target", "drafter"]), default=default, show_default=True,
+        "--role", type=click.Choice(get_args(Role)), default=default, show_default=True,
         help="Role of the node.",
     )  # fmt: skip
 

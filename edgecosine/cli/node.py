@@ -27,6 +27,7 @@ from edgecosine.cli.running import host_name, run_command
 from edgecosine.cli.state import default_state, stored_name, unused_directory
 from edgecosine.config import (
     DEFAULT_BROKER,
+    CommitteeOptions,
     HttpOptions,
     LinkOptions,
     NodeConfig,
@@ -42,6 +43,7 @@ from edgecosine.local.cluster_plan import node_name
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.node import run_node
 from edgecosine.node.runtime.drain import Drain
+from edgecosine.protocol.wire.messages import MAX_LISTED
 from edgecosine.security.credentials import Credentials
 
 Command = TypeVar("Command", bound=Callable[..., Any] | click.Command)
@@ -97,7 +99,8 @@ def _literals(hint: Any) -> Iterator[str]:
     NodeConfig,
     "role",
     "A target serves a model; a drafter drafts tokens "
-    "for targets; a gateway serves HTTP for the targets of its broker, without a model.",
+    "for targets; a member gives its model's distributions to a target that leads a committee; a "
+    "gateway serves HTTP for the targets of its broker, without a model.",
 )
 @_setting(
     LoadOptions,
@@ -113,6 +116,41 @@ def _literals(hint: Any) -> Iterator[str]:
     "GGUF file in the directory or hub model of --model; the first file of a split model.",
     show_default=False,
     metavar="NAME",
+)
+@_setting(
+    CommitteeOptions,
+    "committee",
+    "A member of the committee that this target leads, and its weight; may be repeated. The "
+    "target's own model has the rest of 1.",
+    multiple=True,
+    show_default=False,
+    metavar="NAME=WEIGHT",
+)
+@_setting(
+    CommitteeOptions,
+    "on_member_loss",
+    "While a member is away: wait for it, or go on with the others; answers then say so.",
+)
+@_setting(
+    CommitteeOptions,
+    "listed",
+    "Tokens that a member lists of each row at first; it is asked for more where they do not prove "
+    "the draw.",
+    "--committee-k",
+    type=click.IntRange(1, MAX_LISTED),
+)
+@_setting(
+    CommitteeOptions,
+    "member",
+    "Name of this member, which replicas share.  [default: the node's name]",
+    show_default=False,
+    metavar="NAME",
+)
+@_setting(
+    CommitteeOptions,
+    "weight",
+    "Weight of this member, which the target checks; 0: as the target says.",
+    type=click.FloatRange(0.0, 1.0),
 )
 @_setting(NodeConfig, "cluster", "Name of the cluster. Nodes of other clusters are ignored.")
 @_option(
@@ -357,6 +395,13 @@ def node_config(**options: Any) -> NodeConfig:
             journal_dir=directory if options["journal"] and role == "target" else None,
             identity_dir=directory,
             keep_answers=options["keep_answers"],
+        ),
+        committee=CommitteeOptions(
+            committee=tuple(options["committee"]),
+            on_member_loss=options["on_member_loss"],
+            listed=options["committee_k"],
+            member=options["member"] or (node_id if role == "member" else ""),
+            weight=options["weight"],
         ),
         http=_http_options(options),
         cores=cores,

@@ -22,7 +22,11 @@ _MAX_NUMBER: Final = 1 << 53
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]{1,16}", re.ASCII)
 _DIGEST: Final = re.compile(r"(?:[0-9a-f]{16})?", re.ASCII)
-_ROLES: Final[Mapping[str, Role]] = {"target": "target", "drafter": "drafter"}
+_ROLES: Final[Mapping[str, Role]] = {
+    "target": "target",
+    "drafter": "drafter",
+    "member": "member",
+}
 
 
 class Address(NamedTuple):

@@ -7,10 +7,14 @@ its cache to match.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+from edgecosine.fusion.committee.draw_rule import Reconstruction
 from edgecosine.protocol.api.request import Logprobs, Sampling
 from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.prompt_score import NO_PROMPT_SCORE, PromptScore
@@ -69,6 +73,36 @@ class VerifyWork:
     """What restricts the target's draws; used by nobody else during a step."""
     batching: BatchRule | None = None
     """With which other works it may share a pass; None: with all."""
+    reconstruction: Reconstruction = ""
+    """How a committee replaces what its members do not list; empty: it is exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommitteeRound:
+    """What a committee's members did for one verification.
+
+    seconds   from the request to the answer of each member, by name
+    slowest   the member that answered last; compute_s is the part of its time for computation
+    elapsed_s  of the whole verification, with the draws and what was asked back
+    num_rows  rows that other nodes listed, and `num_bytes` that they sent for them
+    num_asked_back  nodes of the tree that needed more than the first lists
+    num_dense       nodes that needed whole rows
+    lost            sum of w_i eps_i over `num_drawn` draws, where the policy reconstructs rows
+    differing       sum over these draws of the most probability to differ for that
+    """
+
+    seconds: Mapping[str, float]
+    slowest: str
+    compute_s: float
+    elapsed_s: float = 0.0
+    num_rows: int = 0
+    num_bytes: int = 0
+    num_drawn: int = 0
+    num_asked_back: int = 0
+    num_dense: int = 0
+    lost: float = 0.0
+    differing: float = 0.0
+    is_exact: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +116,8 @@ class VerificationResult:
     """One for each committed token, accepted ones first; empty unless the work asks for them."""
     prompt_logprobs: tuple[Logprobs, ...] = ()
     """One for each token of the prompt but the first, where the work scores its prompt."""
+    committee: CommitteeRound | None = None
+    """Of a committee of several models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +134,48 @@ class FailedWork:
     error: Exception
 
 
-Outcome = VerificationResult | Prefilling | FailedWork
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a member of a committee lists of a row: its `num_scores` best tokens after noise, its
+    `num_logits` most probable ones, and the logits of the tokens `also`; or the whole row."""
+
+    noise: SharedNoise = field(default_factory=SharedNoise)
+    num_scores: int = 0
+    num_logits: int = 0
+    also: tuple[int, ...] = ()
+    is_dense: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeWork(VerifyWork):
+    """A work whose rows are listed, and not drawn from."""
+
+    wanted: Wanted = field(default_factory=Wanted)
+
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class RowLists:
+    """The lists of some rows, as `Wanted` describes them.
+
+    lse           log-sum-exp of each row, [rows]
+    ids, logits   listed tokens, those by score first, [rows, tokens]
+    score_bounds  no other token has a higher score (z - lse) / T + g, [rows]; None without scores
+    logit_bounds  no other token has a higher logit, [rows]; None without a list by logit
+    also          logits of the tokens `also`, [rows, tokens]; [rows, vocabulary] for whole rows
+    """
+
+    lse: Floats
+    ids: npt.NDArray[np.uint32]
+    logits: Floats
+    score_bounds: Floats | None
+    logit_bounds: Floats | None
+    also: Floats
+
+
+Outcome = VerificationResult | RowLists | Prefilling | FailedWork
 
 
 def expect_verified(outcome: Outcome) -> VerificationResult | None:
@@ -152,6 +229,14 @@ class TargetEngine(Protocol):
 
     def release(self, key: str) -> None:
         """End a session; its cache is kept for a following turn until the slot is needed."""
+
+
+class MemberEngine(TargetEngine, Protocol):
+    """A target engine that also lists rows, for works that are `JudgeWork`s."""
+
+    def reveal(self, key: str, node: int, wanted: Wanted) -> RowLists | None:
+        """More about one row (-1: the root's) of the latest judged work of `key`, with the noise of
+        that work; None if the row is no longer kept."""
 
 
 @dataclass(frozen=True, slots=True)

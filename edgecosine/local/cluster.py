@@ -233,7 +233,8 @@ class LocalCluster:
         target = views.get(self._plan.target.node_id)
         if target is None or not target.is_here or not await client.is_online():
             return -1
-        linked = target.state.get("drafters", {})
+        members = target.state.get("members", {}).values()
+        linked = {*target.state.get("drafters", {}), *(n for m in members for n in m["nodes"])}
         return sum(node.node_id in linked for node in self._plan.drafters)
 
     async def _stop_all(self, error: BaseException | None = None) -> None:

@@ -140,6 +140,7 @@ def _own(measured: Measurements, state: NodeState, version: str) -> Iterator[_Ro
             text,
             [({"drafter": drafter}, facts[key]) for drafter, facts in drafters.items()],
         )
+    yield from _committee(state)
     yield "counter", "engine_busy_seconds", "Time in forward passes.", [({}, state["busy_s"])]
     yield "counter", "engine_idle_seconds", "Time between passes.", [({}, state["idle_s"])]
     yield (
@@ -149,6 +150,34 @@ def _own(measured: Measurements, state: NodeState, version: str) -> Iterator[_Ro
     facts = {key: str(state[key]) for key in ("exactness", "dtype", "quantization")}
     yield "gauge", "exactness_info", "The guarantee of the target's texts.", [(facts, 1.0)]
     yield "gauge", "build_info", "The version of EdgeCoSine.", [({"version": version}, 1.0)]
+
+
+def _committee(state: NodeState) -> Iterator[_Row]:
+    """Of a target that leads a committee; nothing otherwise."""
+    members: Mapping[str, Mapping[str, Any]] = state.get("members", {})
+    if not members:
+        return
+    for kind, name, text, key, unit in _MEMBERS:
+        values = [({"member": member}, facts[key] * unit) for member, facts in members.items()]
+        yield kind, name, text, values
+    nodes = [({"member": member}, float(len(facts["nodes"]))) for member, facts in members.items()]
+    yield "gauge", "member_nodes", "Linked nodes of a committee's member.", nodes
+    for kind, name, text, key in _DRAWS:
+        yield kind, name, text, [({}, float(state[key]))]
+
+
+_MEMBERS: Sequence[tuple[Kind, str, str, str, float]] = (
+    ("gauge", "member_weight", "Weight of a committee's member.", "weight", 1.0),
+    ("gauge", "member_round_seconds", "Mean time of a member's judgements.", "round_ms", 1e-3),
+    ("counter", "member_slowest_rounds", "Rounds in which it was the slowest.", "slowest", 1.0),
+)
+_DRAWS: Sequence[tuple[Kind, str, str, str]] = (
+    ("gauge", "committee_proved_at_once", "Share of draws proven by the first lists.",
+     "proved_at_once"),
+    ("counter", "committee_dense_rows", "Nodes that needed whole rows.", "dense_rows"),
+    ("gauge", "committee_position_bytes", "Bytes that a member sends for one row.",
+     "bytes_per_position"),
+)  # fmt: skip
 
 
 def _events(counters: Mapping[str, int | Mapping[str, int]]) -> Iterator[tuple[Labels, float]]:

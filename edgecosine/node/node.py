@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
 
 from edgecosine.config import NodeConfig
 from edgecosine.models import NGRAM
@@ -10,13 +12,20 @@ from edgecosine.models.packages import require_packages
 from edgecosine.node.credentials.membership import Membership
 from edgecosine.node.links.link_policy import is_loopback
 from edgecosine.node.roles.common import run_all
-from edgecosine.node.roles.drafter_node import run_drafter
 from edgecosine.node.roles.gateway_node import run_gateway
 from edgecosine.node.roles.target_node import run_target
+from edgecosine.node.roles.worker_node import run_drafter, run_member
 from edgecosine.node.runtime.drain import Drain, Drained
 from edgecosine.node.runtime.engine_thread import EngineThread
+from edgecosine.protocol.wire.messages import Role
 
 logger = logging.getLogger(__name__)
+
+_RUN: Final[Mapping[Role, Callable[..., Coroutine[Any, Any, None]]]] = {
+    "target": run_target,
+    "drafter": run_drafter,
+    "member": run_member,
+}
 
 
 async def run_node(config: NodeConfig, drain: Drain | None = None) -> None:
@@ -43,10 +52,9 @@ async def run_node(config: NodeConfig, drain: Drain | None = None) -> None:
 async def _run_with_engine(config: NodeConfig, drain: Drain) -> None:
     membership = Membership(config)
     with EngineThread(f"{config.node_id}.engine") as thread:
-        run = run_target if config.role == "target" else run_drafter
         # Other nodes can enrol while the model is loading.
         await run_all(
             config.node_id,
             membership=membership.run(),
-            node=run(config, thread, membership, drain),
+            node=_RUN[config.link_role](config, thread, membership, drain),
         )

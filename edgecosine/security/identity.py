@@ -16,7 +16,11 @@ from edgecosine.protocol.wire.messages import Role
 
 _PREFIX: Final = "urn:edgecosine:node"
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}", re.ASCII)
-_ROLES: Final[Mapping[str, Role]] = {"target": "target", "drafter": "drafter"}
+_ROLES: Final[Mapping[str, Role]] = {
+    "target": "target",
+    "drafter": "drafter",
+    "member": "member",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class NodeIdentity:
             if not _IDENTIFIER.fullmatch(value):
                 raise ConfigError(key, value, "1 to 64 of the characters A-Z a-z 0-9 _ . -")
         if self.role not in _ROLES:
-            raise ConfigError("role", self.role, "target or drafter")
+            raise ConfigError("role", self.role, "target, drafter or member")
 
     @property
     def uri(self) -> str:

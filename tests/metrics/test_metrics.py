@@ -211,3 +211,17 @@ def test_openmetrics_readers_accept_it_too(is_used: bool) -> None:
 def test_metric_without_values_is_still_named() -> None:
     text, _ = render([Family("counter", "edgecosine_x", "None yet.", [])])
     assert b"# TYPE edgecosine_x_total counter" in text
+
+
+def test_committee_shows_its_members() -> None:
+    member = {"weight": 0.5, "nodes": ["a", "b"], "round_ms": 2.0, "slowest": 3}
+    draws = {"proved_at_once": 0.98, "dense_rows": 1, "bytes_per_position": 136.0}
+    found = samples(Measurements(), {**STATE, "members": {"legal": member}, **draws})
+    of_legal = "[('member', 'legal')]"
+    assert found[f"edgecosine_member_weight{of_legal}"] == 0.5
+    assert found[f"edgecosine_member_nodes{of_legal}"] == 2
+    assert found[f"edgecosine_member_round_seconds{of_legal}"] == 0.002
+    assert found[f"edgecosine_member_slowest_rounds_total{of_legal}"] == 3
+    assert found["edgecosine_committee_proved_at_once"] == 0.98
+    assert found["edgecosine_committee_dense_rows_total"] == 1
+    assert not any("committee" in name for name in samples(Measurements()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-from edgecosine.engine.base import DraftEngine, TargetEngine
+from edgecosine.engine.base import DraftEngine, MemberEngine
 from edgecosine.engine.draft.draft_progress import TREE_ROOM
 from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.draft.prompt_lookup import load_ngram
@@ -14,15 +14,15 @@ from edgecosine.engine.loading.load_model import load_model
 from edgecosine.engine.loading.load_plan import kernels_if_any, quickest_form
 from edgecosine.engine.loading.load_ranks import load_over_ranks
 from edgecosine.engine.options import Loaded, LoadOptions
-from edgecosine.engine.target.target import TransformerTarget
+from edgecosine.engine.target.member import TransformerMember
 from edgecosine.errors import ModelUnsupported
 from edgecosine.models import NGRAM
 
 logger = logging.getLogger(__name__)
 
 
-def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
-    """Load a target engine.
+def load_target(options: LoadOptions) -> tuple[MemberEngine, Loaded]:
+    """Load the engine of a target or of a member of a committee.
 
     Raises ModelUnavailable, ModelUnsupported or OutOfMemory.
     """
@@ -31,7 +31,7 @@ def load_target(options: LoadOptions) -> tuple[TargetEngine, Loaded]:
     with refusing(f"cannot serve {options.model!r}"):
         load = load_model if options.tensor_parallel == 1 else load_over_ranks
         model, loaded, slot_size = load(options)
-    engine = TransformerTarget(
+    engine = TransformerMember(
         model,
         slots=options.slots,
         max_context=loaded.max_context,

@@ -12,6 +12,7 @@ from edgecosine.engine.base import (
     KvUse,
     Outcome,
     Prefilling,
+    RowLists,
     StepResult,
     VerificationResult,
     VerifyWork,
@@ -27,7 +28,7 @@ from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT
 
 
 @dataclass(slots=True)
-class _Part:
+class Part:
     """The rows of one work in the forward pass."""
 
     work: VerifyWork
@@ -89,14 +90,14 @@ class TransformerTarget:
     def step(self, batch: Sequence[VerifyWork]) -> StepResult:
         """Run one forward pass over all works and verify their trees."""
         busy = {work.key for work in batch}
-        rows, keep, parts = RowBuilder(), list[int](), list[_Part | FailedWork]()
+        rows, keep, parts = RowBuilder(), list[int](), list[Part | FailedWork]()
         try:
             for work in batch:
                 parts.append(self._add(work, busy, rows, keep))
             logits = self._model.forward(rows.build(), keep) if len(rows) else torch.empty(0, 1)
         except BaseException:
             for part in parts:
-                if isinstance(part, _Part):  # its KV positions may be undefined
+                if isinstance(part, Part):  # its KV positions may be undefined
                     part.slot.keep(len(part.slot.tokens) - part.fed)
             raise
         greedy = _most_probable(logits)
@@ -114,7 +115,7 @@ class TransformerTarget:
 
     def _add(
         self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]
-    ) -> _Part | FailedWork:
+    ) -> Part | FailedWork:
         deepest = len(work.tokens) + max(work.tree.depths, default=0)
         if work.key in self._without_trees or len(work.tokens) <= self._switches_at < deepest:
             work = replace(work, tree=EMPTY_TREE)
@@ -132,7 +133,7 @@ class TransformerTarget:
             return FailedWork(
                 ValueError(f"the sequence needs more than {self._model.slot_size} KV positions")
             )
-        part = _Part(work, slot, len(pending), len(work.tokens) - cached - len(pending))
+        part = Part(work, slot, len(pending), len(work.tokens) - cached - len(pending))
         if scored is not None:
             part.first_score = len(keep)
             part.num_scores = max(0, min(cached + len(pending), work.num_prompt - 1) - cached)
@@ -146,7 +147,7 @@ class TransformerTarget:
             rows.add_tree(slot.index, len(work.tokens), work.tree, slot.mark)
         return part
 
-    def _outcome(self, part: _Part, logits: torch.Tensor, greedy: list[int | None]) -> Outcome:
+    def _outcome(self, part: Part, logits: torch.Tensor, greedy: list[int | None]) -> Outcome:
         try:
             self._score_prompt(part, logits, greedy)
             if part.remaining:
@@ -164,7 +165,7 @@ class TransformerTarget:
         except Exception as error:  # noqa: BLE001 -- fails this request alone
             return FailedWork(error)
 
-    def _score_prompt(self, part: _Part, logits: torch.Tensor, greedy: list[int | None]) -> None:
+    def _score_prompt(self, part: Part, logits: torch.Tensor, greedy: list[int | None]) -> None:
         """Collect the log-probabilities of the prompt's tokens that follow the part's rows.
 
         Raises NoLogits.
@@ -178,8 +179,8 @@ class TransformerTarget:
             scored.append(logprobs_of(logits[row], token, work.top_logprobs or 0))
 
     def _verify(
-        self, part: _Part, logits: torch.Tensor, greedy: list[int | None]
-    ) -> VerificationResult:
+        self, part: Part, logits: torch.Tensor, greedy: list[int | None]
+    ) -> VerificationResult | RowLists:
         work, first = part.work, part.first_logit + 1
         prompt, answer = work.tokens[: work.num_prompt], work.tokens[work.num_prompt :]
         how, ends = work.sampling, self._eos_tokens.union(work.sampling.stop_token_ids)

@@ -120,4 +120,6 @@ def _offsets(ids: Ids, rule: DrawRule) -> Floats:
     if rule.offsets:
         tokens = np.array([*rule.offsets], dtype=np.int64)
         offsets[np.searchsorted(ids, tokens)] = [*rule.offsets.values()]
+    if rule.allowed is not None:
+        offsets[~rule.allowed[ids]] = -np.inf
     return offsets

@@ -16,8 +16,10 @@ from edgecosine.fusion.committee.bounds import SLACK, Bounds
 from edgecosine.protocol.api.request import Sampling
 
 
-def kept(bounds: Bounds, sampling: Sampling) -> Ids | None:
+def kept(bounds: Bounds, sampling: Sampling, *, has_bans: bool) -> Ids | None:
     """Indexes into `bounds.ids` of the tokens that can be drawn; None where that is not proven.
+
+    `has_bans` is whether some tokens cannot be drawn, which then may have all the rest.
 
     The order of the cuts is that of `engine/sampling.py`; the most probable token always stays.
     """
@@ -38,7 +40,9 @@ def kept(bounds: Bounds, sampling: Sampling) -> Ids | None:
     size: int | None = head
     if sampling.top_p < 1.0:
         mass = np.cumsum(np.exp(scaled[: head if is_closed else None]))
-        least, most = (0.0, 0.0) if is_closed else _rest_mass(bounds, adjusted[0], inverse)
+        least, most = (
+            (0.0, 0.0) if is_closed else _rest_mass(bounds, adjusted[0], inverse, has_bans=has_bans)
+        )
         totals = float(mass[-1]) + least, float(mass[-1]) + most
         size = _nucleus(mass[:head], totals, sampling.top_p, is_closed=is_closed)
     elif not is_closed and not (rest + SLACK - adjusted[0]) * inverse < np.log(sampling.min_p):
@@ -68,7 +72,9 @@ def _nucleus(
     return fewest if fewest == most and reaches else None
 
 
-def _rest_mass(bounds: Bounds, highest: float, inverse: float) -> tuple[float, float]:
+def _rest_mass(
+    bounds: Bounds, highest: float, inverse: float, *, has_bans: bool
+) -> tuple[float, float]:
     """Least and most of the sum of (P / P_highest)^(1/T) over all tokens that are not exact.
 
     Their probabilities u have a known sum R and a bound M. For 1/T >= 1, u^(1/T) is convex, so the
@@ -90,6 +96,8 @@ def _rest_mass(bounds: Bounds, highest: float, inverse: float) -> tuple[float, f
             return float(count * np.exp(inverse * (np.log(mass / count) - highest)))
 
     low, high = rest - SLACK, max(rest, 0.0) + SLACK
+    if has_bans:
+        low = 0.0
     if inverse >= 1.0:
         return (equal(low) if low > 0.0 else 0.0), extreme(high)
     return (extreme(low) if low > 0.0 else 0.0), equal(high)

@@ -51,7 +51,7 @@ def decide(
 
 def draw_within(bounds: Bounds, rule: DrawRule) -> Drawn | Unproven:
     """The draw from a distribution with these bounds."""
-    unknown = ~bounds.is_exact & (bounds.offsets != 0.0)
+    unknown = ~bounds.is_exact & (bounds.offsets != 0.0) & np.isfinite(bounds.offsets)
     if unknown.any():
         return _needs(bounds, unknown)
     drawn = _draw_cut(bounds, rule) if rule.has_cuts else _draw(bounds, rule)
@@ -82,7 +82,7 @@ def _draw(bounds: Bounds, rule: DrawRule) -> int | Unproven:
 
 
 def _draw_cut(bounds: Bounds, rule: DrawRule) -> int | Unproven:
-    support = kept(bounds, rule.sampling)
+    support = kept(bounds, rule.sampling, has_bans=rule.has_bans)
     if support is None:
         return _needs(bounds, ~bounds.is_exact & (bounds.upper > bounds.log_bound - SLACK))
     support = np.sort(support)

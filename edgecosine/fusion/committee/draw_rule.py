@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from edgecosine.fusion.committee.ballot import Floats, Ids
 from edgecosine.fusion.shared_noise import gumbel
@@ -21,12 +22,14 @@ Reconstruction = Literal["", "renormalise", "uniform"]
 @dataclass(frozen=True, slots=True)
 class DrawRule:
     """`offsets` are added to the log-probabilities of some tokens: penalties, bias, -inf for a
-    ban. `num_top` alternatives are reported beside the drawn token; None: no log-probabilities."""
+    ban. `num_top` alternatives are reported beside the drawn token; None: no log-probabilities.
+    `allowed` [vocabulary] are the tokens that can be drawn; None: all."""
 
     sampling: Sampling
     position: int
     offsets: Mapping[int, float]
     num_top: int | None = None
+    allowed: npt.NDArray[np.bool_] | None = None
 
     @property
     def temperature(self) -> float:
@@ -48,6 +51,11 @@ class DrawRule:
     def needs_logits(self) -> bool:
         """Whether members list their most probable tokens."""
         return not self.needs_scores or self.num_top is not None
+
+    @property
+    def has_bans(self) -> bool:
+        """Whether some tokens cannot be drawn."""
+        return self.allowed is not None or -math.inf in self.offsets.values()
 
     def noise(self, tokens: Ids) -> Floats:
         """The noise of tokens; zeros for greedy draws."""

@@ -22,6 +22,7 @@ from edgecosine.lab.bench.charts import (
     rtt_sweeps,
     timelines,
 )
+from edgecosine.lab.bench.committee.curves import reconstruction_curves
 from edgecosine.lab.simulation.curves import Curves, sweep_curves
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def write_plots(record: Path, directory: Path, kind: Format = "svg") -> list[Pat
 def _figures(runs: list[dict[str, Any]]) -> Iterator[tuple[str, Figure]]:
     for curves in sweep_curves(runs):
         yield _name("sweep", curves.title), _draw_curves(curves)
+    for curves in reconstruction_curves(runs):
+        yield _name("reconstruction", curves.title), _draw_curves(curves)
     runs = [run for run in runs if "kind" not in run]
     policies = dict.fromkeys(run["policy"] for run in runs)
     colours = dict(zip(policies, itertools.cycle(_COLOURS), strict=False))

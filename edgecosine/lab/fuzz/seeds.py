@@ -21,12 +21,15 @@ from edgecosine.protocol.wire.messages import (
     Draft,
     DraftRequest,
     Hello,
+    Judgement,
+    JudgeRequest,
     Leave,
     OutOfStep,
     Ping,
     Pong,
     Refuse,
     Release,
+    Reveal,
     SharedNoise,
     pack_tokens,
 )
@@ -58,6 +61,9 @@ MESSAGES: tuple[AnyMessage, ...] = (
     Draft("cli/1", 1, TOKENS, b"\xff\x80\x00", b"\0\1\1", 900),
     OutOfStep("cli/1", 1, 5),
     Leave(),
+    JudgeRequest("cli/1", 1, 9, 7, TOKENS, TOKENS, b"\0\1\1", SharedNoise(), 16, 4, TOKENS),
+    Reveal("cli/1", 1, -1, TOKENS, 64, 0, False),
+    Judgement("cli/1", 1, bytes(8), TOKENS[:8], bytes(8), bytes(8), b"", bytes(16), 900),
 )
 _REQUEST = Request(
     "cli", "1", "chat", (ChatMessage("system", "Be brief."), ChatMessage("user", "Why?")),

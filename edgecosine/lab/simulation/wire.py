@@ -6,7 +6,14 @@ from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
 from edgecosine.node.drafter.draft_worker import DraftWorker
 from edgecosine.node.links.pending_requests import PendingRequests
-from edgecosine.protocol.wire.messages import AnyMessage, Draft, DraftRequest, OutOfStep, Release
+from edgecosine.protocol.wire.messages import (
+    AnyMessage,
+    Draft,
+    DraftRequest,
+    Judgement,
+    OutOfStep,
+    Release,
+)
 
 
 class VirtualLink:
@@ -33,7 +40,9 @@ class VirtualLink:
         """Send a request and wait for its answer."""
         with self._asks.waiting(request) as answer:
             self._send(request)
-            return await answer
+            reply = await answer
+            assert not isinstance(reply, Judgement), "a drafter sends no judgement"
+            return reply
 
     def send(self, message: AnyMessage) -> None:
         """Send a message without a reply."""

@@ -11,7 +11,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +20,13 @@ from edgecosine.errors import LinkError
 from edgecosine.log_throttle import LogThrottle
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.failures import cause_of
+from edgecosine.node.runtime.held_prefixes import (
+    MAX_REQUESTS,
+    MAX_TOKEN,
+    HeldPrefixes,
+    key_of,
+    round_robin,
+)
 from edgecosine.protocol.wire.messages import (
     MAX_NLL,
     AnyMessage,
@@ -30,21 +37,10 @@ from edgecosine.protocol.wire.messages import (
     pack_shares,
     pack_tokens,
     read_tree,
-    unpack_tokens,
 )
-from edgecosine.protocol.wire.prefix import Prefix
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 logger = logging.getLogger(__name__)
-
-MAX_REQUESTS = 1024
-"""Requests whose prefixes are kept; the target with the most of them loses its least recently
-drafted one first."""
-
-MAX_TOKEN = 1 << 32
-
-_SEPARATOR = "@"
-"""Separates request and target in a key; no node id contains it."""
 
 _EMPTY_DRAFT = DraftResult((), ())
 
@@ -56,7 +52,7 @@ Reply = Callable[[AnyMessage], None]
 class _WaitingRequest:
     key: str
     request: DraftRequest
-    tokens: tuple[int, ...]
+    tokens: Sequence[int]
     tree: TokenTree | None
     """The tree that the target is verifying; None if the target waits for the answer."""
     reply: Reply
@@ -75,7 +71,7 @@ class DraftWorker:
     ) -> None:
         self._engine, self._thread, self._max_batch = engine, thread, max_batch
         self._num_vocabulary = num_vocabulary
-        self._prefixes: OrderedDict[str, Prefix] = OrderedDict()
+        self._prefixes = HeldPrefixes(num_vocabulary)
         self._waiting: OrderedDict[tuple[str, bool], _WaitingRequest] = OrderedDict()
         self._is_awaited = False
         """Whether a target waits for a draft; read by the engine's thread between steps."""
@@ -94,7 +90,7 @@ class DraftWorker:
 
     def on_request(self, message: DraftRequest | Release, reply: Reply, target: str = "") -> None:
         """Handle a message of `target`; the answer is passed to `reply`, at once or by `run`."""
-        key = f"{message.request_id}{_SEPARATOR}{target}" if target else message.request_id
+        key = key_of(message.request_id, target)
         if isinstance(message, Release):
             self._drop(key)
             return
@@ -105,15 +101,11 @@ class DraftWorker:
             _send(reply, _draft(message, _EMPTY_DRAFT, 0.0))
 
     def _add(self, key: str, message: DraftRequest, reply: Reply) -> None:
-        prefix = self._prefixes.setdefault(key, Prefix())
-        self._prefixes.move_to_end(key)
-        if len(self._prefixes) > MAX_REQUESTS:
-            self._drop(self._next_dropped())
-        new_tokens = unpack_tokens(message.new_tokens)
-        kept = message.prefix_len - len(new_tokens)
-        is_known = all(token < self._num_vocabulary for token in new_tokens)
-        if not is_known or not prefix.reconcile(kept, new_tokens, message.prefix_digest):
-            have = len(prefix) if kept > len(prefix) else 0
+        tokens = self._prefixes.update(key, message)
+        if (dropped := self._prefixes.next_dropped()) is not None:
+            self._drop(dropped)
+        if isinstance(tokens, int):
+            have = tokens
             logger.debug("out of step: request=%s have=%d", message.request_id, have)
             _send(
                 reply,
@@ -122,15 +114,13 @@ class DraftWorker:
             return
         tree = _verified_tree(message, self._num_vocabulary)
         self._drop_stale(key, message.round)
-        self._waiting[key, message.is_ahead] = _WaitingRequest(
-            key, message, tuple(prefix.tokens), tree, reply
-        )
+        self._waiting[key, message.is_ahead] = _WaitingRequest(key, message, tokens, tree, reply)
         self._is_awaited |= not message.is_ahead
         self._arrived.set()
 
     def drop_all(self) -> None:
         """Drop all waiting requests, and free their caches."""
-        for request_id in list(self._prefixes):
+        for request_id in self._prefixes.keys:
             self._drop(request_id)
 
     async def idle(self) -> None:
@@ -150,13 +140,8 @@ class DraftWorker:
             self._is_drafting = False
             self._became_idle.set()
 
-    def _next_dropped(self) -> str:
-        counts = Counter(map(_target_of, self._prefixes))
-        most = max(counts, key=lambda target: counts[target])
-        return next(key for key in self._prefixes if _target_of(key) == most)
-
     def _drop(self, key: str) -> None:
-        if self._prefixes.pop(key, None) is None:
+        if not self._prefixes.drop(key):
             return
         for is_ahead in (False, True):
             self._waiting.pop((key, is_ahead), None)
@@ -175,8 +160,9 @@ class DraftWorker:
         round robin between targets."""
         awaited = [key for key in self._waiting if not key[1]]
         self._is_awaited = False
-        keys = _round_robin(awaited or list(self._waiting))[: self._max_batch]
-        return [self._waiting.pop(key) for key in keys]
+        keys = awaited or list(self._waiting)
+        order = round_robin([key for key, _ in keys])[: self._max_batch]
+        return [self._waiting.pop(keys[i]) for i in order]
 
     async def _step(self) -> None:
         batch = self._take()
@@ -229,21 +215,6 @@ def _verified_tree(message: DraftRequest, num_vocabulary: int) -> TokenTree | No
     tree = read_tree(message.tree_tokens, message.tree_parents, message.tree_confidences)
     is_known = tree is not None and all(token < num_vocabulary for token in tree.tokens)
     return tree if tree is not None and is_known else EMPTY_TREE
-
-
-def _target_of(key: str) -> str:
-    _, separator, target = key.rpartition(_SEPARATOR)
-    return target if separator else ""
-
-
-def _round_robin(keys: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
-    """The first key of each target, then the second of each, and so on."""
-    ranks, so_far = list[int](), Counter[str]()
-    for key, _ in keys:
-        target = _target_of(key)
-        ranks.append(so_far[target])
-        so_far[target] += 1
-    return [keys[i] for i in sorted(range(len(keys)), key=ranks.__getitem__)]
 
 
 def _send(reply: Reply, message: AnyMessage) -> None:

@@ -223,6 +223,10 @@ class Gateway:
         self.queue.set_status("ready" if reason is None else "unavailable")
         self._manager.set_unavailable(reason)
 
+    def set_stall(self, reason: str | None) -> None:
+        """Report why active requests do not advance; None: they do."""
+        self._manager.set_stall(reason)
+
     def _info(self) -> Outgoing:
         targets = sorted({self._node_id, *self.queue.state.members.others})
         return info_notice(

@@ -306,11 +306,15 @@ class RequestManager:
         """Refuse new requests from now on."""
         self._objection = DRAINING
 
-    def set_unavailable(self, reason: str | None) -> None:
-        """Refuse new requests and report the reason in the states of active ones; None: accept."""
+    def set_stall(self, reason: str | None) -> None:
+        """Report in the states of active requests why they do not advance; None: they do."""
         self.publisher.stall = reason
         for record in self.table.active:
             self.publisher.send_state(record)
+
+    def set_unavailable(self, reason: str | None) -> None:
+        """Refuse new requests and report the reason in the states of active ones; None: accept."""
+        self.set_stall(reason)
         if self._objection is not DRAINING:
             self._objection = None if reason is None else unavailable(reason)
 

@@ -29,19 +29,23 @@ from edgecosine.node.links.link_socket import LinkSocket
 from edgecosine.node.links.pending_requests import PendingRequests
 from edgecosine.protocol.wire.codec import tag_of
 from edgecosine.protocol.wire.framing import MAX_ANSWER_BYTES, MAX_FRAME_BYTES
-from edgecosine.protocol.wire.handshake import WORK_BY_SENDER, Handshake, HandshakeState
+from edgecosine.protocol.wire.handshake import Handshake, HandshakeState
 from edgecosine.protocol.wire.messages import (
     MAX_REASON_CHARACTERS,
     AnyMessage,
     Draft,
     DraftRequest,
     Hello,
+    Judgement,
+    JudgeRequest,
     Leave,
     OutOfStep,
     Ping,
     Pong,
     Refuse,
     Release,
+    Reveal,
+    Work,
 )
 from edgecosine.protocol.wire.vocabulary import Vocabulary
 
@@ -53,12 +57,12 @@ MAX_UNSENT_BYTES: Final = 4 * MAX_FRAME_BYTES
 class LinkSettings:
     """What all links of a node have in common.
 
-    on_request  receives a target's DraftRequest or Release; the reply is sent by `link.send`
+    on_request  receives a target's work; the reply is sent by `link.send`
     """
 
     hello: Hello
     vocabulary: Vocabulary
-    on_request: Callable[[Link, DraftRequest | Release], None]
+    on_request: Callable[[Link, Work], None]
     timing: Timing = DEFAULT_TIMING
     max_unsent_bytes: int = MAX_UNSENT_BYTES
     guard: LinkPolicy = field(default_factory=LinkPolicy)
@@ -85,7 +89,6 @@ class Link(asyncio.Protocol):
         self.is_leaving = False
         self._settings, self._timing = settings, settings.timing
         self._on_ready, self._on_request = on_ready, settings.on_request
-        self._may_send = WORK_BY_SENDER[settings.hello.role]
         self._handshake = Handshake(settings.hello, settings.vocabulary, self._objection)
         self._heartbeat = Heartbeat()
         self._pending = PendingRequests()
@@ -148,6 +151,19 @@ class Link(asyncio.Protocol):
 
         Raises LinkLost when the link ends first.
         """
+        reply = await self._ask(request)
+        assert not isinstance(reply, Judgement), "the handshake lets drafters send no judgement"
+        return reply
+
+    async def judge(self, request: JudgeRequest | Reveal) -> Judgement | OutOfStep:
+        """Send a request to a member of a committee; as `ask`."""
+        reply = await self._ask(request)
+        assert not isinstance(reply, Draft), "the handshake lets members send no draft"
+        return reply
+
+    async def _ask(
+        self, request: DraftRequest | JudgeRequest | Reveal
+    ) -> Draft | Judgement | OutOfStep:
         with self._pending.waiting(request) as reply:
             self.send(request)
             self._reader.budget.earn()
@@ -161,7 +177,8 @@ class Link(asyncio.Protocol):
         """
         if self.closed.done():
             raise LinkLost(str(self.closed.result()))
-        if type(message) not in self._may_send or self._handshake.state is not HandshakeState.READY:
+        is_ready = self._handshake.state is HandshakeState.READY
+        if not is_ready or type(message) not in self._handshake.sendable:
             raise LocalProtocolError(
                 f"a {self._settings.hello.role} sends no {tag_of(message)} "
                 f"{self._handshake.state.value}"
@@ -171,6 +188,10 @@ class Link(asyncio.Protocol):
     def close(self, reason: str) -> None:
         """End the link and send the reason to the peer."""
         self._end(LinkLost(f"closed here: {reason}"), Refuse(reason[:MAX_REASON_CHARACTERS]))
+
+    def put_out(self, error: RemoteProtocolError) -> None:
+        """End the link because the peer's values are invalid; the peer gets the reason."""
+        self._on_protocol_error(error)
 
     def abort(self, reason: str | LinkError) -> None:
         """End the link and close its socket at once; the peer receives no reason."""
@@ -244,9 +265,9 @@ class Link(asyncio.Protocol):
 
     def _dispatch(self, message: AnyMessage) -> None:
         match message:
-            case Draft() | OutOfStep():
+            case Draft() | Judgement() | OutOfStep():
                 self._pending.settle(message)
-            case DraftRequest():
+            case DraftRequest() | JudgeRequest() | Reveal():
                 self._reader.budget.earn(2)  # the request, and the release that may follow
                 self._on_request(self, message)
             case Release():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -19,7 +20,7 @@ from edgecosine.node.links.peers import Peers
 from edgecosine.protocol.api.home_assistant import cluster_device, node_device
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.topics import Topics
-from edgecosine.protocol.wire.messages import PROTOCOL_VERSION, DraftRequest, Hello, Release
+from edgecosine.protocol.wire.messages import PROTOCOL_VERSION, Hello, Work
 from edgecosine.protocol.wire.vocabulary import Vocabulary
 from edgecosine.security.client_ids import ClientIds
 
@@ -66,7 +67,7 @@ def linked_peers(
     loaded: Loaded,
     membership: Membership,
     *,
-    on_request: Callable[[Link, DraftRequest | Release], None],
+    on_request: Callable[[Link, Work], None],
     on_joined: Callable[[Link], None],
     on_lost: Callable[[Link], None],
 ) -> Peers:
@@ -83,6 +84,9 @@ def linked_peers(
         quantization=loaded.quantization,
         vocabulary=vocabulary.digests,
         max_context=loaded.max_context,
+        member=config.committee.member,
+        weight=config.committee.weight,
+        checkpoint=checkpoint_of(config, loaded) if config.role == "member" else "",
     )
     return Peers(
         settings=LinkSettings(
@@ -94,6 +98,15 @@ def linked_peers(
         on_joined=on_joined,
         on_lost=on_lost,
     )
+
+
+def checkpoint_of(config: NodeConfig, loaded: Loaded) -> str:
+    """Digest of everything but the request that determines a model's texts."""
+    facts = (
+        loaded.digest, loaded.dtype, loaded.form, loaded.exactness, loaded.max_context,
+        config.engine.ballast, config.engine.tensor_parallel,
+    )  # fmt: skip
+    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
 
 def count_lost(counters: Counters, link: Link) -> None:

@@ -13,6 +13,8 @@ from edgecosine.node.drafter.draft_worker import DraftWorker
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.node.links.peers import Peers
+from edgecosine.node.member.member_worker import MemberWorker
+from edgecosine.node.roles.committee_links import CommitteeLinks
 from edgecosine.node.target.text_service import TextService
 from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.request import NodeState
@@ -29,6 +31,7 @@ def target_state(
     journal: DiskJournal | None,
     counters: Counters,
     measured: Measurements,
+    committee: CommitteeLinks | None,
 ) -> NodeState:
     """The state of a target."""
     rounds = max(1, service.num_rounds)
@@ -78,8 +81,26 @@ def target_state(
                 "accepted": measured.accepted[node_id],
             }
             for node_id, link in sorted(peers.links.items())
+            if link.peer.role == "drafter"
         },
+        **committee_view(committee),
         "not_linked": [f"{e.peer}: {e.reason}" for e in peers.explain() if _is_missing(e)],
+    }
+
+
+def committee_view(links: CommitteeLinks | None) -> dict[str, Any]:
+    """What a target reports of its committee; nothing without one."""
+    if links is None:
+        return {}
+    totals = links.committee.totals
+    drawn, rows = max(1, totals.num_drawn), max(1, totals.num_rows)
+    return {
+        "members": links.view(),
+        "committee": links.facts["digest"],
+        "away": links.committee.away,
+        "proved_at_once": round(totals.num_proved_at_once / drawn, 4),
+        "dense_rows": totals.num_dense,
+        "bytes_per_position": round(totals.num_bytes / rows, 1),
     }
 
 
@@ -100,6 +121,27 @@ def _drafter_view(planner: Planner, node_id: str) -> dict[str, Any]:
         "token_ms": None if state.speed.token_s is None else round(state.speed.token_s * 1e3, 2),
         "drafted": state.num_drafted,
         "late": state.num_late,
+    }
+
+
+def member_state(
+    loaded: Loaded, worker: MemberWorker, member: str, peers: Peers, counters: Counters
+) -> NodeState:
+    """The state of a member of a committee."""
+    rtts = [link.rtt_s for link in peers.links.values()]
+    return {
+        "role": "member",
+        "model": loaded.name,
+        "quantization": loaded.quantization,
+        "exactness": loaded.exactness,
+        "dtype": loaded.dtype,
+        "member": member,
+        "rtt_ms": round(min(rtts) * 1e3, 2) if rtts else None,
+        "tokens_per_s": round(worker.num_judged / worker.busy_s, 1) if worker.busy_s else None,
+        "judged": worker.num_judged,
+        "reveals": worker.num_reveals,
+        "targets": sorted(peers.links),
+        "counters": _counts(counters),
     }
 
 

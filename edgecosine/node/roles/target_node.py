@@ -5,14 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from edgecosine import __version__
 from edgecosine.balance.planner import Planner
 from edgecosine.client.client import Client
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
-from edgecosine.engine.base import TargetEngine
+from edgecosine.engine.base import MemberEngine
 from edgecosine.engine.grammar import grammar_version
 from edgecosine.engine.options import Loaded
 from edgecosine.http.cluster_events import ClusterEvents
@@ -29,7 +30,10 @@ from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.node.gateway.local_requests import LocalRequests
 from edgecosine.node.gateway.service import model_of
 from edgecosine.node.links.link import Link
+from edgecosine.node.member.member_worker import MemberWorker
+from edgecosine.node.roles.committee_links import CommitteeLinks
 from edgecosine.node.roles.common import (
+    checkpoint_of,
     client_ids_of,
     count_lost,
     devices_of,
@@ -46,11 +50,12 @@ from edgecosine.node.runtime.service_manager import (
     notify_status,
     notify_stopping,
 )
+from edgecosine.node.target.committee_verifier import CommitteeVerifier
 from edgecosine.node.target.engine_watchdog import EngineWatchdog
 from edgecosine.node.target.text_service import TextService
 from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.request import NodeState
-from edgecosine.protocol.wire.messages import DraftRequest, Release
+from edgecosine.protocol.wire.messages import Work
 
 if TYPE_CHECKING:
     from edgecosine.http.door import HttpDoor
@@ -102,7 +107,7 @@ class TargetNode:
     def __init__(
         self,
         config: NodeConfig,
-        engine: TargetEngine,
+        engine: MemberEngine,
         loaded: Loaded,
         thread: EngineThread,
         membership: Membership,
@@ -112,16 +117,23 @@ class TargetNode:
         assert loaded.codec is not None
         self._config, self._loaded, self._journal = config, loaded, journal
         self._identity = identity_of(config, loaded)
+        self._member_worker: MemberWorker | None = None
+        self._committee: CommitteeLinks | None = None
+        if config.committee.committee:
+            self._member_worker = MemberWorker(
+                engine=engine,
+                thread=thread,
+                max_batch=config.max_sessions,
+                num_vocabulary=loaded.num_rows,
+            )
+            self._committee = CommitteeLinks(
+                config, loaded, checkpoint_of(config, loaded), self._member_worker
+            )
         self._counters = Counters()
         self._counters.count("restarts", by=journal.num_starts - 1 if journal else 0)
         self._planner = Planner()
         self._measurements = Measurements()
-        self._verifier = Verifier(
-            engine=engine,
-            thread=thread,
-            max_batch=config.max_sessions,
-            costs=self._planner.statistics,
-        )
+        self._verifier = _verifier(config, engine, thread, self._planner, self._committee)
         self._peers = linked_peers(
             config,
             loaded,
@@ -130,17 +142,19 @@ class TargetNode:
             on_joined=self._on_joined,
             on_lost=self._on_lost,
         )
+        self._drafters: dict[str, Link] = {}
         self._service = TextService(
-            model=loaded.name,
+            model=_name_of(config, loaded),
             codec=loaded.codec,
             max_context=loaded.max_context,
             max_sessions=config.max_sessions,
             exactness=loaded.exactness,
             verifier=self._verifier,
             planner=self._planner,
-            drafters=lambda: self._peers.links,
+            drafters=lambda: self._drafters,
             tool_format=config.tool_format,
             measurements=self._measurements,
+            committee=self._committee_facts if self._committee else None,
         )
         recovered = (
             recover(journal, model_of(self._service), BootTime.now())
@@ -162,6 +176,8 @@ class TargetNode:
             client_ids=client_ids,
             measurements=self._measurements,
         )
+        if self._committee is not None:
+            self._committee.committee.on_stall = self._gateway.set_stall
         self._status = NodeStatusPublisher(
             broker=config.broker,
             cluster=config.cluster,
@@ -184,6 +200,7 @@ class TargetNode:
             is_exact=loaded.exactness == "bitwise",
             on_change=self._on_readiness,
             stall_s=config.stall_timeout_s,
+            cause=self._stall,
         )
 
     @property
@@ -196,8 +213,10 @@ class TargetNode:
 
         Raises the first EdgecosineError of any of them.
         """
+        loops = {} if self._member_worker is None else {"member": self._member_worker.run()}
         await run_all(
             self._config.node_id,
+            **loops,
             peers=self._peers.run(),
             verifier=self._verifier.run(),
             watchdog=self._watchdog.run(),
@@ -229,14 +248,33 @@ class TargetNode:
             self._journal,
             self._counters,
             self._measurements,
+            self._committee,
         )
 
     def _on_joined(self, link: Link) -> None:
+        if link.peer.role == "member":
+            if self._committee is None:
+                link.close("this target leads no committee: start it with --committee")
+            else:
+                self._committee.add(link)
+            return
+        self._drafters[link.peer.node_id] = link
         self._planner.statistics.add_link(link.peer.node_id, link.host)
 
     def _on_lost(self, link: Link) -> None:
         count_lost(self._counters, link)
+        if link.peer.role == "member":
+            if self._committee is not None:
+                self._committee.remove(link)
+            return
+        del self._drafters[link.peer.node_id]
         self._planner.statistics.remove_link(link.peer.node_id)
+
+    def _committee_facts(self) -> Mapping[str, Any]:
+        return {} if self._committee is None else self._committee.facts
+
+    def _stall(self) -> str | None:
+        return None if self._committee is None else self._committee.committee.stall
 
     def _on_readiness(self, reason: str | None) -> None:
         self._status.publish_presence("ready" if reason is None else "unavailable", reason or "")
@@ -251,11 +289,35 @@ class TargetNode:
 def identity_of(config: NodeConfig, loaded: Loaded) -> str:
     """Digest of everything but the request that determines a target's texts."""
     facts = (
-        loaded.digest, loaded.dtype, loaded.form, loaded.exactness, loaded.max_context,
-        config.engine.ballast, config.engine.tensor_parallel, grammar_version(),
-    )  # fmt: skip
+        checkpoint_of(config, loaded),
+        grammar_version(),
+        sorted(config.committee.weights.items()),
+        config.committee.on_member_loss,
+    )
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
 
-def _refuse_work(link: Link, _: DraftRequest | Release) -> None:
+def _name_of(config: NodeConfig, loaded: Loaded) -> str:
+    """The name of the served model: that of the target's own, and the names of other members."""
+    return "+".join([loaded.name, *config.committee.weights])
+
+
+def _verifier(
+    config: NodeConfig,
+    engine: MemberEngine,
+    thread: EngineThread,
+    planner: Planner,
+    links: CommitteeLinks | None,
+) -> Verifier:
+    make = (
+        Verifier
+        if links is None
+        else functools.partial(CommitteeVerifier, committee=links.committee)
+    )
+    return make(
+        engine=engine, thread=thread, max_batch=config.max_sessions, costs=planner.statistics
+    )
+
+
+def _refuse_work(link: Link, _: Work) -> None:
     link.close("this node is a target and does not accept draft requests")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgecosine.config import NodeConfig
-from edgecosine.engine.base import DraftEngine, TargetEngine
+from edgecosine.engine.base import DraftEngine, MemberEngine
 from edgecosine.engine.draft.prompt_lookup import load_ngram
 from edgecosine.engine.options import Loaded
 from edgecosine.models import NGRAM
@@ -15,8 +15,8 @@ from edgecosine.models import NGRAM
 Result = TypeVar("Result")
 
 
-def load_target(config: NodeConfig) -> tuple[TargetEngine, Loaded]:
-    """Return the target engine of the settings. Runs in the engine's thread."""
+def load_target(config: NodeConfig) -> tuple[MemberEngine, Loaded]:
+    """Return the engine of a target or member. Runs in the engine's thread."""
     from edgecosine.engine.loading import load as loading  # importing torch takes seconds
 
     return _pinned(loading.load_target(config.engine), config)

@@ -45,7 +45,8 @@ class Passes(Protocol):
 
 
 class EngineWatchdog:
-    """Watches one engine. `on_change` gets the reason why it cannot answer; None if it can."""
+    """Watches one engine. `on_change` gets the reason why it cannot answer; None if it can. `cause`
+    returns why no pass ends, where it is known."""
 
     def __init__(
         self,
@@ -54,11 +55,13 @@ class EngineWatchdog:
         prompt: Sequence[int],
         is_exact: bool,
         on_change: Callable[[str | None], None],
+        cause: Callable[[], str | None] = lambda: None,
         period_s: float = PERIOD_S,
         stall_s: float = STALL_TIMEOUT_S,
     ) -> None:
         self._passes, self._prompt, self._is_exact = passes, tuple(prompt), is_exact
         self._on_change, self._period_s, self._stall_s = on_change, period_s, stall_s
+        self._cause = cause
         self._reason: str | None = "the engine has not answered yet"
         self._canary_failure: str | None = None
         self._first_token: int | None = None
@@ -88,7 +91,8 @@ class EngineWatchdog:
                 num_still = 0 if is_moving else num_still + 1
                 num_stuck = 0 if is_moving or not self._passes.num_held else num_stuck + 1
                 if seen and num_stuck * pause_s > self._stall_s:
-                    self._report(f"the engine has completed no pass for {self._stall_s:g} s")
+                    late = f"the engine has completed no pass for {self._stall_s:g} s"
+                    self._report(self._cause() or late)
                 elif seen and not num_stuck:
                     self._report(self._canary_failure)
                 if canary.done() and num_still * pause_s > self._period_s:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from edgecosine.balance.plan import Plan
 from edgecosine.engine.base import VerificationResult
 from edgecosine.metrics.measurements import Measurements
+from edgecosine.node.target.committee_metrics import CommitteeMetrics
 from edgecosine.node.target.round_trace import RoundTrace
 from edgecosine.protocol.api.request import DrafterShare, Metrics
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
@@ -32,6 +33,7 @@ class RequestMetrics:
     trace: RoundTrace = field(default_factory=RoundTrace)
     totals: Measurements = field(default_factory=Measurements)
     """Of all requests."""
+    committee: CommitteeMetrics = field(default_factory=CommitteeMetrics)
     prefill_s: float = 0.0
     decode_s: float = 0.0
 
@@ -89,4 +91,5 @@ class RequestMetrics:
             decode_s=self.decode_s,
             rounds=tuple(self.trace.rounds),
             began_s=self.trace.began_s,
+            committee=self.committee.result(),
         )

@@ -349,6 +349,7 @@ class Session:
             scores_prompt=self._echo is not None and self._echo.wants_scores,
             constraint=self._constraint,
             batching=self._planner.batching(self._state),
+            reconstruction=self._state.policy.reconstruction,
         )
         result = await self._verifier.verify(work)
         self._metrics.trace.verified(self._verifier.last_pass_s)
@@ -378,6 +379,9 @@ class Session:
         return choice if self._echo is None else self._echo.before(choice)
 
     def _append(self, result: VerificationResult, tree: TokenTree) -> None:
+        if result.committee is not None:
+            said = len(self._sequence) - self._num_prompt
+            self._metrics.committee.count(result.committee, said)
         self._sequence.extend([*(tree.tokens[node] for node in result.path), result.bonus])
         self._logprobs.extend(result.logprobs)
         if self._origins is not None:

@@ -7,12 +7,12 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from edgecosine.balance.planner import Planner
-from edgecosine.balance.policy import POLICIES, find_policy
+from edgecosine.balance.policy import POLICIES, RECONSTRUCTIONS, find_policy
 from edgecosine.engine.answer_grammar import AnswerForm
 from edgecosine.engine.dialect import PLAIN, Dialect, choose_dialect, describe_tools
 from edgecosine.engine.tokenizer import TextCodec
@@ -44,13 +44,17 @@ class TextService:
         drafters: DrafterLinks,
         tool_format: str = "auto",
         measurements: Measurements | None = None,
+        committee: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
+        """`committee` returns what determines a committee's texts; None: one model answers."""
         self._model, self._codec, self._max_context = model, codec, max_context
         self._max_sessions, self._exactness = max_sessions, exactness
         self._verifier, self._planner, self._drafters = verifier, planner, drafters
         self._measurements = measurements or Measurements()
         self._grammars = GrammarCache(codec)
         self._dialect = choose_dialect(codec.chat_template, tool_format)
+        self._committee = committee
+        self._policies = [*POLICIES, *(RECONSTRUCTIONS if committee else ())]
         self._sessions: dict[str, Session] = {}
         self.num_answers = 0
         self.num_tokens = 0
@@ -76,7 +80,8 @@ class TextService:
             "max_context": self._max_context,
             "max_tokens": self._max_context,
             "exactness": self._exactness,
-            "policies": list(POLICIES),
+            "policies": self._policies,
+            **({"committee": self._committee()} if self._committee else {}),
         }
 
     @property
@@ -137,7 +142,9 @@ class TextService:
     def _prompt(self, request: Request) -> tuple[list[int], bool]:
         """The prompt's tokens, and whether they end within the model's reasoning."""
         if find_policy(request.policy) is None:
-            raise RequestError(f"policy must be one of {', '.join(POLICIES)}", parameter="policy")
+            names = ", ".join(self._policies)
+            raise RequestError(f"policy must be one of {names}", parameter="policy")
+        self._check_committee(request)
         biased = [token for token, _ in request.sampling.logit_bias]
         self._check_tokens("logit_bias", biased, self._codec.num_tokens)
         self._check_tokens(
@@ -181,6 +188,26 @@ class TextService:
 
     def _dialect_of(self, request: Request) -> Dialect:
         return PLAIN if isinstance(request.prompt, str) else self._dialect
+
+    def _check_committee(self, request: Request) -> None:
+        """Refuse what only a committee can do, or what no committee can."""
+        if self._committee is None:
+            if request.policy in RECONSTRUCTIONS:
+                raise RequestError(
+                    f"policy {request.policy} needs a committee: start the target with --committee",
+                    parameter="policy",
+                )
+            return
+        if request.sampling.repetition_penalty != 1.0:
+            raise RequestError(
+                "a committee cannot apply repetition_penalty, which needs the logits of one model: "
+                "use presence_penalty or frequency_penalty",
+                parameter="repetition_penalty",
+            )
+        if request.echo and request.top_logprobs is not None:
+            raise RequestError(
+                "a committee does not score prompts: leave out echo or logprobs", parameter="echo"
+            )
 
     def _check_text(self, request: Request) -> None:
         """Refuse texts that are far too long before they are encoded in the event loop."""

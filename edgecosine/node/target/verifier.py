@@ -275,7 +275,7 @@ class Verifier:
                 prefilling.append(envelope)
             elif isinstance(outcome, FailedWork):
                 envelope.fail(outcome.error)
-            elif envelope.is_open:
+            elif isinstance(outcome, VerificationResult) and envelope.is_open:
                 work = envelope.message
                 self._expected[work.key] = (
                     now() + NEXT_ROUND_S, 1 + len(work.tree), work.batching,

@@ -98,6 +98,7 @@ def render_final(request: Request, answer: Answer, *, created_s: int) -> bytes:
             "prefill_s": metrics.prefill_s,
             "decode_s": metrics.decode_s,
             **_rounds(metrics),
+            **_committee(metrics),
         },
     }
     return msgspec.json.encode(body)
@@ -109,6 +110,25 @@ def render_usage(usage: Usage) -> dict[str, int]:
         "prompt_tokens": usage.num_prompt_tokens,
         "completion_tokens": usage.num_tokens,
         "total_tokens": usage.num_prompt_tokens + usage.num_tokens,
+    }
+
+
+def _committee(metrics: Metrics) -> dict[str, Any]:
+    if metrics.committee is None:
+        return {}
+    use = metrics.committee
+    return {
+        "exact": use.is_exact,
+        "committee": [asdict(part) for part in use.parts],
+        "why": use.why,
+        "verify_s": use.round_s,
+        "slowest_member_s": use.slowest_s,
+        "bytes_per_position": use.num_bytes / max(1, use.num_rows),
+        "drawn": use.num_drawn,
+        "asked_back": use.num_asked_back,
+        "dense_rows": use.num_dense,
+        "lost_mass": use.lost,
+        "differing_at_most": use.differing,
     }
 
 

@@ -67,6 +67,7 @@ def _join_metrics(metrics: Sequence[Metrics]) -> Metrics:
         prefill_s=max(each.prefill_s for each in metrics),
         decode_s=max(each.decode_s for each in metrics),
         rounds=metrics[0].rounds,
+        committee=metrics[0].committee,
     )
 
 

@@ -210,6 +210,42 @@ class RoundTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class CommitteePart:
+    """The members that an answer's tokens from `from_token` on were drawn from."""
+
+    members: tuple[str, ...]
+    from_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitteeUse:
+    """How the members of a committee worked on an answer.
+
+    is_exact        whether every token was drawn from the exact mean of all members
+    why             the mean time of the slowest member's judgements, and its parts
+    round_s         sum of the verifications' times, and slowest_s of their slowest members'
+    num_rows        rows that other nodes listed, in `num_bytes` of numbers
+    num_asked_back  of `num_drawn` draws, those that the first lists did not prove
+    num_dense       those that needed whole rows
+    lost            mean of sum w_i eps_i, the mass that a reconstruction leaves out
+    differing       most of the draws' probability to differ for that, with the same noise
+    """
+
+    is_exact: bool = True
+    parts: tuple[CommitteePart, ...] = ()
+    why: str = ""
+    round_s: float = 0.0
+    slowest_s: float = 0.0
+    num_rows: int = 0
+    num_bytes: int = 0
+    num_drawn: int = 0
+    num_asked_back: int = 0
+    num_dense: int = 0
+    lost: float = 0.0
+    differing: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """How an answer was generated.
 
@@ -234,6 +270,8 @@ class Metrics:
     """Of the first choice; empty unless the request has `trace`."""
     began_s: float = 0.0
     """Start of the session, from which the rounds count, by the target's performance counter."""
+    committee: CommitteeUse | None = None
+    """Of the first choice; None where one model answers."""
 
     @property
     def num_rounds(self) -> int:

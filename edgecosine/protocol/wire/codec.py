@@ -23,6 +23,9 @@ from edgecosine.protocol.wire.messages import (
     Draft,
     DraftRequest,
     Hello,
+    Judgement,
+    JudgeRequest,
+    Reveal,
 )
 
 TOKEN_BYTES: Final = 4
@@ -106,11 +109,17 @@ def _check(message: AnyMessage) -> None:
     """Check relations between fields, which types cannot express."""
     if type(message) is Draft:
         _check_draft(message)
-    elif type(message) is DraftRequest:
+    elif type(message) is DraftRequest or type(message) is JudgeRequest:
         if len(message.new_tokens) % TOKEN_BYTES:
-            _refuse("a draft request whose tokens are cut off")
+            _refuse("a request whose tokens are cut off")
         if len(message.new_tokens) > TOKEN_BYTES * message.prefix_len:
-            _refuse("a draft request with more new tokens than its prefix is long")
+            _refuse("a request with more new tokens than its prefix is long")
+        if type(message) is JudgeRequest and len(message.also) % TOKEN_BYTES:
+            _refuse("a judge request whose tokens are cut off")
+    elif type(message) is Reveal and len(message.ids) % TOKEN_BYTES:
+        _refuse("a reveal request whose tokens are cut off")
+    elif type(message) is Judgement:
+        _check_judgement(message)
     elif type(message) is Hello and len(message.vocabulary) % VOCABULARY_DIGEST_BYTES:
         _refuse("a hello whose vocabulary digests are cut off")
 
@@ -127,6 +136,19 @@ def _check_draft(draft: Draft) -> None:
         _refuse("a draft without one parent per token")
     if not all(map(operator.le, draft.parents, range(num_tokens))):
         _refuse("a draft with a token before its parent")
+
+
+def _check_judgement(judgement: Judgement) -> None:
+    num_nodes, cut = divmod(len(judgement.lse), TOKEN_BYTES)
+    if cut or not num_nodes:
+        _refuse("a judgement of no node")
+    if len(judgement.logits) != len(judgement.ids) or len(judgement.ids) % len(judgement.lse):
+        _refuse("a judgement without one logit per listed token")
+    for bounds in (judgement.score_bounds, judgement.logit_bounds):
+        if bounds and len(bounds) != len(judgement.lse):
+            _refuse("a judgement without one bound per node")
+    if len(judgement.also) % len(judgement.lse):
+        _refuse("a judgement without the same tokens for each node")
 
 
 def _refuse(what: str) -> NoReturn:

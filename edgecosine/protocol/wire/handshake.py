@@ -24,12 +24,15 @@ from edgecosine.protocol.wire.messages import (
     Draft,
     DraftRequest,
     Hello,
+    Judgement,
+    JudgeRequest,
     Leave,
     OutOfStep,
     Ping,
     Pong,
     Refuse,
     Release,
+    Reveal,
     Role,
 )
 from edgecosine.protocol.wire.vocabulary import Vocabulary
@@ -45,10 +48,19 @@ class HandshakeState(Enum):
     CLOSED = "after the end"
 
 
-WORK_BY_SENDER: Final[Mapping[Role, frozenset[type[AnyMessage]]]] = {
-    "target": frozenset({DraftRequest, Release}),
-    "drafter": frozenset({Draft, OutOfStep, Leave}),
+_Kinds = frozenset[type[AnyMessage]]
+
+_WORK: Final[Mapping[tuple[Role, Role], _Kinds]] = {
+    ("target", "drafter"): frozenset({DraftRequest, Release}),
+    ("drafter", "target"): frozenset({Draft, OutOfStep, Leave}),
+    ("target", "member"): frozenset({JudgeRequest, Reveal, Release}),
+    ("member", "target"): frozenset({Judgement, OutOfStep, Leave}),
 }
+
+
+def work_of(sender: Role, receiver: Role) -> _Kinds:
+    """The work messages that one role sends to another; none for roles that do not link."""
+    return _WORK.get((sender, receiver), frozenset())
 
 
 def mismatch(ours: Hello, theirs: Hello) -> str | None:
@@ -73,9 +85,12 @@ def mismatch(ours: Hello, theirs: Hello) -> str | None:
             f"two nodes are called {ours.node_id}: "
             "give each its own name, and do not copy a node's identity to another machine"
         )
-    if theirs.role == ours.role:
-        other = "drafter" if ours.role == "target" else "target"
-        return f"both nodes are {ours.role}s: a {ours.role} links with {other}s only"
+    if not work_of(ours.role, theirs.role):
+        others = "drafters and members" if ours.role == "target" else "targets"
+        both = f"both nodes are {ours.role}s" if theirs.role == ours.role else (
+            f"{theirs.role} there, {ours.role} here"
+        )  # fmt: skip
+        return f"{both}: a {ours.role} links with {others} only"
     return None
 
 
@@ -103,6 +118,7 @@ class Handshake:
 
     state    the current state
     peer     the peer's Hello, once received
+    sendable work messages that this node may send to the peer
     refusal  our refusal, to be sent when the state becomes REFUSING
     ending   why the link ends, from REFUSING on
 
@@ -121,7 +137,8 @@ class Handshake:
         self.ending: PeerRefused | None = None
         self._ours, self._vocabulary = ours, vocabulary
         self._objection = objection
-        self._work: frozenset[type[AnyMessage]] = frozenset()
+        self._work: _Kinds = frozenset()
+        self.sendable: _Kinds = frozenset()
 
     def receive(self, message: AnyMessage) -> HandshakeState:
         """Handle the peer's next message; returns the new state.
@@ -139,7 +156,8 @@ class Handshake:
 
     def _take_hello(self, hello: Hello) -> HandshakeState:
         self.peer = hello
-        self._work = WORK_BY_SENDER[hello.role]
+        self._work = work_of(hello.role, self._ours.role)
+        self.sendable = work_of(self._ours.role, hello.role)
         reason = self._objection(hello) or mismatch(self._ours, hello)
         if reason is not None:
             self.refusal = Refuse(reason[:MAX_REASON_CHARACTERS])
@@ -178,8 +196,6 @@ def printable(text: str) -> str:
 
 _Rule = Callable[[Handshake, Any], HandshakeState]
 
-_WORK: Final = WORK_BY_SENDER["target"] | WORK_BY_SENDER["drafter"]
-
 _TABLE: Final[Mapping[HandshakeState, Mapping[type[AnyMessage], _Rule]]] = {
     HandshakeState.GREETING: {Hello: Handshake._take_hello, Refuse: Handshake._take_refuse},
     HandshakeState.AGREED: {
@@ -196,7 +212,7 @@ _TABLE: Final[Mapping[HandshakeState, Mapping[type[AnyMessage], _Rule]]] = {
         Refuse: Handshake._take_answer_to_refusal,
         Ping: Handshake._still_refusing,
         Pong: Handshake._still_refusing,
-        **dict.fromkeys(_WORK, Handshake._still_refusing),
+        **dict.fromkeys(frozenset().union(*_WORK.values()), Handshake._still_refusing),
     },
     HandshakeState.CLOSED: {},
 }

@@ -26,6 +26,9 @@ VOCABULARY_BLOCK_TOKENS = 256
 VOCABULARY_DIGEST_BYTES = 8
 MAX_NAMED_TOKEN_BYTES = 256
 MAX_REASON_CHARACTERS = 1024
+MAX_LISTED = 4096
+MAX_ALSO = 1024
+MAX_REVEALED = 8192
 
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")]
 RequestKey = Annotated[str, msgspec.Meta(min_length=1, max_length=160)]
@@ -42,7 +45,14 @@ DraftTokens = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_DRAFT_TOKENS)]
 DraftBytes = Annotated[bytes, msgspec.Meta(max_length=MAX_DRAFT_TOKENS)]
 OutcomeBytes = Annotated[bytes, msgspec.Meta(max_length=MAX_DRAFT_TOKENS + 1)]
 
-Role = Literal["target", "drafter"]
+TreeTokens = DraftTokens
+Listed = Annotated[int, msgspec.Meta(ge=0, le=MAX_LISTED)]
+Also = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_ALSO)]
+Revealed = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_REVEALED)]
+Numbers = Annotated[bytes, msgspec.Meta(max_length=4 * MAX_PREFIX_TOKENS)]
+NodeNumbers = Annotated[bytes, msgspec.Meta(max_length=4 * (MAX_DRAFT_TOKENS + 1))]
+
+Role = Literal["target", "drafter", "member"]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=False):
@@ -65,6 +75,12 @@ class Hello(Message, frozen=True, tag="hello"):
     max_context: Count = 0
     """Longest sequence in tokens; a drafter gets no longer one. 0 for unknown, as from releases
     before this field."""
+    member: Name = ""
+    """Name of the committee's member that the node serves; its replicas have the same."""
+    weight: Share = 0.0
+    """The member's weight; 0 leaves it to the target."""
+    checkpoint: Name = ""
+    """Digest of the member's model and of its number formats."""
 
 
 class Refuse(Message, frozen=True, tag="refuse"):
@@ -159,7 +175,7 @@ class Draft(Message, frozen=True, tag="draft"):
 
 
 class OutOfStep(Message, frozen=True, tag="outofstep"):
-    """The prefix does not match the drafter's tokens; at most the first `have` are in common."""
+    """The prefix does not match the receiver's tokens; at most the first `have` are in common."""
 
     request_id: RequestKey
     round: Count
@@ -168,10 +184,66 @@ class OutOfStep(Message, frozen=True, tag="outofstep"):
 
 
 class Leave(Message, frozen=True, tag="leave"):
-    """The drafter is shutting down: it answers pending requests and accepts no new ones."""
+    """The sender is shutting down: it answers pending requests and accepts no new ones."""
 
 
-AnyMessage = Hello | Refuse | Ping | Pong | DraftRequest | Release | Draft | OutOfStep | Leave
+class JudgeRequest(Message, frozen=True, tag="judge?"):
+    """Requests a member's judgement of a prefix and a tree, both as in a `DraftRequest`.
+
+    For the root and each node of the tree the member lists the `num_scores` best tokens after the
+    noise of `coupling`, the `num_logits` most probable ones, and the logits of the tokens `also`.
+    """
+
+    request_id: RequestKey
+    round: Count
+    prefix_len: Annotated[int, msgspec.Meta(ge=1, le=MAX_PREFIX_TOKENS)]
+    prefix_digest: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+    new_tokens: Tokens
+    tree_tokens: TreeTokens = b""
+    tree_parents: DraftBytes = b""
+    coupling: SharedNoise = SharedNoise()
+    num_scores: Listed = 0
+    num_logits: Listed = 0
+    also: Also = b""
+
+
+class Reveal(Message, frozen=True, tag="reveal?"):
+    """Requests more about one node (-1: the root) of the latest judgement of a request: longer
+    lists, the logits of `ids`, or with `is_dense` those of the whole vocabulary."""
+
+    request_id: RequestKey
+    round: Count
+    node: Annotated[int, msgspec.Meta(ge=-1, lt=MAX_DRAFT_TOKENS)]
+    ids: Revealed = b""
+    num_scores: Listed = 0
+    num_logits: Listed = 0
+    is_dense: bool = False
+
+
+class Judgement(Message, frozen=True, tag="judgement"):
+    """A member's answer, for each node in the order of the request: the lists of tokens, those by
+    score before those by logit, and their logits; the log-sum-exp of the row; and the lowest score
+    and logit of each list, which bound those of all other tokens. Numbers are float32."""
+
+    request_id: RequestKey
+    round: Count
+    lse: NodeNumbers
+    ids: Numbers = b""
+    logits: Numbers = b""
+    score_bounds: NodeNumbers = b""
+    logit_bounds: NodeNumbers = b""
+    also: Numbers = b""
+    """Logits of the tokens that the request named; of the whole vocabulary for a dense row."""
+    compute_us: Count = 0
+
+
+AnyMessage = (
+    Hello | Refuse | Ping | Pong | DraftRequest | Release | Draft | OutOfStep | Leave
+    | JudgeRequest | Reveal | Judgement
+)  # fmt: skip
+
+Work = DraftRequest | JudgeRequest | Reveal | Release
+"""What a target sends to a drafter or a member."""
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -65,8 +66,11 @@ def committees(draw: st.DrawFn) -> tuple[np.ndarray, list[float]]:
     st.lists(st.integers(0, VOCABULARY - 1), max_size=6),
     st.sampled_from([(), (0, 5)]),
     st.sampled_from([None, None, 0, 4]),
+    st.sampled_from([None, None, range(0, VOCABULARY, 3), (1, 20)]),
 )
-@example((np.array([row("flat", 0), row("flat", 1)]), [0.5, 0.5]), Sampling(), 1, 1, [], (), None)
+@example(
+    (np.array([row("flat", 0), row("flat", 1)]), [0.5, 0.5]), Sampling(), 1, 1, [], (), None, None
+)
 def test_lists_of_any_length_draw_as_whole_rows_do(
     committee: tuple[np.ndarray, list[float]],
     sampling: Sampling,
@@ -75,9 +79,11 @@ def test_lists_of_any_length_draw_as_whole_rows_do(
     answer: list[int],
     banned: tuple[int, ...],
     num_top: int | None,
+    allowed: Sequence[int] | None,
 ) -> None:
     rows, weights = committee
-    rule = DrawRule(sampling, position, offsets_of(sampling, answer, banned), num_top)
+    mask = None if allowed is None else np.isin(np.arange(VOCABULARY), [*allowed])
+    rule = DrawRule(sampling, position, offsets_of(sampling, answer, banned), num_top, mask)
     expected = whole(rows, weights, rule)
     found = resolve(rows, weights, rule, k).drawn
     assert found.token == expected.token

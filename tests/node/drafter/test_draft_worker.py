@@ -12,8 +12,8 @@ import pytest
 
 from edgecosine.engine.base import DraftEngine, DraftResult, DraftWork, never
 from edgecosine.errors import LinkLost
-from edgecosine.node.drafter import draft_worker as rules
 from edgecosine.node.drafter.draft_worker import DraftWorker
+from edgecosine.node.runtime import held_prefixes as rules
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import (

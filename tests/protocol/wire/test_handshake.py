@@ -87,7 +87,7 @@ MISFITS: list[tuple[dict[str, Any], str]] = [
     ({"cluster": "x", "node_id": "target-1"}, "cluster x there, lab here: start both nodes with"),
     ({"node_id": "target-1", "role": "target"}, "this is the node itself: leave its own address"),
     ({"node_id": "target-1", "incarnation": 7}, "two nodes are called target-1: give each"),
-    ({"role": "target"}, "both nodes are targets: a target links with drafters only"),
+    ({"role": "target"}, "both nodes are targets: a target links with drafters and members only"),
 ]
 
 

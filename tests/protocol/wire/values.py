@@ -41,7 +41,7 @@ hellos = st.builds(
     cluster=identifiers,
     node_id=identifiers,
     incarnation=st.integers(0, (1 << 53) - 1),
-    role=st.sampled_from(["target", "drafter"]),
+    role=st.sampled_from(["target", "drafter", "member"]),
     model=st.text(max_size=256),
     quantization=st.text(max_size=256),
     vocabulary=st.lists(st.binary(min_size=8, max_size=8), max_size=20).map(b"".join),

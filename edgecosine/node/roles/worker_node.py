@@ -1,4 +1,4 @@
-"""A drafter node: the draft engine and the links of the targets that request drafts."""
+"""A node that works for targets: a drafter, or a member of a committee."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 import functools
 import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
-from edgecosine.engine.base import DraftEngine
 from edgecosine.engine.options import Loaded
 from edgecosine.errors import LinkError
 from edgecosine.mqtt.name_check import check_name
 from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state
 from edgecosine.node.credentials.membership import Membership
-from edgecosine.node.drafter.draft_worker import MAX_TOKEN, DraftWorker
+from edgecosine.node.drafter.draft_worker import DraftWorker
 from edgecosine.node.links.link import Link
+from edgecosine.node.links.peers import Peers
+from edgecosine.node.member.member_worker import MemberWorker
 from edgecosine.node.roles.common import (
     client_ids_of,
     count_lost,
@@ -24,17 +27,37 @@ from edgecosine.node.roles.common import (
     linked_peers,
     run_all,
 )
-from edgecosine.node.roles.state_report import drafter_state
+from edgecosine.node.roles.state_report import drafter_state, member_state
 from edgecosine.node.runtime.drain import Drain
 from edgecosine.node.runtime.engine_thread import EngineThread
-from edgecosine.node.runtime.load_engine import load_drafter
+from edgecosine.node.runtime.held_prefixes import MAX_TOKEN
+from edgecosine.node.runtime.load_engine import load_drafter, load_target
 from edgecosine.node.runtime.service_manager import notify_ready, notify_stopping
 from edgecosine.protocol.api.request import NodeState
-from edgecosine.protocol.wire.messages import DraftRequest, Leave, Release
+from edgecosine.protocol.wire.messages import AnyMessage, Leave, Work
 
 logger = logging.getLogger(__name__)
 
 _LAST_REQUESTS_S = 0.25
+
+
+class Worker(Protocol):
+    """Answers the requests of targets."""
+
+    def on_request(self, message: Any, reply: Callable[[AnyMessage], None], target: str) -> None:
+        """Handle a message of a kind that the handshake lets this role receive."""
+
+    def drop_all(self) -> None:
+        """Drop all waiting requests, and free their caches."""
+
+    async def idle(self) -> None:
+        """Wait until no request is at work or waits."""
+
+    def run(self) -> Coroutine[Any, Any, None]:
+        """Work until cancelled."""
+
+
+State = Callable[[Peers, Counters], NodeState]
 
 
 async def run_drafter(
@@ -46,33 +69,54 @@ async def run_drafter(
     """
     logger.info("loading: node=%s model=%s", config.node_id, config.engine.model)
     engine, loaded = await thread.run(functools.partial(load_drafter, config))
+    worker = DraftWorker(
+        engine=engine,
+        thread=thread,
+        max_batch=config.engine.slots,
+        num_vocabulary=loaded.codec.num_tokens if loaded.codec else MAX_TOKEN,
+    )
+    state = functools.partial(drafter_state, loaded, worker)
+    await _run(WorkerNode(config, worker, state, loaded, membership, drain), config, drain)
+
+
+async def run_member(
+    config: NodeConfig, thread: EngineThread, membership: Membership, drain: Drain
+) -> None:
+    """Load the engine, then judge for the cluster's targets until cancelled; raises as
+    `run_drafter`."""
+    logger.info("loading: node=%s model=%s", config.node_id, config.engine.model)
+    engine, loaded = await thread.run(functools.partial(load_target, config))
+    worker = MemberWorker(
+        engine=engine,
+        thread=thread,
+        max_batch=config.engine.slots,
+        num_vocabulary=loaded.num_rows,
+    )
+    state = functools.partial(member_state, loaded, worker, config.committee.member)
+    await _run(WorkerNode(config, worker, state, loaded, membership, drain), config, drain)
+
+
+async def _run(node: WorkerNode, config: NodeConfig, drain: Drain) -> None:
     if config.broker is not None:
         await check_name(config.broker, config.cluster, config.node_id)
-    node = DrafterNode(config, engine, loaded, thread, membership, drain)
     drain.by(node.wind_down)
     await node.run()
 
 
-class DrafterNode:
-    """The actors of a drafter, which draft with the `engine` that is given."""
+class WorkerNode:
+    """The actors of a drafter or a member, around the `worker` that is given."""
 
     def __init__(
         self,
         config: NodeConfig,
-        engine: DraftEngine,
+        worker: Worker,
+        state: State,
         loaded: Loaded,
-        thread: EngineThread,
         membership: Membership,
         drain: Drain,
     ) -> None:
-        self._config, self._loaded, self._drain = config, loaded, drain
-        self._counters = Counters()
-        self._worker = DraftWorker(
-            engine=engine,
-            thread=thread,
-            max_batch=config.engine.slots,
-            num_vocabulary=loaded.codec.num_tokens if loaded.codec else MAX_TOKEN,
-        )
+        self._config, self._worker, self._drain = config, worker, drain
+        self._report, self._counters, self._model = state, Counters(), loaded.name
         self._peers = linked_peers(
             config,
             loaded,
@@ -102,11 +146,11 @@ class DrafterNode:
             self._status.publish_presence("ready")
             state = publish_state(self._status, self._state)
             loops |= {"status": self._status.run(), "state": state}
-        notify_ready(f"drafting with {self._loaded.name}")
+        notify_ready(f"{self._config.role} with {self._model}")
         await run_all(self._config.node_id, **loops)
 
     async def wind_down(self) -> None:
-        """Announce the end to all targets; returns when no draft is requested any more."""
+        """Announce the end to all targets; returns when no more work is requested."""
         notify_stopping()
         if self._status is not None:
             self._status.publish_presence("draining")
@@ -118,9 +162,9 @@ class DrafterNode:
         await self._worker.idle()
 
     def _state(self) -> NodeState:
-        return drafter_state(self._loaded, self._worker, self._peers, self._counters)
+        return self._report(self._peers, self._counters)
 
-    def _on_request(self, link: Link, message: DraftRequest | Release) -> None:
+    def _on_request(self, link: Link, message: Work) -> None:
         self._worker.on_request(message, link.send, link.peer.node_id)
 
     def _on_joined(self, link: Link) -> None:

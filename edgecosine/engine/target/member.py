@@ -1,0 +1,105 @@
+"""The engine of a committee's member: lists rows for a coordinator that draws from the mixture.
+
+The accepted path arrives with the next prefix. Until then the engine keeps each tree, whose keys
+and values are in the cache, and its rows, of which the coordinator may need more.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from edgecosine.engine.base import (
+    FailedWork,
+    JudgeWork,
+    RowLists,
+    VerificationResult,
+    VerifyWork,
+    Wanted,
+)
+from edgecosine.engine.batch import RowBuilder
+from edgecosine.engine.target.row_lists import list_rows
+from edgecosine.engine.target.target import Part, TransformerTarget
+from edgecosine.errors import NoLogits
+from edgecosine.protocol.wire.tree import ROOT
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """A judged work, the slot that holds its tree, and its rows [root and nodes, vocabulary]."""
+
+    work: JudgeWork
+    slot: int
+    rows: torch.Tensor
+
+    def position(self, node: int) -> int:
+        """The position of the token that is drawn at a node."""
+        return len(self.work.tokens) + (0 if node == ROOT else self.work.tree.depths[node])
+
+
+class TransformerMember(TransformerTarget):
+    """Verifies drafts, and lists rows for `JudgeWork`s; implements `MemberEngine`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._judged: OrderedDict[str, _Judged] = OrderedDict()
+        """The latest one by key, of as many sequences as there are slots."""
+
+    def reveal(self, key: str, node: int, wanted: Wanted) -> RowLists | None:
+        """More about one row of the latest judged work of `key`, with its noise; None if the row
+        is not kept."""
+        judged = self._judged.get(key)
+        if judged is None or not ROOT <= node < len(judged.rows) - 1:
+            return None
+        wanted = replace(wanted, noise=judged.work.wanted.noise)
+        return list_rows(judged.rows[node + 1 : node + 2], [judged.position(node)], wanted)
+
+    def release(self, key: str) -> None:
+        """Release the slot of the session, and its rows."""
+        super().release(key)
+        self._judged.pop(key, None)
+
+    def _add(
+        self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]
+    ) -> Part | FailedWork:
+        if (judged := self._judged.pop(work.key, None)) is not None:
+            self._accept(judged, work, busy)
+        return super()._add(work, busy, rows, keep)
+
+    def _accept(self, judged: _Judged, work: VerifyWork, busy: Collection[str]) -> None:
+        """Keep the keys and values of the path that the new prefix takes through the last tree."""
+        slot = self._slots.acquire(work.key, work.tokens, busy)
+        length = len(judged.work.tokens)
+        if slot.index != judged.slot or len(slot.tokens) != length:
+            return
+        tree, node, path = judged.work.tree, ROOT, list[int]()
+        for token in work.tokens[length:]:
+            child = tree.child(node, token)
+            if child is None:
+                break
+            node = child
+            path.append(child)
+        source = [length + node for node in path]
+        self._model.move(slot.index, source, range(length, length + len(path)))
+        slot.tokens.extend(tree.tokens[node] for node in path)
+
+    def _verify(
+        self, part: Part, logits: torch.Tensor, greedy: list[int | None]
+    ) -> VerificationResult | RowLists:
+        work, first = part.work, part.first_logit
+        if not isinstance(work, JudgeWork):
+            return super()._verify(part, logits, greedy)
+        end = first + 1 + len(work.tree)
+        if None in greedy[first:end]:
+            raise NoLogits
+        self._without_trees.discard(work.key)
+        judged = _Judged(work, part.slot.index, logits[first:end].clone())
+        self._judged[work.key] = judged
+        if len(self._judged) > len(self._slots):
+            self._judged.popitem(last=False)
+        positions = [judged.position(node) for node in range(ROOT, len(work.tree))]
+        return list_rows(judged.rows, positions, work.wanted)

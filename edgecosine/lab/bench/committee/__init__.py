@@ -1,0 +1,1 @@
+"""Measures committees of several targets."""
