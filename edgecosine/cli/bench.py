@@ -21,6 +21,7 @@ from edgecosine.cli.peers_bench import command as peers
 from edgecosine.cli.running import run_command
 from edgecosine.cli.soak import command as soak
 from edgecosine.cli.up import split_cores
+from edgecosine.engine.options import WeightForm
 from edgecosine.errors import EdgecosineError, LabError
 from edgecosine.lab.bench.cells import CELL_NAMES, all_cells, only, quick_cells, schedule
 from edgecosine.lab.bench.table import fill, read_report, tables
@@ -175,11 +176,15 @@ def engine(ballast: int, repeats: int, model: str | None, report: Path | None) -
 @click.option("--seed", type=int, default=0, show_default=True,
               help="Seed of the random drafts and events.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, …")
+@click.option("--weights", type=click.Choice(["bfloat16", "int8", "int4"]), default="bfloat16",
+              show_default=True, help="Form of linear layers; int8 and int4 need a CPU."
+              )  # fmt: skip
 @click.option("--quick", is_flag=True, help="Check about 40 answers, in about a minute.")
 @_report
 def exactness(
-    answers: int, max_tokens: int, seed: int, device: str, quick: bool, report: Path | None
-) -> None:
+    answers: int, max_tokens: int, seed: int, device: str, weights: WeightForm, quick: bool,
+    report: Path | None,
+) -> None:  # fmt: skip
     """Compare answers under random speculation with plain decoding by the same engine.
 
     Drafts are good, bad and adversarial; sessions share forward passes, start, end and lose their
@@ -188,8 +193,8 @@ def exactness(
     from edgecosine.lab.exactness.run_exactness import ExactnessSettings, run_exactness_bench
 
     log_to_stderr("warning")
-    settings = ExactnessSettings(40 if quick else answers, max_tokens, seed, device)
-    keep = keeping(report, weather="none", device=device, seed=seed)
+    settings = ExactnessSettings(40 if quick else answers, max_tokens, seed, device, weights)
+    keep = keeping(report, weather="none", device=device, seed=seed, weights=weights)
     found = run_exactness_bench(settings, click.echo, keep)
     _print(found.figures)
     if found.broken:

@@ -16,9 +16,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from edgecosine import zoo
+from edgecosine.engine.cpu.blocks import round_weights
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
 from edgecosine.engine.forward_pass import ForwardModel
+from edgecosine.engine.options import WeightForm
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.exactness import Decision, confirm, decide
 from edgecosine.engine.target.target import TransformerTarget
@@ -60,18 +62,21 @@ class CheckedModel:
     dtype: torch.dtype
     build: Callable[[], Any]
     weight: int
+    form: WeightForm = "bfloat16"
     drafter: str | None = None
     """Zoo model that assists transformers' own generation; None: a copy of the model."""
 
     def subject(self, device: str) -> tuple[Subject, Decision]:
         """The model under test with its engines, and the exactness policy that applies."""
         model = self.build().to(device)
+        if self.form != "bfloat16":
+            round_weights(model, self.form, model.get_output_embeddings())
         decision = decide(device, self.dtype)
-        probe = _pass_model(model, EngineShape(1, 64, 1), decision.kernels)
+        probe = self._open(model, EngineShape(1, 64, 1), decision.kernels)
         decision = confirm(decision, "auto", probe, model)
 
         def open_engine(shape: EngineShape) -> Opened:
-            recorder = Recorder(_pass_model(model, shape, decision.kernels))
+            recorder = Recorder(self._open(model, shape, decision.kernels))
             engine = TransformerTarget(
                 recorder, slots=shape.slots, max_context=CONTEXT, chunk=shape.chunk
             )
@@ -79,17 +84,31 @@ class CheckedModel:
 
         return Subject(self.name, VOCABULARY, open_engine), decision
 
+    def _open(self, model: Any, shape: EngineShape, kernels: Kernels | None) -> ForwardModel:
+        model = copy.deepcopy(model)  # packing takes the weights
+        if kernels is not None and can_fuse(model):
+            return NativeLlama(
+                model, slots=shape.slots, slot_size=CELLS, threads=shape.threads,
+                kernels=kernels, form=self.form,
+            )  # fmt: skip
+        return SlotModel(
+            model, slots=shape.slots, slot_size=CELLS, threads=shape.threads, kernels=kernels,
+            form=self.form,
+        )  # fmt: skip
 
-def candidates() -> tuple[CheckedModel, ...]:
-    """All models, each in float32 and bfloat16."""
+
+def candidates(form: WeightForm = "bfloat16") -> tuple[CheckedModel, ...]:
+    """All models, each in float32 and bfloat16; in blocks of 8 or 4 bits, in float32 alone."""
+    dtypes = ((torch.float32, 7), (torch.bfloat16, 5))
     found = []
-    for dtype, weight in ((torch.float32, 7), (torch.bfloat16, 5)):
-        short = str(dtype).removeprefix("torch.")
+    for dtype, weight in dtypes if form == "bfloat16" else dtypes[:1]:
+        short = str(dtype).removeprefix("torch.") if form == "bfloat16" else form
+        drafter = zoo.drafter_names()[0]
         found.append(
-            CheckedModel(f"zoo {short}", dtype, _zoo_builder(dtype), weight, zoo.drafter_names()[0])
+            CheckedModel(f"zoo {short}", dtype, _zoo_builder(dtype), weight, form, drafter)
         )
         found += [
-            CheckedModel(f"{family} 768 {short}", dtype, _wide_builder(family, dtype), 2)
+            CheckedModel(f"{family} 768 {short}", dtype, _wide_builder(family, dtype), 2, form)
             for family in _FAMILIES
         ]
     return tuple(found)
@@ -120,17 +139,6 @@ def _wide_model(family: str, dtype: torch.dtype) -> Any:
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=_SPREAD, generator=generator)
     return model.eval()
-
-
-def _pass_model(model: Any, shape: EngineShape, kernels: Kernels | None) -> ForwardModel:
-    model = copy.deepcopy(model)  # packing takes the weights
-    if kernels is not None and can_fuse(model):
-        return NativeLlama(
-            model, slots=shape.slots, slot_size=CELLS, threads=shape.threads, kernels=kernels
-        )
-    return SlotModel(
-        model, slots=shape.slots, slot_size=CELLS, threads=shape.threads, kernels=kernels
-    )
 
 
 def prompts_of(candidate: CheckedModel) -> list[tuple[int, ...]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from edgecosine.engine.options import WeightForm
 from edgecosine.engine.target.exactness import Decision
 from edgecosine.lab.engine_calls import quiet_transformers
 from edgecosine.lab.exactness.assisted import AssistedPair
@@ -37,6 +38,7 @@ class ExactnessSettings:
     max_tokens: int = 128
     seed: int = 0
     device: str = "cpu"
+    form: WeightForm = "bfloat16"
 
     @property
     def assisted(self) -> int:
@@ -64,7 +66,7 @@ def run_exactness_bench(settings: ExactnessSettings, notify: Notify, keep: Keep)
     results are saved after each model and each of these."""
     quiet_transformers()
     torch.set_num_threads(1)
-    models = candidates()
+    models = candidates(settings.form)
     total, runs, broken = CheckCounts(), list[dict[str, Any]](), list[str]()
     for candidate, count in zip(models, _shares(models, settings.answers), strict=True):
         subject, decision = candidate.subject(settings.device)
@@ -76,6 +78,8 @@ def run_exactness_bench(settings: ExactnessSettings, notify: Notify, keep: Keep)
         if decision.policy == "bitwise" and (counts.answers_diverging or counts.logits_diverging):
             broken.append(subject.name)
     figures = _count_figures(total)
+    if settings.form != "bfloat16":  # the rest does not depend on the form of our weights
+        return ExactnessReport(figures, runs, broken)
     parted = {candidate: _assisted(candidate, settings, notify) for candidate in models}
     figures |= _assisted_figures(parted)
     runs += [{"assisted": c.name, "diverging_tokens": tokens} for c, tokens in parted.items()]
