@@ -44,6 +44,7 @@ from edgecosine.protocol.api.claim_messages import (
     read_work,
 )
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
+from edgecosine.protocol.api.replies import RequestEnd
 from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import ClaimTopic, InboxTopic, MembershipTopic, Topics
 from edgecosine.security.client_ids import ClientIds
@@ -179,8 +180,9 @@ class QueueCoordinator:
         """Register a final of a former process that may be undelivered."""
         self.state.own.expect_delivery(key)
 
-    def when_owned(self, key: str, send: Callable[[], None]) -> None:
-        """Call `send` once no other target can have sent another final."""
+    def when_owned(self, key: str, end: RequestEnd, send: Callable[[], None]) -> None:
+        """Call `send` once no other target can have sent another final, or can send one later."""
+        self._apply(self.state.own.add_end(key, end))
         if self._is_owned(key):
             send()
         else:
@@ -262,10 +264,13 @@ class QueueCoordinator:
                 self._apply(self.state.on_known(key, node, digest, now))
 
     def _on_undeliverable(self, message: Outgoing, _: str) -> None:
-        """Announce a request without its claim, which is too long for the broker."""
+        """Announce a request without its claim, or its end, which is too long for the broker."""
         claim = read_work(message.payload)
         if isinstance(claim, Claim) and claim.node == self.state.us.node:
-            self._client.send(known_notice(self._topics, claim.ticket, claim.node))
+            self.state.own.refuse(claim.key)
+            if claim.end is None:
+                self._client.send(known_notice(self._topics, claim.ticket, claim.node))
+            self._send_held()
 
     def _send_held(self) -> None:
         for key in [key for key in self._held if self._is_owned(key)]:

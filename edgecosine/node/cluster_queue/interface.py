@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from edgecosine.protocol.api.replies import RequestEnd
 from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 
 
@@ -39,8 +40,8 @@ class RequestQueue(Protocol):
     def expect_delivery(self, key: str) -> None:
         """Register a final of a former process that may be undelivered."""
 
-    def when_owned(self, key: str, send: Callable[[], None]) -> None:
-        """Call `send` once no other target can have sent another final."""
+    def when_owned(self, key: str, end: RequestEnd, send: Callable[[], None]) -> None:
+        """Call `send` once no other target can have sent another final, or can send one later."""
 
     def is_held(self, key: str) -> bool:
         """Whether a final waits for `when_owned`."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from edgecosine.node.cluster_queue.interface import RequestQueue
 from edgecosine.protocol.api.claim_messages import Claim
+from edgecosine.protocol.api.replies import RequestEnd
 from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord, is_local
 
 
@@ -40,7 +41,7 @@ class LocalQueue:
 
     def expect_delivery(self, key: str) -> None: ...
 
-    def when_owned(self, key: str, send: Callable[[], None]) -> None:
+    def when_owned(self, key: str, end: RequestEnd, send: Callable[[], None]) -> None:
         send()
 
     def is_held(self, key: str) -> bool:
@@ -84,8 +85,8 @@ class RoutedQueue:
     def expect_delivery(self, key: str) -> None:
         self._of(key).expect_delivery(key)
 
-    def when_owned(self, key: str, send: Callable[[], None]) -> None:
-        self._of(key).when_owned(key, send)
+    def when_owned(self, key: str, end: RequestEnd, send: Callable[[], None]) -> None:
+        self._of(key).when_owned(key, end, send)
 
     def is_held(self, key: str) -> bool:
         return self._of(key).is_held(key)

@@ -22,11 +22,14 @@ from edgecosine.node.cluster_queue.actions import (
 )
 from edgecosine.node.cluster_queue.members import Members
 from edgecosine.protocol.api.claim_messages import Claim
+from edgecosine.protocol.api.replies import RequestEnd
 from edgecosine.protocol.api.request_record import ReplyAddress
 
 ACK_TIMEOUT_S: Final = 0.5
 """How long a claim waits for an acknowledgement, before its target counts as unresponsive."""
 MAX_DONE: Final = 16384
+MAX_END_BYTES: Final = 512 << 10
+"""Beside a request of 256 KiB it fits into a message."""
 
 
 @dataclass(slots=True)
@@ -38,6 +41,10 @@ class _OwnClaim:
     ack_deadline: float
     is_started: bool = False
     is_published: bool = False
+    is_end_retained: bool = False
+    """Whether the broker retains the end of the request with this claim."""
+    is_refused: bool = False
+    """Whether this claim is too long for the broker."""
 
     def publish(self) -> list[QueueAction]:
         self.is_published = True
@@ -67,14 +74,16 @@ class OwnClaims:
         return None if own is None else own.claim
 
     def is_acknowledged(self, key: str) -> bool:
-        """Whether a request is certainly ours: no other target can send a final of it."""
+        """Whether a request is certainly ours: no other target can send another final of it."""
         if key in self._undelivered:
             return self._undelivered[key]
         if self._members.is_alone:
             return self._members.has_joined
         own = self._claims.get(key)
-        is_free = own is not None and own.is_started and not own.missing_acks
-        return self._members.is_joined and is_free
+        if own is None or not self._members.is_joined:
+            return False
+        is_safe = own.claim.end is None or own.is_end_retained
+        return own.is_started and not own.missing_acks and is_safe
 
     def is_pending(self, key: str) -> bool:
         """Whether a request is claimed and not yet started."""
@@ -97,6 +106,22 @@ class OwnClaims:
         """Update the reply address of a repeated request."""
         own = self._claims[ticket.key]
         own.claim = msgspec.structs.replace(own.claim, ticket=ticket)
+
+    def add_end(self, key: str, end: RequestEnd) -> list[QueueAction]:
+        """Add its end to our claim, so that a target that takes it over sends the same final.
+
+        An end that is too long for a claim is left out.
+        """
+        own = self._claims.get(key)
+        if own is None or own.is_refused or end.num_bytes > MAX_END_BYTES or own.claim.end == end:
+            return []
+        own.claim, own.is_end_retained = msgspec.structs.replace(own.claim, end=end), False
+        return own.publish() if own.is_published else []
+
+    def refuse(self, key: str) -> None:
+        """Leave the end out of our claim, which is too long for the broker."""
+        if (own := self._claims.get(key)) is not None:
+            own.claim, own.is_refused = msgspec.structs.replace(own.claim, end=None), True
 
     def reopen(self, key: str) -> None:
         """Accept a finished request as a new one, since its final is no longer kept."""
@@ -136,7 +161,10 @@ class OwnClaims:
         key, session = claim.key, self._members.us.session
         own = self._claims.get(key)
         if claim.session == session:
-            return [ClearClaim(key)] if own is None and key in self._done else []
+            if own is None:
+                return [ClearClaim(key)] if key in self._done else []
+            own.is_end_retained = claim.end is not None and claim.end == own.claim.end
+            return []
         if own is None:
             if key in self._undelivered:
                 return []
@@ -174,6 +202,7 @@ class OwnClaims:
         for own in self._claims.values():
             own.missing_acks = self._members.claim_voters()
             own.ack_deadline = now + ACK_TIMEOUT_S
+            own.is_end_retained = False
         actions = [] if self._members.is_alone else self.republish_all()
         for own in self._claims.values():
             actions += self._start_if_free(own)

@@ -16,7 +16,7 @@ from edgecosine.node.runtime.failures import NOT_TAKEN
 from edgecosine.protocol.api.answers import StreamPart
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.origins import Origins, joined
-from edgecosine.protocol.api.replies import FinalReply, undeliverable
+from edgecosine.protocol.api.replies import FinalReply, RequestEnd, undeliverable
 from edgecosine.protocol.api.request import Delta
 from edgecosine.protocol.api.request_record import RequestRecord, RequestStatus, TextPlace
 
@@ -40,8 +40,8 @@ class ReplyPublisher:
         self._keep_answers_s, self._counters = keep_answers_s, counters
         self.stall: str | None = None
         """Why active requests make no progress now."""
-        self._unwritten: dict[str, FinalReply] = {}
-        """Finals that wait for the journal, by request key."""
+        self._unwritten: dict[str, RequestEnd] = {}
+        """Ends of requests that wait for the journal, by request key."""
         self._undelivered: dict[FinalReply, str] = {}
         """Finals that were sent, and their request keys."""
 
@@ -99,9 +99,9 @@ class ReplyPublisher:
         """Send a final again that a client requested again."""
         self._journal.once_kept(partial(self.send_refusal, final))
 
-    def send_final(self, key: str, final: FinalReply) -> None:
+    def send_final(self, key: str, end: RequestEnd) -> None:
         """Send a final once it is journalled, after a restart again, until it is delivered."""
-        self._unwritten[key] = final
+        self._unwritten[key] = end
         self._journal.once_kept(partial(self._on_written, key))
 
     def drop_final(self, key: str) -> None:
@@ -120,7 +120,7 @@ class ReplyPublisher:
             self._counters.count("failed", NOT_TAKEN.code)
             if (known := self._table.finished(key)) is not None:
                 self._keep(key, replace(known, state="failed", final=error))
-            self.send_final(key, error)
+            self.send_final(key, RequestEnd("failed", error))
         elif key is not None:
             self._settle(key)
         elif error is not None:
@@ -141,8 +141,8 @@ class ReplyPublisher:
         )
 
     def _on_written(self, key: str) -> None:
-        if (final := self._unwritten.pop(key, None)) is not None:
-            self._queue.when_owned(key, partial(self._send_owned, key, final))
+        if (end := self._unwritten.pop(key, None)) is not None:
+            self._queue.when_owned(key, end, partial(self._send_owned, key, end.final))
 
     def _send_owned(self, key: str, final: FinalReply) -> None:
         self._undelivered[final] = key

@@ -20,7 +20,7 @@ from edgecosine.counters import Counters
 from edgecosine.errors import JournalUnavailable, Refusal, RequestError
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.cluster_queue.interface import RequestQueue
-from edgecosine.node.durability.interface import KEEP_ANSWERS_S, Journal
+from edgecosine.node.durability.interface import KEEP_ANSWERS_S, FinishedRecord, Journal
 from edgecosine.node.durability.recovery import DEADLY, NOTHING_RECOVERED, RecoveredState
 from edgecosine.node.gateway.refusals import Refusals
 from edgecosine.node.gateway.reply_publisher import ReplyPublisher
@@ -41,7 +41,7 @@ from edgecosine.node.runtime.failures import (
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.claim_messages import Claim
 from edgecosine.protocol.api.mqtt_message import nothing
-from edgecosine.protocol.api.replies import FinalReply
+from edgecosine.protocol.api.replies import FinalReply, RequestEnd
 from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 
 logger = logging.getLogger(__name__)
@@ -227,7 +227,10 @@ class RequestManager:
         if not self.runner.is_open and self._queue.has_ready_peer:
             return  # that target takes the request over as soon as we have left
         with self._guarded(claim.ticket):
-            if (record := self._recovered.pop(claim.key, None)) is not None:
+            record = self._recovered.pop(claim.key, None)
+            if claim.end is not None:
+                self._end_as(claim, claim.end)
+            elif record is not None:
                 self.runner.book(record)
                 self._go(record)
             elif claim.generation:
@@ -266,16 +269,34 @@ class RequestManager:
 
         self._journal.accept(claim.ticket, claim.request, model_of(self._service), go)
 
+    def _end_as(self, claim: Claim, end: RequestEnd) -> None:
+        """Send the final that the target of a former claim made, and may have sent."""
+        logger.info("final taken over: request=%s from=%s", claim.key, claim.taken_from)
+        ticket = claim.ticket
+        kept_until = self._journal.wall_s() + self._keep_answers_s
+        final = replace(end.final, reply_topic=ticket.reply_topic, correlation=ticket.correlation)
+        kept = FinishedRecord(
+            claim.key, ticket.digest, end.state, final, kept_until, parts=end.parts
+        )
+        self._journal.finish(kept)
+        self._keep(kept)
+
+    def _keep(self, kept: FinishedRecord) -> None:
+        """Keep a final of a former process or target, and send it unless it was delivered."""
+        left_s = min(kept.kept_until - self._journal.wall_s(), self._keep_answers_s)
+        finished = FinishedRequest(kept.digest, kept.state, kept.final, loop_time() + left_s)
+        self.table.keep(kept.key, finished)
+        if not kept.is_delivered:
+            self.publisher.send_stream(kept.parts)
+            self.publisher.send_final(kept.key, RequestEnd(kept.state, kept.final, kept.parts))
+
     def _resume(self) -> None:
         """Send undelivered finals of a former process, and continue its requests."""
-        now, state, self._recovered_state = loop_time(), self._recovered_state, NOTHING_RECOVERED
+        state, self._recovered_state = self._recovered_state, NOTHING_RECOVERED
         for kept in state.finals:
-            until = now + min(kept.kept_until - self._journal.wall_s(), self._keep_answers_s)
-            self.table.keep(kept.key, FinishedRequest(kept.digest, kept.state, kept.final, until))
             if not kept.is_delivered:
                 self._queue.expect_delivery(kept.key)
-                self.publisher.send_stream(kept.parts)
-                self.publisher.send_final(kept.key, kept.final)
+            self._keep(kept)
         # Suspects go first, those with the fewest crashes before the others.
         for record in sorted(state.requests, key=_by_crashes):
             if _is_lost_with_us(record.ticket):

@@ -35,7 +35,7 @@ from edgecosine.node.runtime.failures import (
     log_failure,
 )
 from edgecosine.protocol.api.choices import choices_of, join_answers
-from edgecosine.protocol.api.replies import FinalReply, answer_reply, error_reply
+from edgecosine.protocol.api.replies import FinalReply, RequestEnd, answer_reply, error_reply
 from edgecosine.protocol.api.request import NOTHING, Answer, Committed, Delta, Request, Started
 from edgecosine.protocol.api.request_record import RequestRecord, RequestStatus
 
@@ -289,7 +289,7 @@ class RequestRunner:
         self._release(record)
         if record.ticket.wants_stream:
             self._publisher.send_last_part(record)
-        self._publisher.send_final(record.key, final)
+        self._publisher.send_final(record.key, RequestEnd(state, final, parts))
         record.is_final_sent = True
         self._publisher.send_state(record)
         # The session logs answers itself.

@@ -1,7 +1,7 @@
 """Messages between the targets of a cluster, by which one of them claims each request.
 
 The claim is retained on the request's work topic until the final message was delivered. It contains
-everything that determines the answer.
+everything that determines the answer, and at last the final message itself.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import msgspec
 
 from edgecosine.errors import ConfigError
 from edgecosine.protocol.api.mqtt_message import Outgoing
+from edgecosine.protocol.api.replies import RequestEnd
 from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.request_record import ReplyAddress
 from edgecosine.protocol.api.topics import Topics
@@ -46,6 +47,7 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
     generation  number of takeovers; of two claims the later generation counts
     taken_from  the target that claimed it before, or empty
     asked_s     first acceptance, in seconds since 1970
+    end         how the request ended, published before its final is sent; None while it runs
     """
 
     node: str
@@ -55,6 +57,7 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
     asked_s: float
     generation: int = 0
     taken_from: str = ""
+    end: RequestEnd | None = None
 
     @property
     def key(self) -> str:

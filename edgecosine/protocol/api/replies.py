@@ -39,6 +39,20 @@ class FinalReply:
         return len(self.body) + len(self.correlation or b"") + len(self.reply_topic)
 
 
+@dataclass(frozen=True, slots=True)
+class RequestEnd:
+    """The end of a request: its final reply, and the whole stream where one was requested."""
+
+    state: RequestStatus
+    final: FinalReply
+    parts: tuple[Outgoing, ...] = ()
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        return self.final.num_bytes + sum(part.num_bytes for part in self.parts)
+
+
 def answer_reply(
     ticket: ReplyAddress, request: Request, answer: Answer, *, created_s: int
 ) -> FinalReply:

@@ -166,8 +166,12 @@ def test_claims_are_retained_until_their_requests_are_finished() -> None:
                 assert json.loads(final)["edgecosine"]["seed"] == claim.request.sampling.seed
                 assert message.expiry_s is not None
                 assert message.expiry_s <= KEEP_CLAIM_S
-                await late.expect(HOME.work("cli", "1"), 2)
-                assert late.received[-1].payload == b""
+                [_, ended, cleared] = await late.expect(HOME.work("cli", "1"), 3)
+                claim = read_work(ended.payload)
+                assert isinstance(claim, Claim)
+                assert claim.end is not None
+                assert claim.end.final.body == final
+                assert cleared.payload == b""
 
     run(story())
 

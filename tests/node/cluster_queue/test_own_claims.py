@@ -13,10 +13,17 @@ from edgecosine.node.cluster_queue.actions import (
     StartRequest,
 )
 from edgecosine.node.cluster_queue.members import Members
-from edgecosine.node.cluster_queue.own_claims import ACK_TIMEOUT_S, MAX_DONE, OwnClaims
+from edgecosine.node.cluster_queue.own_claims import (
+    ACK_TIMEOUT_S,
+    MAX_DONE,
+    MAX_END_BYTES,
+    OwnClaims,
+)
+from edgecosine.protocol.api.replies import FinalReply, RequestEnd
 from tests.node.cluster_queue.claims import KEY, claim, joined, status, ticket
 
 OURS = claim("a")
+END = RequestEnd("done", FinalReply("1", "r", b"{}"))
 
 
 def nothing(key: str) -> bool:
@@ -45,6 +52,33 @@ def test_request_starts_when_all_acknowledge_this_claim() -> None:
     assert ours.on_ack("c", KEY, 0) == [StartRequest(OURS)]
     assert ours.is_acknowledged(KEY)
     assert ours.finish(KEY) == [ClearClaim(KEY)]
+
+
+def test_final_is_ours_to_send_once_the_broker_retains_it_with_our_claim() -> None:
+    ours = ours_beside("b")
+    ours.claim(OURS, 0.0)
+    ours.on_ack("b", KEY, 0)
+    [published] = ours.add_end(KEY, END)
+    assert published == PublishClaim(msgspec.structs.replace(OURS, end=END))
+    assert ours.add_end(KEY, END) == []
+    ours.on_own_claim(OURS, 0.0)
+    assert not ours.is_acknowledged(KEY)
+    ours.on_own_claim(published.claim, 0.0)
+    assert ours.is_acknowledged(KEY)
+
+
+def test_end_that_is_too_long_for_a_claim_is_left_out() -> None:
+    ours = ours_beside("b")
+    ours.claim(OURS, 0.0)
+    ours.on_ack("b", KEY, 0)
+    long = FinalReply("1", "r", bytes(MAX_END_BYTES))
+    assert ours.add_end(KEY, RequestEnd("done", long)) == []
+    assert ours.is_acknowledged(KEY)
+    ours.add_end(KEY, END)
+    ours.refuse(KEY)
+    assert ours.is_acknowledged(KEY)
+    assert ours.add_end(KEY, END) == []
+    assert ours.republish(KEY) == [PublishClaim(OURS)]
 
 
 def test_missing_ack_becomes_overdue_and_can_be_skipped() -> None:
