@@ -20,7 +20,7 @@ class DraftUnion:
     """The union of drafts on shared prefixes.
 
     `probabilities` holds, for each draft, the calibrated probability of each token given that its
-    parent is accepted. A draft does not count as a witness for its trunk.
+    parent is accepted. A draft says nothing about its trunk, so it adds no probability there.
     """
 
     def __init__(

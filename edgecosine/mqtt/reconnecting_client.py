@@ -151,7 +151,7 @@ class ReconnectingClient:
                     inbox=self._inbox,
                 ) as connection:
                     self._version = connection.version
-                    await self._attend(connection)
+                    await self._serve(connection)
             except BrokerLost as error:
                 self._note_failure(error)
             if _now() - begun > _QUIET_S:
@@ -172,7 +172,7 @@ class ReconnectingClient:
         self._failure = error
         self._has_tried.set()
 
-    async def _attend(self, connection: Connection) -> None:
+    async def _serve(self, connection: Connection) -> None:
         """Serve one connection until it ends or we are cancelled.
 
         A lost broker is a value here, not an error of a task: a task group that ends with errors
@@ -186,7 +186,7 @@ class ReconnectingClient:
                 try:
                     tasks.start(group, partial(self._read, connection, tasks))
                     tasks.start(group, connection.watch)
-                    tasks.start(group, partial(self._arrive_and_write, connection, group, tasks))
+                    tasks.start(group, partial(self._announce_and_write, connection, group, tasks))
                     loss = await tasks.lost()
                 except asyncio.CancelledError:
                     leave_until = _now() + _DISCONNECT_TIMEOUT_S
@@ -200,10 +200,10 @@ class ReconnectingClient:
             raise
         finally:
             alone = self._outbox.lose()
-        self._blame(self._announced or alone, loss)
+        self._note_loss(self._announced or alone, loss)
         raise BrokerLost(str(loss)) from loss
 
-    def _blame(self, alone: Outgoing | None, loss: BrokerLost) -> None:
+    def _note_loss(self, alone: Outgoing | None, loss: BrokerLost) -> None:
         """Give up the message that was alone in flight, if it was so at the last loss, too."""
         self._announced = None
         if alone is not None and self._refusals.lost(alone, _now(), loss.reason_code):
@@ -242,7 +242,7 @@ class ReconnectingClient:
             await self._outbox.room()
             self._receive(message)
 
-    async def _arrive_and_write(
+    async def _announce_and_write(
         self, connection: Connection, group: asyncio.TaskGroup, tasks: ConnectionTasks
     ) -> None:
         await connection.subscribe(self._filters)

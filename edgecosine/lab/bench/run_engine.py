@@ -144,9 +144,9 @@ def _prefill(engine: TargetEngine, prompts: Sequence[Sequence[int]]) -> None:
 
 def _next_token(engine: TargetEngine, key: int, tokens: Sequence[int]) -> int:
     [outcome] = engine.step([_work(key, tokens)]).outcomes
-    verdict = expect_verified(outcome)
-    assert verdict is not None
-    return verdict.bonus
+    verified = expect_verified(outcome)
+    assert verified is not None
+    return verified.bonus
 
 
 def _rounds(engine: TargetEngine, prompts: list[list[int]], num_nodes: int) -> Timed:
@@ -181,8 +181,8 @@ def _plain(engine: TargetEngine, prompts: list[list[int]]) -> Timed:
         while any(len(sequence) < PROMPT_TOKENS + NEW_TOKENS for sequence in sequences):
             works = [_work(key, sequence) for key, sequence in enumerate(sequences)]
             for sequence, outcome in zip(sequences, engine.step(works).outcomes, strict=True):
-                if (verdict := expect_verified(outcome)) is not None:
-                    sequence.append(verdict.bonus)
+                if (verified := expect_verified(outcome)) is not None:
+                    sequence.append(verified.bonus)
         return time.perf_counter() - started
 
     fresh = itertools.cycle(range(1, 1000))

@@ -170,8 +170,8 @@ def plain_answer(opened: Opened, question: Question, num_tokens: int) -> Truth:
         result = opened.engine.step([work])
         [found] = digests(opened, [work], result.outcomes)
         [outcome] = result.outcomes
-        if (verdict := expect_verified(outcome)) is not None:
-            tokens.append(verdict.bonus)
+        if (verified := expect_verified(outcome)) is not None:
+            tokens.append(verified.bonus)
             seen += found
     opened.engine.release("plain")
     return Truth(question, tuple(tokens[len(question.prompt) :]), tuple(seen))
@@ -288,14 +288,14 @@ class RandomSpeculation:
         counts.most_sessions = max(counts.most_sessions, len(sessions))
         found = digests(self._opened, works, outcomes)
         for session, work, outcome, seen in zip(sessions, works, outcomes, found, strict=True):
-            verdict = expect_verified(outcome)
-            if verdict is None:
+            verified = expect_verified(outcome)
+            if verified is None:
                 continue
-            session.tokens += [*(work.tree.tokens[node] for node in verdict.path), verdict.bonus]
+            session.tokens += [*(work.tree.tokens[node] for node in verified.path), verified.bonus]
             session.seen += seen
             if len(work.tree):
                 counts.drafted_rounds += 1
-                counts.accepted += len(verdict.path)
+                counts.accepted += len(verified.path)
 
     def _work(self, session: _Session) -> VerifyWork:
         question, coming = session.truth.question, session.truth.answer[len(session.generated) :]

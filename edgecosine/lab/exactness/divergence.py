@@ -68,10 +68,10 @@ def _answers(
             for i in todo
         ]
         for i, outcome in zip(todo, engine.step(works).outcomes, strict=True):
-            verdict = expect_verified(outcome)
-            if verdict is None:
+            verified = expect_verified(outcome)
+            if verified is None:
                 continue
-            sequences[i] += [*(trees[i].tokens[node] for node in verdict.path), verdict.bonus]
+            sequences[i] += [*(trees[i].tokens[node] for node in verified.path), verified.bonus]
             trees[i] = drafts[i](sequences[i])
     for i in range(len(prompts)):
         engine.release(str(i))

@@ -79,9 +79,9 @@ class RecitingTarget:
     def _judge(self, work: VerifyWork) -> VerificationResult:
         truth = self._texts.lists[self._texts.text_of(work.tokens)]
         length = len(work.tokens)
-        verdict = walk(work.tree, lambda _, accepted: truth[length + len(accepted)])
-        self._cached[work.key] += len(verdict.path)
-        return verdict
+        verified = walk(work.tree, lambda _, accepted: truth[length + len(accepted)])
+        self._cached[work.key] += len(verified.path)
+        return verified
 
 
 class _NoModel:
@@ -150,9 +150,9 @@ class SimulatedVerifier(Verifier):
 
     async def verify(self, work: VerifyWork) -> VerificationResult:
         """Verify; the event loop is charged for the session that continues."""
-        verdict = await super().verify(work)
+        verified = await super().verify(work)
         self._strand.charge(self._charges.round_s)
-        return verdict
+        return verified
 
     async def _profile(self) -> dict[int, float]:
         return {rows: self._charges.target_pass(rows) for rows in PROFILED}

@@ -63,8 +63,8 @@ def _answer(engine: TargetEngine, prompt: list[int], sampling: Sampling) -> list
     while len(text) < NUM_PROMPT + ANSWER:
         work = VerifyWork("record", text, NUM_PROMPT, EMPTY_TREE, sampling)
         [outcome] = engine.step([work]).outcomes
-        if (verdict := expect_verified(outcome)) is not None:
-            text.append(verdict.bonus)
+        if (verified := expect_verified(outcome)) is not None:
+            text.append(verified.bonus)
     return text
 
 

@@ -38,7 +38,7 @@ from edgecosine.node.gateway.reply_sink import MqttReplySink
 from edgecosine.node.gateway.request_manager import RequestManager
 from edgecosine.node.gateway.service import Service, model_of
 from edgecosine.node.runtime.clock import loop_time
-from edgecosine.node.runtime.failures import CROWDED, cause_of
+from edgecosine.node.runtime.failures import INBOX_FULL, cause_of
 from edgecosine.protocol.api.json_fields import read_names, read_object
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.openai import RequestLimits
@@ -285,7 +285,7 @@ class Gateway:
             return
         match self._topics.parse(message.topic):
             case RequestTopic(kind):
-                refused = self._parser.refuse(kind, message, CROWDED)
+                refused = self._parser.refuse(kind, message, INBOX_FULL)
                 self._manager.refusals.send(refused.ticket, refused.error)
         self._journal.then(message.acknowledge)
 

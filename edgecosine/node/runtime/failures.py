@@ -26,7 +26,7 @@ DRAINING = Refusal(
     status=503,
     retry_after_s=_DRAIN_RETRY_S,
 )
-CROWDED = Refusal(
+INBOX_FULL = Refusal(
     "more requests wait than can be read; try again in 1.0 s",
     code="overloaded",
     status=503,

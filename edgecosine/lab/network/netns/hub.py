@@ -63,8 +63,8 @@ class Hub:
         clock, switch = time.monotonic, self._switch
         while True:
             due = switch.next_due
-            patience = None if due is None else max(0.0, due - clock())
-            readable, _, _ = select.select([orders, *self._port_of], (), (), patience)
+            timeout_s = None if due is None else max(0.0, due - clock())
+            readable, _, _ = select.select([orders, *self._port_of], (), (), timeout_s)
             for descriptor in readable:
                 if descriptor == orders:
                     data = os.read(orders, MAX_LINE_BYTES)
