@@ -13,6 +13,8 @@ from edgecosine.protocol.api.request import Committed, Request
 from edgecosine.protocol.api.request_record import ReplyAddress, RequestStatus
 
 KEEP_ANSWERS_S: Final = 3600.0
+MAX_KEPT_ANSWERS: Final = 1024
+MAX_KEPT_BYTES: Final = 16 << 20
 
 OnWritten = Callable[[bool], None]
 """Called in the event loop with whether the record was written."""

@@ -21,23 +21,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final, NoReturn
-
-import msgspec
+from typing import NoReturn
 
 from edgecosine.errors import JournalLost
+from edgecosine.node.durability import statements
 from edgecosine.node.durability.boot_clock import BootTime
 from edgecosine.node.durability.interface import FinishedRecord, OnWritten
-from edgecosine.node.durability.store import JournalStore, Statement
+from edgecosine.node.durability.statements import Statements
+from edgecosine.node.durability.store import JournalStore
 from edgecosine.node.runtime.failures import cause_of
-from edgecosine.protocol.api.replies import final_message
 from edgecosine.protocol.api.request import Committed, Request
 from edgecosine.protocol.api.request_record import ReplyAddress
 
 logger = logging.getLogger(__name__)
 
-MAX_KEPT_ANSWERS: Final = 1024
-MAX_KEPT_BYTES: Final = 16 << 20
 _MAX_WAITING = 10_000
 """Unwritten records beyond which requests are refused and tokens are not journalled."""
 _MAX_BATCH = 256
@@ -48,15 +45,13 @@ _HOLD_S = 10.0
 """How long a final waits for a disk that fails to write the end of its request."""
 _CHECK_S = 1.0
 
-_encode = msgspec.msgpack.Encoder().encode
-
 
 @dataclass(frozen=True, slots=True)
 class _Record:
     """Statements of one transaction. A record that `must_keep` is retried until it is written."""
 
     number: int
-    statements: tuple[Statement, ...]
+    statements: Statements
     is_lasting: bool = False
     must_keep: bool = False
 
@@ -115,62 +110,38 @@ class DiskJournal:
         if self._is_full:
             on_written(False)
             return
-        values = (ticket.key, model, *map(_encode, (self._now(), ticket, request)))
-        self._record(
-            (("DELETE FROM rounds WHERE key = ?", (ticket.key,)),
-             ("INSERT OR REPLACE INTO jobs (key, model, moment, ticket, request) "
-              "VALUES (?, ?, ?, ?, ?)", values),),
-            is_lasting=True,
-        )  # fmt: skip
+        written = statements.accept(ticket, request, model, self._now())
+        self._record(written, is_lasting=True)
         self._wait(on_written)
 
     def readdress(self, ticket: ReplyAddress) -> None:
         """Record a new reply address of a repeated request."""
-        values = (_encode(ticket), ticket.key)
-        self._record((("UPDATE jobs SET ticket = ? WHERE key = ?", values),))
+        self._record(statements.readdress(ticket))
 
     def begin(self, key: str) -> None:
         """Count a start of a request's sessions since its last token, to detect crashes."""
-        self._record(((_BEGIN, (key, key, key)),))
+        self._record(statements.begin(key))
 
     def leave(self, key: str) -> None:
         """Record that a request's sessions end because this process ends in order."""
-        self._record((("UPDATE jobs SET num_starts = 0 WHERE key = ?", (key,)),))
+        self._record(statements.leave(key))
 
     def commit(self, key: str, choice: int, position: int, committed: Committed) -> None:
         """Record new tokens of a choice, which follow `position` earlier ones."""
         if not self._is_full:
-            values = (key, choice, position, _encode(committed))
-            self._record((("INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?)", values),))
+            self._record(statements.commit(key, choice, position, committed))
 
     def finish(self, kept: FinishedRecord) -> None:
         """Record the end of a request, and keep its final."""
-        final = _encode(final_message(kept.final))
-        parts = _encode(kept.parts)
-        values = (
-            kept.key, kept.digest, kept.state, kept.kept_until, False, len(final), final, parts
-        )  # fmt: skip
-        now = self.wall_s()
-        self._record(
-            (
-                *_end(kept.key),
-                ("INSERT OR REPLACE INTO answers (key, digest, state, kept_until, is_delivered, "
-                 "num_bytes, final, parts) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values),
-                ("DELETE FROM answers WHERE kept_until < ?", (now,)),
-                (_TRIM, (MAX_KEPT_ANSWERS, MAX_KEPT_BYTES)),
-            ),
-            must_keep=True,
-        )  # fmt: skip
+        self._record(statements.finish(kept, self.wall_s()), must_keep=True)
 
     def deliver(self, key: str) -> None:
         """Record that the final of a request was delivered."""
-        sql = "UPDATE answers SET is_delivered = 1, parts = x'90' WHERE key = ?"
-        self._record(((sql, (key,)),), must_keep=True)
+        self._record(statements.deliver(key), must_keep=True)
 
     def forget(self, key: str) -> None:
         """Remove a request that was refused after all, or that another target owns."""
-        answer = ("DELETE FROM answers WHERE key = ?", (key,))
-        self._record((*_end(key), answer), must_keep=True)
+        self._record(statements.forget(key), must_keep=True)
 
     def then(self, call: Callable[[], None]) -> None:
         """Call once all earlier records are written or have failed."""
@@ -225,13 +196,13 @@ class DiskJournal:
 
     def _record(
         self,
-        statements: tuple[Statement, ...],
+        written: Statements,
         *,
         is_lasting: bool = False,
         must_keep: bool = False,
     ) -> None:
         self._num_records += 1
-        self._records.put(_Record(self._num_records, statements, is_lasting, must_keep))
+        self._records.put(_Record(self._num_records, written, is_lasting, must_keep))
 
     def _wait(self, on_written: OnWritten) -> None:
         if self._is_stuck:
@@ -316,27 +287,3 @@ def _call(callback: Callable[[], None]) -> None:
         callback()
     except Exception as error:  # noqa: BLE001 -- the other callbacks must run
         logger.error("callback of the journal failed: cause=%s", cause_of(error))  # noqa: TRY400
-
-
-_BEGIN = """
-    UPDATE jobs SET
-        num_starts = 1 + CASE num_rounds_then
-            WHEN (SELECT count(*) FROM rounds WHERE key = ?) THEN num_starts ELSE 0 END,
-        num_rounds_then = (SELECT count(*) FROM rounds WHERE key = ?)
-    WHERE key = ?
-"""
-_TRIM = """
-    DELETE FROM answers WHERE number IN (
-        SELECT number FROM (
-            SELECT number, row_number() OVER newest AS place, sum(num_bytes) OVER newest AS total
-            FROM answers WINDOW newest AS (ORDER BY number DESC)
-        ) WHERE place > ? OR total > ?
-    )
-"""
-
-
-def _end(key: str) -> tuple[Statement, Statement]:
-    return (
-        ("DELETE FROM jobs WHERE key = ?", (key,)),
-        ("DELETE FROM rounds WHERE key = ?", (key,)),
-    )

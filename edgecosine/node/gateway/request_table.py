@@ -10,13 +10,11 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from edgecosine.node.durability.interface import MAX_KEPT_ANSWERS, MAX_KEPT_BYTES
 from edgecosine.node.runtime.failures import DUPLICATE
 from edgecosine.protocol.api.parse_request import ANONYMOUS
 from edgecosine.protocol.api.replies import FinalReply
 from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord, RequestStatus
-
-MAX_KEPT_ANSWERS = 1024
-MAX_KEPT_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)

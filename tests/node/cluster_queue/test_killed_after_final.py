@@ -12,6 +12,7 @@ import pytest
 
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.node.cluster_queue import members
+from edgecosine.node.cluster_queue import state as queue_state
 from edgecosine.protocol.api.claim_messages import Claim, read_work
 from tests.node.cluster_queue.test_coordinator import gateway
 from tests.node.cluster_queue.test_unseen_deaths import OF_DEAD
@@ -65,6 +66,7 @@ def test_all_finals_of_a_request_have_the_same_bytes(
     prompt: str, moment: str, num_finals: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(members, "GRACE_S", 0.5)
+    monkeypatch.setattr(queue_state, "UNCLAIMED_S", 1e6)
 
     async def scenario() -> None:
         async with contextlib.AsyncExitStack() as stack:

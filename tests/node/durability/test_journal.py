@@ -20,8 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from edgecosine.errors import ConfigError
 from edgecosine.node.durability.boot_clock import BootTime
-from edgecosine.node.durability.interface import FinishedRecord
-from edgecosine.node.durability.journal import MAX_KEPT_ANSWERS, MAX_KEPT_BYTES, DiskJournal
+from edgecosine.node.durability.interface import MAX_KEPT_ANSWERS, MAX_KEPT_BYTES, FinishedRecord
+from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.durability.recovery import MAX_STARTS, RecoveredState, recover
 from edgecosine.node.durability.store import FILE_NAME, JournalStore, Statement
 from edgecosine.protocol.api.mqtt_message import Outgoing

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edgecosine.errors import RequestError
+from edgecosine.node.durability.interface import MAX_KEPT_ANSWERS, MAX_KEPT_BYTES
 from edgecosine.node.gateway.request_table import (
-    MAX_KEPT_ANSWERS,
-    MAX_KEPT_BYTES,
     FinishedRequest,
     RequestTable,
 )
