@@ -82,7 +82,7 @@ class OwnClaims:
         own = self._claims.get(key)
         if own is None or not self._members.is_joined:
             return False
-        is_safe = own.claim.end is None or own.is_end_retained
+        is_safe = own.claim.end is None or own.is_end_retained or not own.is_published
         return own.is_started and not own.missing_acks and is_safe
 
     def is_pending(self, key: str) -> bool:
@@ -116,7 +116,7 @@ class OwnClaims:
         if own is None or own.is_refused or end.num_bytes > MAX_END_BYTES or own.claim.end == end:
             return []
         own.claim, own.is_end_retained = msgspec.structs.replace(own.claim, end=end), False
-        return own.publish() if own.is_published else []
+        return [] if self._members.is_alone else own.publish()
 
     def refuse(self, key: str) -> None:
         """Leave the end out of our claim, which is too long for the broker."""

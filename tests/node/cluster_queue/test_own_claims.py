@@ -67,6 +67,18 @@ def test_final_is_ours_to_send_once_the_broker_retains_it_with_our_claim() -> No
     assert ours.is_acknowledged(KEY)
 
 
+def test_end_is_published_beside_a_target_that_was_lost_after_our_claim() -> None:
+    members = joined()
+    ours = OwnClaims(members, nothing)
+    ours.claim(OURS, 0.0)
+    members.update(status("b", "lost"), 0.0)
+    [published] = ours.add_end(KEY, END)
+    assert isinstance(published, PublishClaim)
+    assert not ours.is_acknowledged(KEY)
+    ours.on_own_claim(published.claim, 0.0)
+    assert ours.is_acknowledged(KEY)
+
+
 def test_end_that_is_too_long_for_a_claim_is_left_out() -> None:
     ours = ours_beside("b")
     ours.claim(OURS, 0.0)
