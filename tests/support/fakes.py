@@ -65,6 +65,9 @@ class ScriptedService:
     `invalid` is refused by `check`.
     """
 
+    commits = True
+    """Whether each delta has a token, which the journal records as progress."""
+
     def __init__(self, words: tuple[str, ...] = ("to", " be"), max_sessions: int = 4) -> None:
         self.words = words
         self.max_sessions = max_sessions
@@ -109,17 +112,21 @@ class ScriptedService:
         prompt = _text(request)
         try:
             yield Started(3)
-            yield Delta(0, self.words[0], committed=Committed((0,)))
+            yield self._delta(0)
             if prompt in self.errors:
                 raise self.errors[prompt]
             if prompt in self.held:
                 await self.held[prompt].wait()
-            for index, word in enumerate(self.words[1:], start=1):
-                yield Delta(index, word, committed=Committed((index,)))
+            for index in range(1, len(self.words)):
+                yield self._delta(index)
             yield self._whole(request)
         finally:
             self.num_closed += 1
             self._news.set()
+
+    def _delta(self, index: int) -> Delta:
+        tokens = (index,) if self.commits else ()
+        return Delta(index, self.words[index], committed=Committed(tokens))
 
     def _whole(self, request: Request) -> Answer:
         return Answer(

@@ -221,10 +221,16 @@ def test_killed_several_times_the_result_is_the_same(
     run(story())
 
 
+class TokenlessService(ScriptedService):
+    """Commits no tokens, so that a session that ends with its process made no progress."""
+
+    commits = False
+
+
 class Harness:
     """A request manager with a journal, all that it sent, and whether that is acknowledged."""
 
-    def __init__(self, directory: Path, service: ScriptedService) -> None:
+    def __init__(self, directory: Path, service: TokenlessService) -> None:
         self.journal = DiskJournal(directory)
         self.sent: list[Outgoing] = []
         self.is_acknowledging = True
@@ -263,10 +269,10 @@ class Harness:
 
 @asynccontextmanager
 async def harness(
-    directory: Path, service: ScriptedService | None = None
+    directory: Path, service: TokenlessService | None = None
 ) -> AsyncIterator[Harness]:
     """A request manager that is stopped as by SIGTERM."""
-    at = Harness(directory, service or ScriptedService())
+    at = Harness(directory, service or TokenlessService())
     async with asyncio.TaskGroup() as group:
         writing = group.create_task(at.journal.run())
         open_ = group.create_task(at.manager.run())
@@ -278,8 +284,8 @@ async def harness(
         writing.cancel()
 
 
-def holding() -> ScriptedService:
-    service = ScriptedService()
+def holding() -> TokenlessService:
+    service = TokenlessService()
     service.hold("hm")
     return service
 
@@ -355,7 +361,7 @@ def test_delivered_final_is_sent_again_on_request_only(tmp_path: Path) -> None:
             [first] = await at.expect(FINAL)
         async with harness(tmp_path) as at:
             assert await at.expect(FINAL) == [first]
-        service = ScriptedService()
+        service = TokenlessService()
         async with harness(tmp_path, service) as at:
             at.take(reply=HOME.response("a", "elsewhere"))
             assert await at.expect(HOME.response("a", "elsewhere")) == [first]
@@ -400,7 +406,7 @@ def test_final_goes_to_the_latest_reply_address(tmp_path: Path) -> None:
 
 def test_request_that_cannot_be_journalled_is_refused(tmp_path: Path) -> None:
     async def story() -> None:
-        service = ScriptedService()
+        service = TokenlessService()
         async with harness(tmp_path, service) as at:
             write = at.journal.store.write
 
@@ -432,7 +438,7 @@ def test_unwritten_final_is_not_sent_twice_across_a_crash(
     tmp_path: Path,
 ) -> None:
     async def story() -> None:
-        service = ScriptedService()
+        service = TokenlessService()
         gate = service.hold("hm")
         at = Harness(tmp_path, service)
 
@@ -499,7 +505,7 @@ def test_request_that_always_breaks_the_engine_is_given_up(tmp_path: Path) -> No
     run(story())
 
 
-class DeadlyService(ScriptedService):
+class DeadlyService(TokenlessService):
     """Ends its process at a deadly prompt; records how many sessions ran together."""
 
     def __init__(self) -> None:
@@ -636,7 +642,7 @@ def test_request_is_acknowledged_once_it_is_journalled(tmp_path: Path) -> None:
     async def story() -> None:
         journal = DiskJournal(tmp_path)
         gateway = Gateway(
-            ScriptedService(), broker=BrokerAddress.parse("mqtt://127.0.0.1"), cluster="home",
+            TokenlessService(), broker=BrokerAddress.parse("mqtt://127.0.0.1"), cluster="home",
             node_id="t1", journal=journal,
         )  # fmt: skip
         gateway.queue.state.join(0.0, is_remembered=False)
