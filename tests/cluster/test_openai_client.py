@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -126,3 +129,35 @@ def test_prompts_are_scored_as_harnesses_for_evaluation_ask(
         assert is_greedy == (prompt == prompts[0])
         if is_greedy:
             assert own == said.logprobs.token_logprobs
+
+
+def test_named_request_outlives_a_kill_of_the_target(
+    cluster: LocalCluster, client: openai.OpenAI
+) -> None:
+    asked: dict[str, Any] = {
+        "model": zoo.TARGET, "prompt": PROMPT, "max_tokens": 200, "temperature": 0.9, "seed": 5,
+        "extra_body": {"ignore_eos": True},
+    }  # fmt: skip
+    expected = client.completions.create(**asked).choices[0].text
+    target = next(node_id for node_id in cluster.pids if node_id.startswith("target"))
+    named = {**asked, "stream": True, "extra_headers": {"Idempotency-Key": "outlives"}}
+    stream = client.completions.create(**named)
+    assert expected.startswith(next(stream).choices[0].text)
+    os.kill(cluster.pid(target), signal.SIGKILL)
+    with pytest.raises(openai.APIConnectionError):
+        list(stream)
+    while True:
+        try:
+            texts = [chunk.choices[0].text for chunk in client.completions.create(**named)]
+            break
+        except (openai.APIConnectionError, openai.InternalServerError):
+            time.sleep(0.1)
+    assert "".join(texts) == expected
+
+    async def num_resumed() -> int:
+        async with Client(cluster.broker_url, "http") as mqtt:
+            while not (found := (await mqtt.nodes())[target].state.get("counters", {})):
+                await mqtt.changed()
+        return int(found.get("resumed", 0))
+
+    assert run_patiently(num_resumed()) == 1

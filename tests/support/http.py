@@ -48,6 +48,7 @@ async def http_harness(
     more: Sequence[RouteGroup] = (),
     broker: EmbeddedBroker | None = None,
     max_queued: int = 64,
+    node_id: str = "t1",
     **options: Any,
 ) -> AsyncIterator[HttpHarness]:
     """Run a gateway with an HTTP door; `more` are route groups beside the usual ones, `options`
@@ -55,7 +56,7 @@ async def http_harness(
     door = HttpDoor([listening_socket()], more, **options)
     url = f"http://127.0.0.1:{door.port}"
     async with (
-        gateway_harness(service, broker=broker, max_queued=max_queued) as home,
+        gateway_harness(service, broker=broker, max_queued=max_queued, node_id=node_id) as home,
         running(door.run()),
         httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as client,
     ):
