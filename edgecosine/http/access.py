@@ -18,6 +18,7 @@ CLIENT: Final = "client_id"
 """The key in a request's state of its client id."""
 PUBLIC: Final = frozenset({"/", "/health", "/ready", "/version", "/openapi.json"})
 """Paths that need no key: they show nothing that a client has sent."""
+_ANY: Final = "*"
 _LOOPBACK_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _NO_KEY: Final = Refusal(
@@ -27,7 +28,9 @@ _NO_KEY: Final = Refusal(
     status=401,
 )
 _FOREIGN: Final = Refusal(
-    "a page of another origin asks; --http-cors ORIGIN allows it", code="origin_refused", status=403
+    "a page of another origin asks, or a proxy under another name; --http-cors ORIGIN allows it",
+    code="origin_refused",
+    status=403,
 )
 
 
@@ -53,14 +56,14 @@ class NoKeys:
 class AccessControl:
     """Refuses requests without a key where there are keys, and those of pages of other origins.
 
-    `is_local`: the server listens on a loopback address, where a page could otherwise ask through a
-    name of its own that it lets point there.
+    `origins` may be `*`; `is_local`: the server listens on a loopback address.
     """
 
     def __init__(
         self, app: ASGIApp, keys: Keys, *, origins: Collection[str], is_local: bool
     ) -> None:
         self._keys, self._origins, self._is_local = keys, frozenset(origins), is_local
+        self._hosts = _LOOPBACK_HOSTS.union(urlsplit(origin).hostname for origin in origins)
         self._app: ASGIApp = app
         if origins:
             self._app = CORSMiddleware(
@@ -93,13 +96,30 @@ class AccessControl:
 
     def _is_foreign(self, headers: Mapping[str, str]) -> bool:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if origin is not None and origin not in self._origins and urlsplit(origin).netloc != host:
+        if _ANY in self._origins:
+            return False
+        if origin is not None and origin not in self._origins and _netloc(origin) != host:
             return True
-        return self._is_local and urlsplit(f"//{host}").hostname not in _LOOPBACK_HOSTS
+        # Without keys, a page could ask through a name of its own that points here.
+        return self._is_local and not len(self._keys) and _host(host) not in self._hosts
 
 
 def _is_public(path: str) -> bool:
     return path in PUBLIC or path.startswith("/page/")
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
+
+
+def _host(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _key_of(headers: Mapping[str, str]) -> str:

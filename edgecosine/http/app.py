@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from edgecosine.errors import Refusal, RequestError
-from edgecosine.http.replies import error_reply
+from edgecosine.http.replies import REQUEST_ID, error_reply
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +29,9 @@ def build_app(groups: Iterable[Sequence[BaseRoute]]) -> ASGIApp:
     return _Guarded(Starlette(routes=routes, exception_handlers=handlers))
 
 
-async def _refused(_: HttpRequest, error: Exception) -> Response:
+async def _refused(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return error_reply(error)
+    return error_reply(error, http.scope["state"].get(REQUEST_ID, ""))
 
 
 async def _not_found(http: HttpRequest, error: Exception) -> Response:

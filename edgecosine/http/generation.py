@@ -20,7 +20,7 @@ from edgecosine.http.access import CLIENT
 from edgecosine.http.backend import LOADING, Accepted, Backend, Call
 from edgecosine.http.batch import ask_all, join_finals, split_prompts
 from edgecosine.http.body import read_body
-from edgecosine.http.replies import EventReply, WholeReply
+from edgecosine.http.replies import REQUEST_ID, EventReply, WholeReply
 from edgecosine.protocol.api.answers import FinalMessage, render_error
 from edgecosine.protocol.api.bodies import ChatBody, CompletionBody, field_names
 from edgecosine.protocol.api.chunks import ChunkRenderer
@@ -52,11 +52,12 @@ def generation_routes(backend: Backend) -> Sequence[BaseRoute]:
 
 
 async def _answer(backend: Backend, kind: RequestKind, http: HttpRequest) -> ASGIApp:
+    name, is_named = _request_id(http)
+    http.scope["state"][REQUEST_ID] = name
     payload = await read_body(http)
     body = read_object(payload)
-    for name in _OF_MQTT:
-        body.pop(name, None)
-    name, is_named = _request_id(http)
+    for field in _OF_MQTT:
+        body.pop(field, None)
     if not backend.info["models"]:
         raise (backend.objection or LOADING).error()
     digest, client_id, limits = _digest(kind, payload), client_of(http), _limits(backend)

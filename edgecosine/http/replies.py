@@ -22,6 +22,8 @@ PING_S: Final = 15.0
 """A stream without text gets a comment so often, which keeps proxies from closing it."""
 SEND_TIMEOUT_S: Final = 60.0
 """A client that takes no byte for this long is disconnected."""
+REQUEST_ID: Final = "request_id"
+"""The key in a request's state of its name, for its error."""
 _JSON: Final = "application/json"
 _EVENT_HEADERS: Final = (
     (b"content-type", b"text/event-stream; charset=utf-8"),

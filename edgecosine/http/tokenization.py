@@ -12,7 +12,7 @@ from edgecosine.errors import RequestError
 from edgecosine.http.backend import Backend, Tokenizer
 from edgecosine.http.body import read_body
 from edgecosine.http.replies import json_reply
-from edgecosine.protocol.api.chat import MAX_PROMPT_TOKENS, read_messages, read_prompt
+from edgecosine.protocol.api.chat import MAX_PROMPT_TOKENS, missing, read_messages, read_prompt
 from edgecosine.protocol.api.json_fields import Fields, read_object
 
 
@@ -31,6 +31,8 @@ def tokenization_routes(backend: Backend) -> Sequence[BaseRoute]:
 
     async def detokenize(http: HttpRequest) -> Response:
         tokenizer, body = _tokenizer_of(backend), read_object(await read_body(http))
+        if body.get("tokens") is None:
+            missing("tokens")
         tokens = Fields(body).tokens("tokens", max_entries=MAX_PROMPT_TOKENS)
         if max(tokens, default=0) >= tokenizer.num_tokens:
             raise RequestError(

@@ -76,10 +76,13 @@ def test_pages_of_other_origins_are_refused_unless_named() -> None:
             assert await asked(home.http, {"origin": chat}) == 403
             assert await asked(home.http, {"origin": f"http://127.0.0.1:{home.door.port}"}) == 200
             # A name that its owner lets point to this machine.
-            assert await asked(home.http, {"host": f"chat.example:{home.door.port}"}) == 403
+            for host in (f"chat.example:{home.door.port}", "[::1", ""):
+                assert await asked(home.http, {"host": host}) == 403
+            assert await asked(home.http, {"origin": "http://[::1"}) == 403
         async with http_harness(origins=[chat]) as home:
             reply = await home.http.post(COMPLETIONS, json=BODY, headers={"origin": chat})
             assert reply.headers["access-control-allow-origin"] == chat
+            assert await asked(home.http, {"host": "chat.example"}) == 200  # a proxy's
             preflight = {"origin": chat, "access-control-request-method": "POST"}
             assert (await home.http.options(COMPLETIONS, headers=preflight)).status_code == 200
             assert await asked(home.http, {"origin": "https://else.example"}) == 403

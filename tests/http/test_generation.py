@@ -15,7 +15,7 @@ from edgecosine.http.body import MAX_BODY_BYTES
 from edgecosine.lab.bench.http.stream_client import StreamClient
 from tests.support.fakes import ScriptedService
 from tests.support.http import HttpHarness, http_harness
-from tests.support.mqtt import HOME, run, running
+from tests.support.mqtt import HOME, run, run_patiently, running
 
 CHAT = {"messages": [{"role": "user", "content": "or not"}]}
 CHATS, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -111,6 +111,7 @@ def test_refusal_has_the_error_object_and_status() -> None:
                 "param": "messages", "code": "empty_prompt", "status": 400,
             }  # fmt: skip
             assert refused.value.response.headers["x-should-retry"] == "false"
+            assert refused.value.request_id == refused.value.response.json()["id"]
             with pytest.raises(openai.NotFoundError) as missing:
                 await client.chat.completions.create(model="gpt-99", **CHAT)
             assert missing.value.code == "model_not_found"
@@ -281,6 +282,7 @@ def test_requests_end_with_an_error_when_the_node_ends() -> None:
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "shutting_down")
 
 
+@pytest.mark.soak
 def test_500_streams_are_open_at_once_and_all_end() -> None:
     async def story() -> None:
         service = ScriptedService(max_sessions=512)
@@ -299,4 +301,4 @@ def test_500_streams_are_open_at_once_and_all_end() -> None:
             assert {stream.result() for stream in streams} == {"to be"}
             assert not home.home.gateway.admission.num_running
 
-    run(story())
+    run_patiently(story())

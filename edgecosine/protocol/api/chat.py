@@ -25,7 +25,7 @@ def read_prompt(body: Mapping[str, object]) -> str:
     """
     prompt = body.get("prompt")
     if prompt is None:
-        _missing("prompt")
+        missing("prompt")
     if isinstance(prompt, list):
         if len(prompt) != 1:
             invalid("prompt", "prompt must be a single text; send one request for each")
@@ -65,7 +65,7 @@ def read_messages(body: Mapping[str, object]) -> tuple[ChatMessage, ...]:
     """
     messages = body.get("messages")
     if messages is None:
-        _missing("messages")
+        missing("messages")
     if not isinstance(messages, list):
         wrong_type("messages", "a list")
     if len(messages) > MAX_MESSAGES:
@@ -139,5 +139,6 @@ def _text_of(part: object) -> object:
     return part.get("refusal" if part.get("type") == "refusal" else "text")
 
 
-def _missing(name: str) -> NoReturn:
+def missing(name: str) -> NoReturn:
+    """Raise RequestError for a field that is required."""
     raise RequestError(f"{name} is missing", code="missing_required_parameter", parameter=name)
