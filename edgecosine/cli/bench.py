@@ -27,6 +27,7 @@ from edgecosine.lab.bench.cells import CELL_NAMES, all_cells, only, quick_cells,
 from edgecosine.lab.bench.table import fill, read_report, tables
 from edgecosine.lab.cluster import NetworkKind
 from edgecosine.lab.figures import Figure, keeping
+from edgecosine.models import DEFAULT_TARGET
 from edgecosine.zoo import BALLAST
 
 _ballast = click.option(
@@ -166,6 +167,23 @@ def engine(ballast: int, repeats: int, model: str | None, report: Path | None) -
         return
     keep = keeping(report, weather="none", ballast=ballast)
     _print(run_engine_bench(ballast, repeats, click.echo, keep))
+
+
+@command.command("grammar")
+@_repeats
+@click.option("--model", default=DEFAULT_TARGET, show_default=True, metavar="MODEL",
+              help="The target's model.")  # fmt: skip
+@_report
+def grammar(repeats: int, model: str, report: Path | None) -> None:
+    """Measure what a response format costs, with one thread on one core, and check that drafts
+    change no answer that has one.
+    """
+    from edgecosine.lab.bench.run_grammar import run_grammar_bench
+
+    log_to_stderr("warning")
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    keep = keeping(report, weather="none", model=model)
+    _print(run_grammar_bench(model, repeats, click.echo, keep))
 
 
 @command.command("exactness")

@@ -35,6 +35,12 @@ class TokenMask:
 
     bits: bytes
 
+    @property
+    def only(self) -> int | None:
+        """The one token of the set; None if it has none or more."""
+        value = int.from_bytes(self.bits, "little")
+        return value.bit_length() - 1 if value and not value & (value - 1) else None
+
     def __contains__(self, token: int) -> bool:
         return token >> 3 < len(self.bits) and self.bits[token >> 3] >> (token & 7) & 1 == 1
 

@@ -25,6 +25,7 @@ from edgecosine.protocol.wire.messages import SharedNoise
 
 _FIRST_SIZE = 256
 """Tokens examined before the whole vocabulary is sorted for top-p."""
+_BITS = torch.arange(8, dtype=torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +144,12 @@ def draw(
 def _only(logits: torch.Tensor, allowed: TokenMask) -> torch.Tensor:
     """The logits [vocabulary], minus infinity at tokens that are not allowed."""
     packed = torch.frombuffer(bytearray(allowed.bits), dtype=torch.uint8)
-    bits = (packed[:, None] >> torch.arange(8, dtype=torch.uint8)) & 1
+    bits = (packed[:, None] >> _BITS) & 1
     is_allowed = torch.zeros(logits.numel(), dtype=torch.bool)
     size = min(logits.numel(), bits.numel())
     is_allowed[:size] = bits.view(-1)[:size].bool()
     masked = logits.masked_fill(~is_allowed.to(logits.device), -torch.inf)
-    if not bool(masked.max().isfinite()):
+    if float(masked.max()) == -math.inf:
         raise NoLogits
     return masked
 

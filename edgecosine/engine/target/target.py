@@ -195,6 +195,8 @@ class TransformerTarget:
                 return most_probable
             generated = [*answer, *accepted]
             allowed = None if constraint is None else constraint.allowed(generated)
+            if allowed is not None and (only := allowed.only) is not None:
+                return only
             if by_argmax and not banned and (allowed is None or most_probable in allowed):
                 return most_probable
             position = len(work.tokens) + len(accepted)
