@@ -12,6 +12,7 @@ from typing import Final
 from edgecosine import zoo
 
 _HERE: Final = Path(__file__).parent
+_TASKS: Final = _HERE / "lm_eval"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class Outsider:
     summary   one line about a run, from its output and its results; raises ValueError where they
               show a failure
     needs     a path that the target must serve
+    cwd       where it runs; None: in the folder for results
     is_twice  whether a target without drafters must give the same results
     """
 
@@ -45,6 +47,7 @@ class Outsider:
     command: Callable[[Setting], Sequence[str]]
     summary: Callable[[str, Setting], str]
     needs: str = "/v1/models"
+    cwd: Path | None = None
     is_twice: bool = False
 
 
@@ -70,11 +73,14 @@ def _aiperf(setting: Setting) -> Sequence[str]:
 
 def _guidellm(setting: Setting) -> Sequence[str]:
     return (
-        "guidellm", "benchmark", "run", "--target", setting.url, "--model", setting.model,
-        "--profile=concurrent", "--rate=4", "--max-requests=16", "--processor",
-        str(setting.tokenizer), "--data", "prompt_tokens=32,output_tokens=32",
-        "--request-type=text_completions", "--output-path", str(setting.folder / "guidellm.json"),
-        "--disable-console-interactive",
+        "guidellm", "run",
+        "--backend", f"kind=openai_http,target={setting.url},model={setting.model},"
+        "request_format=/v1/completions",
+        "--profile", "kind=concurrent,streams=4",
+        "--constraint", "kind=max_requests,count=16",
+        "--tokenizer", f"kind=hf_auto,model={setting.tokenizer}",
+        "--data", "kind=synthetic_text,prompt_tokens=32,output_tokens=32",
+        "--output", f"kind=json,path={setting.folder / 'guidellm.json'}", "--disable-console",
     )  # fmt: skip
 
 
@@ -85,7 +91,7 @@ def _lm_eval(setting: Setting) -> Sequence[str]:
     )
     return (
         "lm_eval", "--model=local-completions", "--model_args", arguments,
-        "--tasks=edgecosine_choice,edgecosine_text", "--include_path", str(_HERE / "lm_eval"),
+        "--tasks=edgecosine_choice,edgecosine_text", "--include_path", str(_TASKS),
         "--output_path", str(setting.folder),
     )  # fmt: skip
 
@@ -131,5 +137,12 @@ OUTSIDERS: Final = (
     ),
     Outsider("aiperf", ("aiperf",), _aiperf, _aiperf_summary),
     Outsider("guidellm", ("guidellm",), _guidellm, _guidellm_summary),
-    Outsider("lm-eval", ("lm-eval[api]",), _lm_eval, _lm_eval_summary, is_twice=True),
+    Outsider(
+        "lm-eval",
+        ("lm-eval[api]", "transformers"),
+        _lm_eval,
+        _lm_eval_summary,
+        cwd=_TASKS,
+        is_twice=True,
+    ),
 )

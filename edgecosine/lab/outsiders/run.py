@@ -72,6 +72,9 @@ async def _target(drafters: Sequence[str], folder: Path) -> AsyncIterator[Settin
         zoo.TARGET, drafters, cluster="outsiders", ballast=1, target_cores="", drafter_cores="",
         broker=None, broker_port=broker_port, http=f"127.0.0.1:{port}",
     )  # fmt: skip
+    # The tiny target's template implies no format of tool calls.
+    options = (*plan.target.options, "--tool-format", "hermes")
+    plan = replace(plan, target=replace(plan.target, options=options))
     async with LocalCluster(plan, lambda line: click.echo(line, err=True)):
         yield Setting(f"http://127.0.0.1:{port}", zoo.TARGET, folder)
 
@@ -127,7 +130,9 @@ async def _run(outsider: Outsider, programs: Path, setting: Setting) -> str:
     """
     await asyncio.to_thread(setting.folder.mkdir, parents=True)
     program, *arguments = outsider.command(setting)
-    code, output = await _call((str(programs / program), *arguments), _RUN_S, setting.folder)
+    code, output = await _call(
+        (str(programs / program), *arguments), _RUN_S, outsider.cwd or setting.folder
+    )
     if code:
         raise ValueError(f"exit code {code}: {output[-_SHOWN:]}")
     return outsider.summary(output, setting)
