@@ -37,7 +37,9 @@ async def _refused(http: HttpRequest, error: Exception) -> Response:
 async def _not_found(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{http.method} {http.url.path[:200]}: {HTTPStatus(error.status_code).phrase.lower()}"
-    return error_reply(Refusal(message, code="unknown_url", status=error.status_code))
+    reply = error_reply(Refusal(message, code="unknown_url", status=error.status_code))
+    reply.headers.update(error.headers or {})  # the methods that are allowed
+    return reply
 
 
 class _Guarded:

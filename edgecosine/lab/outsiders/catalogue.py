@@ -57,8 +57,11 @@ def _openai(setting: Setting) -> Sequence[str]:
 
 def _schemathesis(setting: Setting) -> Sequence[str]:
     return (
-        "schemathesis", "run", f"{setting.url}/openapi.json", "--checks=all", "--max-examples=15",
-        "--request-timeout=60", "--exclude-path=/events", "--seed=1", "--no-color",
+        "schemathesis", "run", f"{setting.url}/openapi.json", "--checks=all",
+        # JSON Schema cannot say how fields depend on each other and on the model, so a body that it
+        # allows may be refused.
+        "--exclude-checks=positive_data_acceptance",
+        "--max-examples=15", "--request-timeout=60", "--seed=1", "--no-color",
     )  # fmt: skip
 
 

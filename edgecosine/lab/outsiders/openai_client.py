@@ -65,7 +65,8 @@ def json_schema(client: Any, model: str) -> None:
 def tools(client: Any, model: str) -> None:
     function = {"name": "paint", "parameters": COLOUR}
     answer = client.chat.completions.create(
-        model=model, messages=HELLO, max_tokens=96, tool_choice="required", parallel_tool_calls=False,
+        model=model, messages=HELLO, max_tokens=96,
+        tool_choice="required", parallel_tool_calls=False,
         tools=[{"type": "function", "function": function}],
     )  # fmt: skip
     (call,) = answer.choices[0].message.tool_calls

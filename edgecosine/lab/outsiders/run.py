@@ -25,7 +25,7 @@ from edgecosine.local.cluster_plan import local_plan
 
 _INSTALL_S: Final = 1800.0
 _RUN_S: Final = 900.0
-_SHOWN: Final = 1500
+_SHOWN: Final = 3000
 
 
 @dataclass(frozen=True, slots=True)

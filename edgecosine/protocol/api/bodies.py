@@ -115,7 +115,7 @@ class CompletionBody(_Body, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=0)] | None = None
     echo: bool | None = None
     suffix: Literal[""] | None = None
-    logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS_COMPLETION)] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS_COMPLETION)] | bool | None = None
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True):
