@@ -75,7 +75,8 @@ def test_metrics_wait_for_the_model_and_are_prometheus_text() -> None:
         async with http_harness() as home:
             assert (await home.http.get("/metrics")).status_code == 503
             wrong = await home.http.post("/metrics")
-            assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, HEAD")
+            assert wrong.status_code == 405
+            assert set(wrong.headers["allow"].split(", ")) == {"GET", "HEAD"}
             home.door.views.metrics = lambda: target_metrics(Measurements(), STATE, "1.0")
             found = await home.http.get("/metrics")
             assert found.headers["content-type"].startswith("text/plain; version=")
