@@ -176,7 +176,7 @@ class NodeConfig:
         if self.role == "gateway" and not self.http.listen:
             raise ConfigError("http", "none", "HOST:PORT for a gateway, which serves HTTP alone")
         if (self.role == "gateway") == bool(self.engine.model):
-            allowed = "none for a gateway; nodes of other roles need one"
+            allowed = "none for a gateway; a target, a member or a drafter needs one"
             raise ConfigError("model", self.engine.model, allowed)
         if self.role == "gateway" and self.broker is None:
             raise ConfigError("broker", "none", "an MQTT URL: targets are found there")

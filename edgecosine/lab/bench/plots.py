@@ -74,7 +74,7 @@ def _figures(runs: list[dict[str, Any]]) -> Iterator[tuple[str, Figure]]:
     for curves in sweep_curves(runs):
         yield _name("sweep", curves.title), _draw_curves(curves)
     for curves in reconstruction_curves(runs):
-        yield _name("reconstruction", curves.title), _draw_curves(curves)
+        yield _name("specfed", curves.title), _draw_curves(curves)
     runs = [run for run in runs if "kind" not in run]
     policies = dict.fromkeys(run["policy"] for run in runs)
     colours = dict(zip(policies, itertools.cycle(_COLOURS), strict=False))

@@ -19,4 +19,8 @@ def reconstruction_curves(runs: Sequence[dict[str, Any]]) -> list[Curves]:
     if not lines:
         return []
     label = "mean L1 distance from the exact mixture"
-    return [Curves("error", "listed tokens (% of the vocabulary)", label, lines, is_log=True)]
+    return [
+        Curves(
+            "reconstruction error", "listed tokens (% of the vocabulary)", label, lines, is_log=True
+        )
+    ]

@@ -43,12 +43,12 @@ class CommitteeSettings:
 
     models: tuple[str, str] = ("python", "legal")
     weights: tuple[float, float] = (0.5, 0.5)
-    drafters: tuple[str, ...] = ("generalist",)
+    drafters: tuple[str, ...] = ("generalist", "manual", "home")
     answers: int = 56
     max_tokens: int = 32
     speed_answers: int = 12
-    speed_tokens: int = 96
-    ballast: int = 32
+    speed_tokens: int = 64
+    ballast: int = 256
     texts_per_domain: int = 32
     every: int = 8
 
