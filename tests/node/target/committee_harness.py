@@ -33,7 +33,6 @@ class CodedLink:
 
     member: LocalMember
     worker: MemberWorker
-    num_sent: int = 0
     requests: list[AnyMessage] = field(default_factory=list)
     put_out_for: list[RemoteProtocolError] = field(default_factory=list)
     held: asyncio.Event | None = None
