@@ -48,6 +48,7 @@ from edgecosine.security.join_token import JoinToken, write_token
 HOME = Topics("home")
 TARGET = Hello(PROTOCOL_VERSION, "home", "target-1", 1000, "target", "toy", "none", b"")
 DRAFTER = Hello(PROTOCOL_VERSION, "home", "drafter-1", 1000, "drafter", "toy", "none", bytes(16))
+MEMBER = Hello(PROTOCOL_VERSION, "home", "member-1", 1000, "member", "toy", "none", bytes(16))
 TOKENS = pack_tokens([1, 2, 3])
 MESSAGES: tuple[AnyMessage, ...] = (
     TARGET,
@@ -100,11 +101,13 @@ def messages() -> list[bytes]:
 def conversations() -> list[bytes]:
     """Messages of a peer, beginning with its greeting; the first byte selects the receiver."""
     greeting: tuple[AnyMessage, ...] = (Ping(0), Pong(0), Ping(1))
-    drafter, target = (DRAFTER, *greeting, *MESSAGES[8:]), (TARGET, *greeting, *MESSAGES[5:8])
+    drafter, target = (DRAFTER, *greeting, *MESSAGES[8:11]), (TARGET, *greeting, *MESSAGES[5:8])
+    member = MEMBER, *greeting, *MESSAGES[9:11], MESSAGES[13]
     refusal = Refuse("other", 0, [b"word0", b"word2"])
     return [
         b"\0" + _stream(*drafter, Refuse("going")),
         b"\1" + _stream(*target),
+        b"\0" + _stream(*member),
         b"\2" + _stream(DRAFTER, Ping(0), refusal),
         b"\0" + _stream(refusal),
     ]
