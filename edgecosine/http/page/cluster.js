@@ -120,7 +120,7 @@ function row(id, node, { share = null, rate = null }, link) {
   const isTarget = node.state.role === "target";
   const isHere = picture.isHere(node);
   const dot = element("span", { className: `dot ${isTarget ? "" : isHere ? hue(id) : "gone"}` });
-  const about = [isTarget ? "target" : "drafter", shortModel(node.state.model)].filter(Boolean).join(", ");
+  const about = [node.state.role ?? "drafter", shortModel(node.state.model)].filter(Boolean).join(", ");
   const why = node.reason ? [element("small", { textContent: node.reason })] : [];
   const speed = isTarget ? short(rate, " tokens/s") : short(link?.token_ms, " ms/token");
   return element("tr", { className: isHere ? "" : "gone" },

@@ -18,7 +18,7 @@ export function draw(nodes, activity) {
   latest = [nodes, activity];
   const width = byId("picture").clientWidth || 600;
   const ids = Object.keys(nodes);
-  const shape = JSON.stringify([width, ids, ids.map((id) => [role(nodes[id]), links(nodes[id])])]);
+  const shape = JSON.stringify([width, ids, ids.map((id) => role(nodes[id]))]);
   if (shape !== drawn) {
     drawn = shape;
     build(nodes, width);
@@ -29,7 +29,10 @@ export function draw(nodes, activity) {
 new ResizeObserver(() => latest && draw(...latest)).observe(byId("picture"));
 
 const role = (node) => node.state.role ?? "drafter";
-const links = (node) => Object.keys(node.state.drafters ?? {});
+
+/** What a target reports of a drafter, or of the committee's member that a node serves. */
+const partner = (target, id) => target.state.drafters?.[id] ??
+  Object.values(target.state.members ?? {}).find((member) => member.nodes.includes(id));
 
 function build(nodes, width) {
   const picture = byId("picture");
@@ -136,14 +139,14 @@ function update(id, node, nodes, activity) {
 function updateLink(target, drafter, node, nodes, activity) {
   const part = parts.get(`${target}>${drafter}`);
   if (!part) return;
-  const facts = node.state.drafters?.[drafter];
+  const facts = partner(node, drafter);
   const isLive = isHere(node) && isHere(nodes[drafter]) && facts !== undefined;
   const { isActive = false, part: weight = 0 } = activity[drafter] ?? {};
   part.group.setAttribute("class", `${hue(drafter)} ${isLive ? "" : "gone"}`);
   part.edge.setAttribute("class", `edge ${isLive ? "" : "gone"}`);
   part.flow.setAttribute("class", `flow ${isLive && isActive ? "on" : ""}`);
   part.flow.setAttribute("stroke-width", 3 + 3 * weight);
-  part.rtt.textContent = isLive ? `${short(facts.rtt_ms)} ms` : "";
+  part.rtt.textContent = isLive && facts.rtt_ms !== undefined ? `${short(facts.rtt_ms)} ms` : "";
 }
 
 /** Write a text, shortened in its middle until it fits. */
