@@ -7,6 +7,8 @@ import os
 import re
 import signal
 from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -15,7 +17,24 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 _INSTALLABLE = re.compile("mosquitto|compiler|no ip command")
 """Reasons to skip a test that `scripts/test --install-tools` removes on Debian as root."""
+_LONGEST: Final = (
+    "engine/loading/test_selftest.py", "lab/test_exactness_check.py",
+    "engine/tensor_parallel/test_tensor_parallel.py", "lab/test_simulation.py",
+    "cli/test_exit_status.py", "lab/test_chaos.py",
+    "lab/test_gpu_script.py", "engine/cuda/test_padded_model.py",
+    "engine/target/test_log_probabilities.py", "engine/draft/test_draft_sampling.py",
+    "node/durability/test_recovery.py", "engine/tensor_parallel/test_worker_failures.py",
+    "cli/test_secured_setup.py", "cli/test_mqtt_commands.py", "engine/loading/test_load_errors.py",
+)  # fmt: skip
+"""Files that run first, so that none of them is the last one on a single processor."""
 _REQUIRES_TOOLS = bool(os.environ.get("EDGECOSINE_TESTS_REQUIRE_TOOLS"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first; the others keep their order."""
+    root = Path(__file__).parent
+    ranks = {root / name: rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -46,9 +46,14 @@ async def shell(
     process = await asyncio.create_subprocess_exec(
         "bash", "-o", "pipefail", "-c", script,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "EC": OURS, **(env or {})},
+        env={**os.environ, "EC": OURS, **(env or {})}, start_new_session=True,
     )  # fmt: skip
-    out, err = await process.communicate(stdin)
+    try:
+        out, err = await process.communicate(stdin)
+    finally:
+        if process.returncode is None:
+            # The loop would wait for it for ever.
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode is not None
     error = err.decode(errors="replace")
     assert "Traceback" not in error, error
