@@ -16,6 +16,7 @@ from edgecosine.counters import Counters
 from edgecosine.engine.base import MemberEngine
 from edgecosine.engine.grammar import grammar_version
 from edgecosine.engine.options import Loaded
+from edgecosine.engine.target.pass_table import pass_table
 from edgecosine.http.cluster_events import ClusterEvents
 from edgecosine.metrics.families import Family, target_metrics
 from edgecosine.metrics.history import History
@@ -133,7 +134,7 @@ class TargetNode:
         self._counters.count("restarts", by=journal.num_starts - 1 if journal else 0)
         self._planner = Planner()
         self._measurements = Measurements()
-        self._verifier = _verifier(config, engine, thread, self._planner, self._committee)
+        self._verifier = _verifier(config, engine, loaded, thread, self._planner, self._committee)
         self._peers = linked_peers(
             config,
             loaded,
@@ -305,6 +306,7 @@ def _name_of(config: NodeConfig, loaded: Loaded) -> str:
 def _verifier(
     config: NodeConfig,
     engine: MemberEngine,
+    loaded: Loaded,
     thread: EngineThread,
     planner: Planner,
     links: CommitteeLinks | None,
@@ -315,8 +317,9 @@ def _verifier(
         else functools.partial(CommitteeVerifier, committee=links.committee)
     )
     return make(
-        engine=engine, thread=thread, max_batch=config.max_sessions, costs=planner.statistics
-    )
+        engine=engine, thread=thread, max_batch=config.max_sessions, costs=planner.statistics,
+        table=pass_table(config.engine, loaded, str(sorted(config.cores))),
+    )  # fmt: skip
 
 
 def _refuse_work(link: Link, _: Work) -> None:

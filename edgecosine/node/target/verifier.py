@@ -28,6 +28,7 @@ from edgecosine.engine.base import (
     VerificationResult,
     VerifyWork,
 )
+from edgecosine.engine.target.pass_table import PassTable
 from edgecosine.engine.target.profile import profile
 from edgecosine.errors import ActorStopped, EngineError
 from edgecosine.node.runtime.clock import now
@@ -75,9 +76,10 @@ class Verifier:
         thread: EngineThread,
         max_batch: int,
         costs: PassCosts,
+        table: PassTable | None = None,
     ) -> None:
         self._engine, self._thread, self._max_batch = engine, thread, max_batch
-        self._costs = costs
+        self._costs, self._table = costs, table
         self._mailbox: Mailbox[VerifyWork, VerificationResult] = Mailbox("verifier", 4 * max_batch)
         self._batch: list[Waiting] = []
         self._later: list[Waiting] = []
@@ -259,7 +261,7 @@ class Verifier:
         return result.outcomes[0]
 
     async def _profile(self) -> dict[int, float]:
-        return await self._thread.run(functools.partial(profile, self._engine))
+        return await self._thread.run(functools.partial(profile, self._engine, self._table))
 
     async def _run_engine(
         self, works: list[VerifyWork], released: list[str]

@@ -61,8 +61,11 @@ def test_rounds_follow_each_other_and_hold_their_drafts(
         if following is not None:
             assert times.verified_s <= following.started_s
         for draft in times.drafts:
-            assert times.started_s <= draft.asked_s <= draft.ended_s
+            assert times.started_s <= draft.ended_s
+            assert draft.asked_s <= draft.ended_s
             assert following is None or draft.ended_s <= following.started_s
+            if draft.asked_s < times.started_s:
+                continue  # a probe, which may take several rounds
             assert draft.asked_s >= times.submitted_s or draft.ended_s <= times.submitted_s
 
 
