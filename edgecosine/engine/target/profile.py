@@ -52,7 +52,8 @@ def profile(
 
     former = table.read() if table is not None else {}
     costs = {1: quickest_s(1)}
-    if former and 1 / ALIKE < costs[1] / former.get(1, 0.001 * costs[1]) < ALIKE:
+    row_s = former.get(1, 0.0)
+    if row_s / ALIKE < costs[1] < row_s * ALIKE:
         costs = {**former, **costs}
     else:
         for num_rows in ROWS[1:]:
