@@ -274,7 +274,7 @@ def test_drafter_linked_during_a_request_is_used() -> None:
     async def main() -> Answer:
         setup = Drafter(ScriptedDrafter(language))
         async with harness(ScriptedTarget(language), [setup]) as home:
-            home.links["drafter-0"]._absence = 30
+            home.links["drafter-0"]._absence = 60
             home.links["drafter-0"].lose()
             return await home.answer(request(max_tokens=200))
 
