@@ -7,32 +7,30 @@ requests and after a restart.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Collection, Mapping, Sequence
-from importlib import metadata
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final
 
 from edgecosine.engine.answer_grammar import AnswerForm, AnswerGrammar, joined, schemas_of
 from edgecosine.engine.base import TokenMask
+from edgecosine.engine.grammar_compiler import (
+    compiled,
+    grammar_source,
+    load_tokenizer,
+    one_line,
+    reason_of,
+    tokenizer_text,
+)
+from edgecosine.engine.grammar_trial import GrammarTrial
 from edgecosine.errors import RequestError
-from edgecosine.protocol.api.response_format import ResponseFormat, refuse_schema
+from edgecosine.protocol.api.response_format import refuse_schema
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher
 
 MAX_FORCED: Final = 16
 """Most forced tokens that are proposed at one time."""
-_MAX_REASON: Final = 500
-# One spelling of a value leaves fewer tokens to chance, and none to a model that repeats blanks.
-# A schema can choose otherwise by `x-guidance`.
-_JSON: Final[Any] = {
-    "whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ",
-}  # fmt: skip
-_COUNTED: Final = re.compile(r"\[[^\]\n/\"]*\b(max_tokens|stop)\s*=")
-"""Attributes of Lark rules that count tokens or stop at texts: llguidance cannot take them back."""
 
 
 class Grammars:
@@ -44,27 +42,27 @@ class Grammars:
         Raises RequestError where grammars cannot be used with it.
         """
         self._eos_tokens = frozenset(eos_tokens)
-        self._tokenizer = _wrap(tokenizer, sorted(eos_tokens), num_tokens)
+        text = tokenizer_text(tokenizer, sorted(eos_tokens), num_tokens)
+        self._trial = GrammarTrial(text)
+        self._tokenizer = load_tokenizer(text)
         self._vocabulary: Mapping[str, int] = tokenizer.get_vocab()
 
     def compile(self, form: AnswerForm) -> Grammar:
-        """The grammar of an answer.
+        """The grammar of an answer; takes a few seconds at most, and at the first time as long as a
+        child process takes to start.
 
-        Raises RequestError with the code invalid_schema and llguidance's reason.
+        Raises RequestError with the code invalid_schema and the reason.
         """
-        from llguidance import LLMatcher, LLParserLimits
-
         fault = "response_format" if form.form else "tools"
         try:
             source = self._source(form)
         except ValueError as error:
-            refuse_schema(f"the schema cannot be read: {_short(str(error))}", fault)
-        limits = LLParserLimits(initial_lexer_fuel=300_000, verbose_errors=False)
-        matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # some grammars prove too complex at their first mask
+            refuse_schema(f"the schema cannot be read: {one_line(str(error))}", fault)
+        if reason := self._trial.fault(source):
+            refuse_schema(reason, fault)
+        matcher = compiled(self._tokenizer, source)
         if matcher.is_error():
-            refuse_schema(_reason(matcher), fault)
+            refuse_schema(reason_of(matcher), fault)
         return Grammar(matcher, self._eos_tokens)
 
     def _source(self, form: AnswerForm) -> str:
@@ -168,60 +166,7 @@ class GrammarMatcher:
 
     def _fault(self) -> RequestError:
         return RequestError(
-            f"the format failed after {len(self._tokens)} tokens: {_reason(self._matcher)}",
+            f"the format failed after {len(self._tokens)} tokens: {reason_of(self._matcher)}",
             code="invalid_schema",
             parameter="response_format",
         )
-
-
-def grammar_version() -> str:
-    """The library and its version, on which answers of a format depend."""
-    return f"llguidance {metadata.version('llguidance')}"
-
-
-def grammar_source(form: ResponseFormat) -> str:
-    """The grammar of a format in llguidance's form.
-
-    Raises RequestError, and ValueError for a schema that llguidance cannot read.
-    """
-    from llguidance import LLMatcher
-
-    match form.kind:
-        case "json_object":
-            return LLMatcher.grammar_from_json_schema('{"type": "object"}', defaults=_JSON)
-        case "json_schema":
-            return LLMatcher.grammar_from_json_schema(form.text, defaults=_JSON)
-        case "regex":
-            return LLMatcher.grammar_from_regex(form.text)
-        case "choice":
-            choices = " | ".join(json.dumps(text) for text in json.loads(form.text))
-            return LLMatcher.grammar_from_lark(f"start: {choices}")
-    if match := _COUNTED.search(form.text):
-        refuse_schema(f"a grammar with {match[1]}= cannot be used: such rules cannot be taken back")
-    return LLMatcher.grammar_from_lark(form.text)
-
-
-def _wrap(tokenizer: Any, eos_tokens: list[int], num_tokens: int) -> LLTokenizer:
-    from llguidance.hf import from_tokenizer
-
-    try:
-        return from_tokenizer(tokenizer, n_vocab=num_tokens, eos_token=eos_tokens)
-    except ValueError as error:
-        raise RequestError(
-            f"response formats cannot be used with the tokenizer of this model: {error}",
-            code="unsupported_value",
-            parameter="response_format",
-        ) from error
-
-
-def _reason(matcher: LLMatcher) -> str:
-    reason = _short(matcher.get_error())
-    if "NoExtension" in reason:
-        return "no text of this model's tokens has this form"
-    return reason or matcher.stop_reason()
-
-
-def _short(reason: str) -> str:
-    """A reason of the library on one line, without the dump of its state."""
-    said = reason.partition("<state>")[0].replace("<non-verbose/>", "")
-    return " ".join(said.split())[:_MAX_REASON]

@@ -149,6 +149,7 @@ _REFUSED = [
     (schema({"$ref": "https://example.org/schema"}), "not present"),
     (schema({"type": "string", "pattern": "["}), "regex"),
     (schema(functools.reduce(lambda inner, _: {"items": inner}, range(200), {})), "recursion"),
+    (schema({"allOf": [{"pattern": f".*a.{{{n}}}", "type": "string"} for n in range(40)]}), "1 s"),
     (ResponseFormat("regex", "(unclosed"), "unclosed group"),
     (ResponseFormat("grammar", "start: missing"), "missing"),
     (ResponseFormat("grammar", "start: x\nx[max_tokens=5]: /.*/"), "max_tokens="),

@@ -14,7 +14,7 @@ from edgecosine.client.client import Client
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
 from edgecosine.engine.base import MemberEngine
-from edgecosine.engine.grammar import grammar_version
+from edgecosine.engine.grammar_compiler import grammar_version
 from edgecosine.engine.options import Loaded
 from edgecosine.engine.target.pass_table import pass_table
 from edgecosine.http.cluster_events import ClusterEvents

@@ -11,9 +11,7 @@ from edgecosine.engine.answer_grammar import AnswerForm
 from edgecosine.engine.base import Constraint
 from edgecosine.engine.grammar import Grammar, Grammars
 from edgecosine.engine.tokenizer import TextCodec
-from edgecosine.protocol.api.response_format import refuse_schema
 
-MAX_COMPILE_S: Final = 1.0
 MAX_GRAMMARS: Final = 64
 
 
@@ -29,7 +27,7 @@ class GrammarCache:
     async def constraint(self, form: AnswerForm) -> Constraint | None:
         """What one answer of this form must keep to; None if it may be any text.
 
-        Raises RequestError for a form that cannot be compiled, or not within `MAX_COMPILE_S`.
+        Raises RequestError for a form that cannot be compiled in bounded time and memory.
         """
         if form.form is None and form.tools is None:
             return None
@@ -42,11 +40,7 @@ class GrammarCache:
 
     async def _compile(self, form: AnswerForm) -> Grammar:
         grammars = await asyncio.to_thread(self._load)
-        try:
-            async with asyncio.timeout(MAX_COMPILE_S):
-                return await asyncio.to_thread(grammars.compile, form)
-        except TimeoutError:
-            refuse_schema(f"the format takes more than {MAX_COMPILE_S:.0f} s to compile")
+        return await asyncio.to_thread(grammars.compile, form)
 
     def _load(self) -> Grammars:
         with self._loading:
