@@ -33,6 +33,8 @@ class DrafterSpeed:
     """Request to answer without the compute: network, queue, both event loops."""
     ahead_step_s: float | None = None
     """Compute per step of a draft ahead."""
+    ahead_overhead_s: float = 0.0
+    """Request to answer of a draft ahead without the compute of its steps."""
 
     def observe(
         self, elapsed_s: float, compute_s: float, num_tokens: int, *, is_disturbed: bool = False
@@ -55,9 +57,19 @@ class DrafterSpeed:
         elif self.overhead_s is not None:
             self.overhead_s = min(self.overhead_s, overhead_s)
 
-    def observe_ahead(self, compute_s: float, num_steps: int) -> None:
+    def observe_ahead(self, elapsed_s: float, compute_s: float, num_steps: int) -> None:
         """Learn from a draft ahead of `num_steps` steps."""
         self.ahead_step_s = smooth(self.ahead_step_s, compute_s / max(1, num_steps))
+        self.ahead_overhead_s = smooth(self.ahead_overhead_s, max(0.0, elapsed_s - compute_s))
+
+    def observe_ahead_late(self) -> None:
+        """A draft ahead was not there in time: the next one has half a step less."""
+        self.ahead_overhead_s += 0.5 * (self.ahead_step_s or self.token_s or 0.0)
+
+    def steps_within(self, seconds: float) -> int | None:
+        """Steps of a draft ahead that is there in `seconds`; None before a measurement."""
+        step_s = self.ahead_step_s or self.token_s
+        return max(0, int((seconds - self.ahead_overhead_s) / step_s)) if step_s else None
 
     def observe_late(self, waited_s: float) -> None:
         """Learn from a missed deadline: the overhead is at least the time waited."""

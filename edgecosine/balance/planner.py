@@ -59,7 +59,7 @@ FIRST_ASKED_PER_HOST = 2
 """Those of one machine in one of `OTHERS_TURN` requests, else one: they slow each other down."""
 AHEAD_WIDTH = 6
 """Nodes that a drafter reads per step while it drafts ahead, with a pass's time."""
-AHEAD_STEPS = (3, 24)
+AHEAD_STEPS = (1, 24)
 """Fewest and most steps ahead."""
 LEAST_STRENGTH = 0.01
 """Least acceptance rate of a drafter for the fan-out of endpoints."""
@@ -228,9 +228,10 @@ class Planner:
         if not policy.is_ahead or not asked:
             return Plan()
         fewest, most = AHEAD_STEPS
-        step_s = self.statistics.drafter(asked[0]).speed.ahead_step_s
         pass_s = self.statistics.pass_times(self.statistics.co_batched(request))[1 + len(tree)]
-        steps = round(pass_s / step_s) if step_s else plan.gamma + 1
+        speeds = [self.statistics.drafter(node_id).speed for node_id in asked]
+        within = [steps for speed in speeds if (steps := speed.steps_within(pass_s)) is not None]
+        steps = min(within, default=plan.gamma + 1)
         return Plan(
             drafters=asked,
             shares=self._endpoint_shares(request, asked, tree),

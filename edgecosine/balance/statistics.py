@@ -198,9 +198,15 @@ class Statistics:
         if state.observe_answer(elapsed_s, compute_s, num_tokens, is_disturbed=is_disturbed):
             self._reconsider()
 
-    def observe_ahead(self, node_id: str, compute_s: float, num_steps: int) -> None:
+    def observe_ahead(
+        self, node_id: str, elapsed_s: float, compute_s: float, num_steps: int
+    ) -> None:
         """Learn from a draft ahead."""
-        self.drafters.get(node_id).speed.observe_ahead(compute_s, num_steps)
+        self.drafters.get(node_id).speed.observe_ahead(elapsed_s, compute_s, num_steps)
+
+    def observe_ahead_late(self, node_id: str) -> None:
+        """A draft ahead was not there when its round began."""
+        self.drafters.get(node_id).speed.observe_ahead_late()
 
     def observe_late(self, node_id: str, waited_s: float) -> None:
         """Learn from a missed deadline; a drafter that is late repeatedly rests ever longer."""

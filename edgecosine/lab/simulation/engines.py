@@ -201,7 +201,7 @@ class SimulatedDraftWorker(DraftWorker):
             self._engine.release(key)
         await _pause(self._strand, self._charges.hop_s)
         started = now()
-        proposals = await self._grow(works, lambda: self._is_awaited) if works else []
+        proposals = await self._grow(works, self._interruption(len(works))) if works else []
         return proposals, now() - started
 
     async def _grow(

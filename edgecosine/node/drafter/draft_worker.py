@@ -13,7 +13,7 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgecosine.engine.base import DraftEngine, DraftResult, DraftWork
 from edgecosine.errors import LinkError
@@ -56,6 +56,9 @@ class _WaitingRequest:
     tree: TokenTree | None
     """The tree that the target is verifying; None if the target waits for the answer."""
     reply: Reply
+    num_steps: int = 0
+    """Steps made before others interrupted the draft."""
+    spent_s: float = 0.0
 
 
 class DraftWorker:
@@ -73,8 +76,11 @@ class DraftWorker:
         self._num_vocabulary = num_vocabulary
         self._prefixes = HeldPrefixes(num_vocabulary)
         self._waiting: OrderedDict[tuple[str, bool], _WaitingRequest] = OrderedDict()
-        self._is_awaited = False
-        """Whether a target waits for a draft; read by the engine's thread between steps."""
+        self._is_awaited = self._may_join = False
+        """Whether a target waits for a draft, and whether a draft ahead may join those that are
+        made; read by the engine's thread between steps."""
+        self._num_steps, self._is_interrupted = 0, False
+        """Of the running batch; written by the engine's thread."""
         self._released: deque[str] = deque(maxlen=MAX_REQUESTS)
         """Beyond its bound the engine reclaims the slots itself when it needs them."""
         self._arrived = asyncio.Event()
@@ -116,6 +122,7 @@ class DraftWorker:
         self._drop_stale(key, message.round)
         self._waiting[key, message.is_ahead] = _WaitingRequest(key, message, tokens, tree, reply)
         self._is_awaited |= not message.is_ahead
+        self._may_join = True
         self._arrived.set()
 
     def drop_all(self) -> None:
@@ -159,7 +166,7 @@ class DraftWorker:
         """The next batch, oldest requests first: those that a target waits for, else those ahead;
         round robin between targets."""
         awaited = [key for key in self._waiting if not key[1]]
-        self._is_awaited = False
+        self._is_awaited = self._may_join = False
         keys = awaited or list(self._waiting)
         order = round_robin([key for key, _ in keys])[: self._max_batch]
         return [self._waiting.pop(keys[i]) for i in order]
@@ -172,8 +179,31 @@ class DraftWorker:
         results, elapsed_s = await self._draft_batch(works, released)
         self.busy_s += elapsed_s
         for each, result in zip(batch, results, strict=True):
+            each = replace(
+                each, num_steps=each.num_steps + self._num_steps, spent_s=each.spent_s + elapsed_s
+            )
+            if self._is_interrupted and self._resume(each):
+                continue
             self.num_tokens += len(result.tokens)
-            _send(each.reply, self._answer(each.request, result, elapsed_s))
+            _send(each.reply, self._answer(each.request, result, each.spent_s))
+
+    def _resume(self, each: _WaitingRequest) -> bool:
+        """Let a draft ahead go on in the next batch, unless it is complete or replaced."""
+        place, request = (each.key, True), each.request
+        newer = any((each.key, is_ahead) in self._waiting for is_ahead in (False, True))
+        is_over = each.num_steps >= request.num_tokens or each.key not in self._prefixes
+        if newer or is_over or not request.is_ahead:
+            return False
+        self._waiting[place] = each
+        self._waiting.move_to_end(place, last=False)
+        return True
+
+    def _ends_early(self, is_full: bool) -> bool:
+        """Whether drafts ahead are interrupted after this step."""
+        self._num_steps += 1
+        if self._is_awaited or (self._may_join and not is_full):
+            self._is_interrupted = True
+        return self._is_interrupted
 
     def _answer(self, request: DraftRequest, result: DraftResult, elapsed_s: float) -> Draft:
         try:
@@ -193,6 +223,7 @@ class DraftWorker:
                 self._log_failure(works[0].key if works else "none", error)
                 return [_EMPTY_DRAFT] * len(works), 0.0
         alone = [await self._draft_batch([work], []) for work in works]
+        self._is_interrupted = False
         return [result for [result], _ in alone], sum(elapsed_s for _, elapsed_s in alone)
 
     def _log_failure(self, key: str, error: Exception) -> None:
@@ -203,9 +234,14 @@ class DraftWorker:
         self, works: list[DraftWork], released: list[str]
     ) -> tuple[list[DraftResult], float]:
         call = functools.partial(
-            _timed_draft, self._engine, works, released, lambda: self._is_awaited
+            _timed_draft, self._engine, works, released, self._interruption(len(works))
         )
         return await self._thread.run(call)
+
+    def _interruption(self, size: int) -> Callable[[], bool]:
+        """What tells a batch of `size` works, after each step, to end early."""
+        self._num_steps, self._is_interrupted = 0, False
+        return functools.partial(self._ends_early, size >= self._max_batch)
 
 
 def _verified_tree(message: DraftRequest, num_vocabulary: int) -> TokenTree | None:
@@ -229,7 +265,7 @@ def _work(waiting: _WaitingRequest) -> DraftWork:
     return DraftWork(
         key=waiting.key,
         tokens=waiting.tokens,
-        num_tokens=request.num_tokens,
+        num_tokens=request.num_tokens - waiting.num_steps,
         width=request.width,
         noise=request.coupling,
         ahead=waiting.tree,

@@ -224,6 +224,10 @@ class DraftClient:
             self._metrics.late[node_id] += 1
             self._statistics.observe_late(node_id, plan.deadline_s)
             return None
+        except asyncio.CancelledError:
+            if ahead is not None:
+                self._statistics.observe_ahead_late(node_id)
+            raise
         except LinkError:
             self._num_sent.pop(node_id, None)
             self._has_drafted.pop(node_id, None)
@@ -240,7 +244,7 @@ class DraftClient:
                 node_id, elapsed_s, compute_s, num_tokens, is_disturbed=is_disturbed
             )
         elif draft is not None:
-            self._statistics.observe_ahead(node_id, compute_s, plan.gamma)
+            self._statistics.observe_ahead(node_id, elapsed_s, compute_s, plan.gamma)
         return tree
 
     def _note_drafter(self, node_id: str) -> None:
