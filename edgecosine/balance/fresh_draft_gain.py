@@ -1,15 +1,17 @@
-"""Whether a round waits for fresh drafts although some were made ahead.
+"""Whether a round waits for fresh drafts, or verifies at once what was made ahead, if anything.
 
-Drafts made ahead end in leaves, and fresh drafts continue them. The tokens that this adds for each
-leaf on the accepted path are learned from the rounds that waited.
+Drafts made ahead end in leaves, and fresh drafts continue them; without drafts the root is the only
+leaf. The tokens that fresh drafts add for each leaf on the accepted path are learned from the
+rounds that waited.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgecosine.balance.plan import ALONE, CoBatchedRequests, Plan, speed_of, worthwhile_nodes
+from edgecosine.balance.plan import ALONE, CoBatchedRequests, worthwhile_nodes
 
 MEMORY = 50.0
 """Leaves after which older evidence has faded to 1/e."""
@@ -40,14 +42,21 @@ def pays_to_wait(
     path_probabilities: Sequence[float],
     leaf_mass: float,
     gain: FreshDraftGain,
-    plan: Plan,
+    draft_s: float,
     pass_s: Sequence[float],
     co_batched: CoBatchedRequests = ALONE,
+    tokens_per_s: float = 0.0,
 ) -> bool:
-    """Whether a round that waits for the plan's drafts gives more tokens per second than one that
-    verifies the drafts made ahead, whose nodes have these path probabilities."""
+    """Whether to wait `draft_s` for fresh drafts, rather than verify at once what was made ahead,
+    whose nodes have these path probabilities; without nodes, rather than decode plainly.
+
+    The wait must be worth the tokens that the request commits in the same time otherwise, at its
+    former `tokens_per_s` or as in this round. Beside other requests a request that waits misses
+    whole passes.
+    """
     nodes = worthwhile_nodes(path_probabilities, pass_s, 0.0, co_batched)
-    tokens, round_s = 1.0 + sum(path_probabilities[:nodes]), pass_s[nodes + 1]
-    more = tokens + gain.per_leaf * leaf_mass
-    waiting = speed_of(more, plan.draft_s, round_s, co_batched)
-    return waiting > speed_of(tokens, 0.0, round_s, co_batched)
+    round_s = pass_s[nodes + 1] + co_batched.bookkeeping_s
+    if co_batched.requests and round_s > 0.0:
+        draft_s = math.ceil(draft_s / round_s) * round_s
+    now_per_s = (1.0 + sum(path_probabilities[:nodes])) / max(round_s, 1e-9)
+    return gain.per_leaf * leaf_mass > max(tokens_per_s, now_per_s) * draft_s

@@ -175,19 +175,25 @@ class Planner:
         """The round of a plan, with the decision whether drafts made ahead suffice for it."""
         if not plan.drafters:
             return Round(plan, ahead)
-        if not ahead:
-            return Round(plan, is_ready=False)
         if not request.policy.is_adaptive:
-            return Round(plan, ahead, is_ready=request.policy.is_ahead)
+            return Round(plan, ahead, is_ready=bool(ahead) and request.policy.is_ahead)
         co_batched = self.statistics.co_batched(request)
         union = union_of(ahead, request, self.statistics.drafters)
         pass_s = self.statistics.pass_times(co_batched)
-        paths = union.path_probabilities[:MAX_NODES]
-        gain = self.statistics.fresh_draft_gain
-        if not pays_to_wait(paths, union.leaf_mass, gain, plan, pass_s, co_batched):
+        paths, leaf_mass = union.path_probabilities[:MAX_NODES], union.leaf_mass if ahead else 1.0
+        must_wait = not ahead and not (request.policy.is_ahead and request.pace.num_passes)
+        if not must_wait and not pays_to_wait(
+            paths,
+            leaf_mass,
+            self.statistics.fresh_draft_gain,
+            plan.draft_s,
+            pass_s,
+            co_batched,
+            request.pace.per_s,
+        ):
             return Round(plan, ahead, union=union)
         tokens = 1.0 + sum(paths[: worthwhile_nodes(paths, pass_s, 0.0, co_batched)])
-        return Round(plan, ahead, False, union, tokens, union.leaf_mass)
+        return Round(plan, ahead, False, union, tokens, leaf_mass)
 
     def fuse(
         self, request: RequestState, current: Round, room: int, waited_s: float = 0.0

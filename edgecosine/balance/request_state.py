@@ -40,6 +40,8 @@ class RequestState:
     """Evidence since then."""
     accepted: float | None = None
     """Accepted tokens per round, smoothed."""
+    pace: Speed = field(default_factory=Speed)
+    """Tokens per second of its rounds, whatever time these took."""
     most_confident: AcceptanceRate = field(default_factory=lambda: AcceptanceRate(REQUEST_MEMORY))
     """How often the most confident of several drafts was right at its first token."""
     fused_once: Speed = field(default_factory=Speed)

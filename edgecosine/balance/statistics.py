@@ -239,14 +239,16 @@ class Statistics:
         waited_s: float,
         was_ready: bool,
         num_accepted: int,
+        round_s: float = 0.0,
     ) -> None:
         """Learn from a round: whether its drafts were made ahead, how long it waited for drafts,
-        and how many of their tokens were accepted."""
+        how many of their tokens were accepted, and how long it took in all."""
         request.overlap = smooth(request.overlap, float(was_ready), 0.1)
         request.accepted = smooth(request.accepted, num_accepted)
+        seconds = waited_s + self._pass_cost.expected_s(request.rows)
+        request.pace.observe(1 + num_accepted, max(seconds, round_s))
         if len(self._active) > 1 or not request.policy.may_step:
             return
-        seconds = waited_s + self._pass_cost.expected_s(request.rows)
         if plan.interval and not was_ready:
             request.rounds_since_fused_once += 1
             self.stepwise_gain.observe(1 + num_accepted, seconds, plan.speed)

@@ -114,3 +114,14 @@ def test_late_answer_raises_the_expected_time_up_to_the_wait(
     speed.observe_late(waited_s)
     assert speed.overhead_s is not None
     assert (before or 0.0) <= speed.overhead_s <= max(before or 0.0, waited_s)
+
+
+def test_draft_ahead_has_as_many_steps_as_fit_beside_the_pass() -> None:
+    speed = DrafterSpeed()
+    assert speed.steps_within(0.040) is None
+    speed.observe_ahead(0.032, 0.030, 5)
+    assert speed.steps_within(0.040) == 6
+    speed.observe_ahead_late()
+    speed.observe_ahead_late()
+    assert speed.steps_within(0.040) == 5
+    assert speed.steps_within(0.001) == 0

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.balance.fresh_draft_gain import FreshDraftGain, pays_to_wait
-from edgecosine.balance.plan import MAX_NODES, Plan
+from edgecosine.balance.plan import MAX_NODES, CoBatchedRequests
 
 PASS_S = [0.0, *(0.010 + 0.0002 * rows for rows in range(MAX_NODES + 2))]
-NEAR = Plan(drafters=("d",), gamma=6, draft_s=0.003)
-FAR = Plan(drafters=("d",), gamma=6, draft_s=0.060)
+NEAR, FAR = 0.003, 0.060
+"""Seconds of a fresh draft."""
 
 
 def learned(added: float, leaves: float, rounds: int = 100) -> FreshDraftGain:
@@ -44,8 +44,19 @@ def test_round_does_not_wait_if_fresh_drafts_added_nothing() -> None:
 def test_longer_waits_and_less_leaf_mass_never_favour_waiting(
     paths: list[float], leaf_mass: float, draft_s: float
 ) -> None:
-    gain, plan = learned(1.0, 0.5), Plan(drafters=("d",), gamma=6, draft_s=draft_s)
-    if not pays_to_wait(paths, leaf_mass, gain, plan, PASS_S):
-        slower = Plan(drafters=("d",), gamma=6, draft_s=draft_s + 0.01)
-        assert not pays_to_wait(paths, leaf_mass, gain, slower, PASS_S)
-        assert not pays_to_wait(paths, leaf_mass / 2, gain, plan, PASS_S)
+    gain = learned(1.0, 0.5)
+    if not pays_to_wait(paths, leaf_mass, gain, draft_s, PASS_S):
+        assert not pays_to_wait(paths, leaf_mass, gain, draft_s + 0.01, PASS_S)
+        assert not pays_to_wait(paths, leaf_mass / 2, gain, draft_s, PASS_S)
+
+
+def test_round_without_drafts_waits_unless_the_time_is_worth_more() -> None:
+    gain = learned(3.0, 1.0)
+    assert pays_to_wait([], 1.0, gain, 0.004, PASS_S, tokens_per_s=400.0)
+    assert not pays_to_wait([], 1.0, gain, 0.009, PASS_S, tokens_per_s=400.0)
+
+
+def test_wait_beside_other_requests_costs_whole_passes() -> None:
+    gain, others = learned(3.0, 1.0), CoBatchedRequests(requests=7, rows=0, tokens=14.0)
+    assert pays_to_wait([], 1.0, gain, 0.004, PASS_S, tokens_per_s=400.0)
+    assert not pays_to_wait([], 1.0, gain, 0.004, PASS_S, others, 400.0)

@@ -178,9 +178,11 @@ class DraftWorker:
         works = [_work(each) for each in batch]
         results, elapsed_s = await self._draft_batch(works, released)
         self.busy_s += elapsed_s
-        for each, result in zip(batch, results, strict=True):
+        for former, result in zip(batch, results, strict=True):
             each = replace(
-                each, num_steps=each.num_steps + self._num_steps, spent_s=each.spent_s + elapsed_s
+                former,
+                num_steps=former.num_steps + self._num_steps,
+                spent_s=former.spent_s + elapsed_s,
             )
             if self._is_interrupted and self._resume(each):
                 continue
@@ -191,14 +193,14 @@ class DraftWorker:
         """Let a draft ahead go on in the next batch, unless it is complete or replaced."""
         place, request = (each.key, True), each.request
         newer = any((each.key, is_ahead) in self._waiting for is_ahead in (False, True))
-        is_over = each.num_steps >= request.num_tokens or each.key not in self._prefixes
+        is_over = each.num_steps >= request.num_tokens or each.key not in self._prefixes.keys
         if newer or is_over or not request.is_ahead:
             return False
         self._waiting[place] = each
         self._waiting.move_to_end(place, last=False)
         return True
 
-    def _ends_early(self, is_full: bool) -> bool:
+    def _ends_early(self, *, is_full: bool) -> bool:
         """Whether drafts ahead are interrupted after this step."""
         self._num_steps += 1
         if self._is_awaited or (self._may_join and not is_full):
@@ -241,7 +243,7 @@ class DraftWorker:
     def _interruption(self, size: int) -> Callable[[], bool]:
         """What tells a batch of `size` works, after each step, to end early."""
         self._num_steps, self._is_interrupted = 0, False
-        return functools.partial(self._ends_early, size >= self._max_batch)
+        return functools.partial(self._ends_early, is_full=size >= self._max_batch)
 
 
 def _verified_tree(message: DraftRequest, num_vocabulary: int) -> TokenTree | None:

@@ -255,8 +255,9 @@ class Session:
                 self._state,
                 plan,
                 waited_s=waited_s,
-                was_ready=current.is_ready,
+                was_ready=current.is_ready and bool(current.drafts),
                 num_accepted=len(result.path),
+                round_s=self._round_ended_s - began_s,
             )
         return self._commit(result, tree, [*current.drafts, *probed], next_drafts)
 

@@ -96,6 +96,27 @@ class PatientDrafter(ScriptedDrafter):
         return super().draft(batch)
 
 
+class SteppingDrafter(ScriptedDrafter):
+    """Waits after each step until a target waits or a draft joins; records the batches."""
+
+    def __init__(self, language: Language) -> None:
+        super().__init__(language)
+        self.begun = threading.Event()
+        self.has_joined = threading.Event()
+        self.lengths: list[list[tuple[str, int]]] = []
+
+    def draft(
+        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+    ) -> list[DraftResult]:
+        self.lengths.append([(work.key, work.num_tokens) for work in batch])
+        self.begun.set()
+        if len(self.lengths) == 1:
+            assert not is_awaited()
+            assert self.has_joined.wait(10)
+            assert is_awaited()
+        return super().draft(batch)
+
+
 def drafting_with(engine: DraftEngine, thread: EngineThread, max_batch: int = 4) -> DraftWorker:
     return DraftWorker(engine=engine, thread=thread, max_batch=max_batch)
 
@@ -116,6 +137,23 @@ def test_draft_is_the_engines_continuation_of_the_prefix() -> None:
         assert draft.confidences == bytes([128] * 3)
         assert draft.parents == b""
         assert worker.num_tokens == 3
+
+    run(main())
+
+
+def test_draft_ahead_joins_another_one_between_two_steps() -> None:
+    async def main() -> None:
+        post, engine = Post(), SteppingDrafter(LANGUAGE)
+        with EngineThread("drafter") as thread:
+            worker = drafting_with(engine, thread)
+            async with at_work(worker):
+                worker.on_request(ask(PREFIX, key="a", is_ahead=True, size=5), post)
+                await asyncio.to_thread(engine.begun.wait)
+                worker.on_request(ask(PREFIX, key="b", is_ahead=True, size=5), post)
+                engine.has_joined.set()
+                drafts = await post.drafts(2)
+        assert engine.lengths == [[("a", 5)], [("a", 3), ("b", 5)]]
+        assert {draft.request_id for draft in drafts} == {"a", "b"}
 
     run(main())
 

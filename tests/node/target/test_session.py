@@ -351,7 +351,8 @@ def test_every_policy_speculates(policy: str) -> None:
     setups = [Drafter(ScriptedDrafter(language, hits=hits)) for hits in (0.3, 1.0)]
     answer = answer_of(language, asked, *setups)
     assert answer.text == alone(language, asked).text
-    assert answer.metrics.num_accepted_tokens > 60
+    # CoSine drafts little for a target that is never idle.
+    assert answer.metrics.num_accepted_tokens > (20 if policy == "cosine-paper" else 60)
 
 
 @pytest.mark.parametrize(("policy", "is_ahead"), [("edgecosine", True), ("specinfer", False)])
@@ -375,7 +376,7 @@ def test_next_tree_is_ready_with_the_result_if_drafters_draft_ahead(
 
         loop = asyncio.get_running_loop()
         target = ScriptedTarget(language, before_pass=outlast_the_drafts)
-        async with harness(target, [Drafter(ScriptedDrafter(language))], pass_s=0.001) as home:
+        async with harness(target, [Drafter(ScriptedDrafter(language))], pass_s=0.004) as home:
             answer = await home.answer(request(policy=policy, max_tokens=600))
             asked = home.links["drafter-0"].asked
             waited_for = [each for each in asked if not each.is_ahead]
@@ -394,7 +395,7 @@ def test_stepwise_fusion_asks_again_after_every_piece_of_the_trunk() -> None:
     async def main() -> None:
         setups = [Drafter(ScriptedDrafter(language)) for _ in range(2)]
         async with harness(ScriptedTarget(language), setups) as home:
-            await home.answer(request(policy="cosine-paper", max_tokens=60))
+            await home.answer(request(policy="cosine-paper:idle=0", max_tokens=60))
             asked = home.links["drafter-0"].asked[1:]
             assert {each.num_tokens for each in asked} == {1}
             lengths = [each.prefix_len for each in asked]
