@@ -3,7 +3,7 @@
 EdgecosineError
 ├── ConfigError            a setting is wrong; has key, value and the allowed values
 │   ├── AddressTaken       another program uses the address
-│   ├── HttpNotInstalled   packages that the HTTP door needs are missing; says how to install them
+│   ├── HttpNotInstalled   packages that HTTP needs are missing; says how to install them
 │   └── ModelsNotInstalled  packages that models need are missing; says how to install them
 ├── RequestError           a request is refused; has an OpenAI error code and the parameter
 │   ├── Overloaded         the cluster is at capacity; has a time to retry
@@ -61,7 +61,7 @@ class ModelsNotInstalled(ConfigError):
 
 
 class HttpNotInstalled(ConfigError):
-    """Packages that the HTTP door needs are not installed."""
+    """Packages that the HTTP frontend needs are not installed."""
 
     def __init__(self, listen: str, missing: str) -> None:
         install = "pip install 'edgecosine[http]', or --http none"

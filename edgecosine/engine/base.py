@@ -76,7 +76,7 @@ class VerifyWork:
     scores_prompt: bool = False
     """Whether to report those of the prompt's tokens too, which reads the whole prompt again."""
     constraint: Constraint | None = None
-    """What restricts the target's draws; used by nobody else during a step."""
+    """What restricts the target's draws; used by nothing else during a step."""
     batching: BatchRule | None = None
     """With which other works it may share a pass; None: with all."""
     reconstruction: Reconstruction = ""

@@ -1,4 +1,4 @@
-"""Who may use the HTTP door: clients with a key, and browsers on pages of known origins."""
+"""Who may use the HTTP frontend: clients with a key, and browsers on pages of known origins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cluster behind the HTTP door: a target's own gateway, or a client over MQTT."""
+"""The cluster behind the HTTP frontend: a target's own gateway, or a client over MQTT."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Tokenizer(Protocol):
 
 
 class Backend(Protocol):
-    """A cluster, as the HTTP door uses it."""
+    """A cluster, as the HTTP frontend uses it."""
 
     @property
     def info(self) -> Mapping[str, Any]:

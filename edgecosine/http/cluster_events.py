@@ -1,7 +1,7 @@
 """The cluster as its nodes publish it on MQTT, as events for the readers of a page.
 
-The broker is connected only while somebody reads. Each reader gets the newest state when it is
-ready for it: nothing is queued for a slow one.
+The broker is connected only while an event stream is open. Each reader gets the newest state when
+it is ready for it: nothing is queued for a slow one.
 """
 
 from __future__ import annotations

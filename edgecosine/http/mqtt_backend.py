@@ -1,4 +1,4 @@
-"""A cluster that is reached over MQTT, as the backend of an HTTP door."""
+"""A cluster that is reached over MQTT, as the backend of an HTTP frontend."""
 
 from __future__ import annotations
 

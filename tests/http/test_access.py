@@ -14,7 +14,7 @@ from edgecosine.cli import main
 from edgecosine.config import HttpOptions, LinkOptions, NodeConfig
 from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import ConfigError
-from edgecosine.node.roles.http_door import open_door
+from edgecosine.node.roles.http_frontend import open_frontend
 from edgecosine.security.api_keys import FILE_NAME, ApiKeys
 from edgecosine.security.trust import https_context
 from tests.support.http import http_harness
@@ -74,9 +74,11 @@ def test_pages_of_other_origins_are_refused_unless_named() -> None:
         chat = "https://chat.example"
         async with http_harness() as home:
             assert await asked(home.http, {"origin": chat}) == 403
-            assert await asked(home.http, {"origin": f"http://127.0.0.1:{home.door.port}"}) == 200
+            assert (
+                await asked(home.http, {"origin": f"http://127.0.0.1:{home.frontend.port}"}) == 200
+            )
             # A name that its owner lets point to this machine.
-            for host in (f"chat.example:{home.door.port}", "[::1", ""):
+            for host in (f"chat.example:{home.frontend.port}", "[::1", ""):
                 assert await asked(home.http, {"host": host}) == 403
             assert await asked(home.http, {"origin": "http://[::1"}) == 403
         async with http_harness(origins=[chat]) as home:
@@ -98,7 +100,7 @@ def test_https_with_a_certificate_of_the_cluster(directory: Path, tmp_path: Path
 
     async def story() -> None:
         async with http_harness(tls=https_context(file)) as home:
-            url = f"https://127.0.0.1:{home.door.port}"
+            url = f"https://127.0.0.1:{home.frontend.port}"
             async with httpx.AsyncClient(base_url=url, verify=trusting, trust_env=False) as client:
                 assert await client.post(COMPLETIONS, json=BODY)
             async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
@@ -120,9 +122,9 @@ def test_door_beyond_this_machine_needs_keys(
             role="target", node_id="t", engine=LoadOptions(model="m"),
             links=LinkOptions(insecure=insecure), http=HttpOptions("0.0.0.0:0", keys),
         )  # fmt: skip
-        door = run(open_door(config))
-        assert door is not None
-        door.close()
+        frontend = run(open_frontend(config))
+        assert frontend is not None
+        frontend.close()
 
     with pytest.raises(ConfigError, match="edgecosine key create"):
         opened()

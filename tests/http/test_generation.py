@@ -291,7 +291,7 @@ def test_500_streams_are_open_at_once_and_all_end() -> None:
         async with http_harness(service) as home:
 
             async def one() -> str:
-                async with StreamClient("127.0.0.1", home.door.port) as client:
+                async with StreamClient("127.0.0.1", home.frontend.port) as client:
                     return (await client.complete(body)).text
 
             async with asyncio.TaskGroup() as group:

@@ -37,12 +37,12 @@ async def messages(response: httpx.Response) -> AsyncIterator[Mapping[str, Any]]
 
 @asynccontextmanager
 async def watched(home: HttpHarness, history: History) -> AsyncIterator[ClusterEvents]:
-    """The events of the harness' cluster, at its door."""
+    """The events of the harness' cluster, at its frontend."""
     url = home.home.broker.url
     events = ClusterEvents(
         lambda: Client(url, "home"), cluster="home", node_id="t1", history=history
     )
-    home.door.views.events = events.read
+    home.frontend.views.events = events.read
     async with running(events.run()):
         yield events
 
@@ -77,7 +77,7 @@ def test_metrics_wait_for_the_model_and_are_prometheus_text() -> None:
             wrong = await home.http.post("/metrics")
             assert wrong.status_code == 405
             assert set(wrong.headers["allow"].split(", ")) == {"GET", "HEAD"}
-            home.door.views.metrics = lambda: target_metrics(Measurements(), STATE, "1.0")
+            home.frontend.views.metrics = lambda: target_metrics(Measurements(), STATE, "1.0")
             found = await home.http.get("/metrics")
             assert found.headers["content-type"].startswith("text/plain; version=")
             names = {family.name for family in text_string_to_metric_families(found.text)}

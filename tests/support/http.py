@@ -1,4 +1,4 @@
-"""A gateway with an HTTP door in front of a scripted service, and clients of it."""
+"""A gateway with an HTTP frontend in front of a scripted service, and clients of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import openai
 
-from edgecosine.http.door import HttpDoor, RouteGroup
+from edgecosine.http.frontend import HttpFrontend, RouteGroup
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import GatewayHarness, gateway_harness, running
@@ -19,10 +19,10 @@ from tests.support.mqtt import GatewayHarness, gateway_harness, running
 
 @dataclass
 class HttpHarness:
-    """A gateway, its HTTP door, and an HTTP client."""
+    """A gateway, its HTTP frontend, and an HTTP client."""
 
     home: GatewayHarness
-    door: HttpDoor
+    frontend: HttpFrontend
     http: httpx.AsyncClient
 
     @property
@@ -31,7 +31,7 @@ class HttpHarness:
         return self.home.service
 
     def openai(self, **options: Any) -> openai.AsyncOpenAI:
-        """An OpenAI client of the door."""
+        """An OpenAI client of the frontend."""
         fields = {"api_key": "none", "max_retries": 0, **options}
         return openai.AsyncOpenAI(base_url=f"{self.http.base_url}/v1", **fields)
 
@@ -51,14 +51,14 @@ async def http_harness(
     node_id: str = "t1",
     **options: Any,
 ) -> AsyncIterator[HttpHarness]:
-    """Run a gateway with an HTTP door; `more` are route groups beside the usual ones, `options`
-    those of the door."""
-    door = HttpDoor([listening_socket()], more, **options)
-    url = f"http://127.0.0.1:{door.port}"
+    """Run a gateway with an HTTP frontend; `more` are route groups beside the usual ones, `options`
+    those of the frontend."""
+    frontend = HttpFrontend([listening_socket()], more, **options)
+    url = f"http://127.0.0.1:{frontend.port}"
     async with (
         gateway_harness(service, broker=broker, max_queued=max_queued, node_id=node_id) as home,
-        running(door.run()),
+        running(frontend.run()),
         httpx.AsyncClient(base_url=url, timeout=10, trust_env=False) as client,
     ):
-        door.backend.open(home.gateway.local)
-        yield HttpHarness(home, door, client)
+        frontend.backend.open(home.gateway.local)
+        yield HttpHarness(home, frontend, client)

@@ -76,5 +76,5 @@ function shares(drafters) {
   const texts = Object.entries(drafters)
     .filter(([, share]) => share.proposed)
     .map(([name, share]) => `${name}: ${share.accepted} of ${share.proposed}`);
-  return texts.join(", ") || "nobody";
+  return texts.join(", ") || "none";
 }

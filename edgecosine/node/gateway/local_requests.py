@@ -116,7 +116,7 @@ class RoutedReplySink:
 
 
 class LocalRequests:
-    """Asks a target's own request manager; implements `Backend` of the HTTP door."""
+    """Asks a target's own request manager; implements `Backend` of the HTTP frontend."""
 
     def __init__(self, service: Service, manager: RequestManager, sink: LocalReplySink) -> None:
         self._service, self._manager, self._sink = service, manager, sink

@@ -368,7 +368,7 @@ class RequestManager:
 
 
 def _is_lost_with_us(ticket: ReplyAddress) -> bool:
-    """Whether nobody can ask for the answer once this process has ended."""
+    """Whether no client can request the answer once this process has ended."""
     return ticket.is_local and not ticket.is_named
 
 

@@ -1,4 +1,4 @@
-"""A gateway node: an HTTP door on a machine without a model, for the targets behind a broker."""
+"""A gateway node: an HTTP frontend for the targets behind a broker. It needs no model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from edgecosine.config import NodeConfig
 from edgecosine.errors import BrokerLost, RequestError
 from edgecosine.http.cluster_events import ClusterEvents
 from edgecosine.node.roles.common import run_all
-from edgecosine.node.roles.http_door import open_door
+from edgecosine.node.roles.http_frontend import open_frontend
 from edgecosine.node.runtime.drain import Drain
 
 if TYPE_CHECKING:
-    from edgecosine.http.door import HttpDoor
+    from edgecosine.http.frontend import HttpFrontend
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +31,17 @@ async def run_gateway(config: NodeConfig, drain: Drain) -> None:
 
     Raises ConfigError, HttpNotInstalled.
     """
-    door = await open_door(config)
-    assert door is not None
+    frontend = await open_frontend(config)
+    assert frontend is not None
     broker, cluster = config.broker, config.cluster
     assert broker is not None
     events = ClusterEvents(lambda: Client(broker, cluster), cluster=cluster, node_id=config.node_id)
-    door.views.metrics, door.views.events = _no_metrics, events.read
+    frontend.views.metrics, frontend.views.events = _no_metrics, events.read
     await run_all(
-        config.node_id, http=door.run(), events=events.run(), mqtt=_connect(config, drain, door)
+        config.node_id,
+        http=frontend.run(),
+        events=events.run(),
+        mqtt=_connect(config, drain, frontend),
     )
 
 
@@ -46,7 +49,7 @@ def _no_metrics() -> NoReturn:
     raise RequestError("a gateway has no metrics, its targets have", code="unknown_url", status=404)
 
 
-async def _connect(config: NodeConfig, drain: Drain, door: HttpDoor) -> None:
+async def _connect(config: NodeConfig, drain: Drain, frontend: HttpFrontend) -> None:
     """Take requests once the broker is reached; the client reconnects by itself."""
     from edgecosine.http.mqtt_backend import MqttBackend  # packages of the extra `http`
 
@@ -63,5 +66,5 @@ async def _connect(config: NodeConfig, drain: Drain, door: HttpDoor) -> None:
                 await asyncio.sleep(Backoff().delay_s(attempt))
         backend = MqttBackend(client)
         drain.by(backend.wind_down)
-        door.backend.open(backend)
+        frontend.backend.open(backend)
         await backend.run()

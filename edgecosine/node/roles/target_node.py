@@ -41,7 +41,7 @@ from edgecosine.node.roles.common import (
     linked_peers,
     run_all,
 )
-from edgecosine.node.roles.http_door import open_door
+from edgecosine.node.roles.http_frontend import open_frontend
 from edgecosine.node.roles.state_report import target_state
 from edgecosine.node.runtime.drain import Drain
 from edgecosine.node.runtime.engine_thread import EngineThread
@@ -59,7 +59,7 @@ from edgecosine.protocol.api.request import NodeState
 from edgecosine.protocol.wire.messages import Work
 
 if TYPE_CHECKING:
-    from edgecosine.http.door import HttpDoor
+    from edgecosine.http.frontend import HttpFrontend
 
 logger = logging.getLogger(__name__)
 
@@ -73,9 +73,9 @@ async def run_target(
 
     Raises ConfigError, EngineError, JournalLost.
     """
-    door = await open_door(config)
-    serving = _serve(config, thread, membership, drain, door)
-    loops = {"target": serving} if door is None else {"http": door.run(), "target": serving}
+    frontend = await open_frontend(config)
+    serving = _serve(config, thread, membership, drain, frontend)
+    loops = {"target": serving} if frontend is None else {"http": frontend.run(), "target": serving}
     await run_all(config.node_id, **loops)
 
 
@@ -84,7 +84,7 @@ async def _serve(
     thread: EngineThread,
     membership: Membership,
     drain: Drain,
-    door: HttpDoor | None,
+    frontend: HttpFrontend | None,
 ) -> None:
     """Load the engine, then serve requests; over HTTP they are refused until then."""
     assert config.broker is not None
@@ -95,10 +95,10 @@ async def _serve(
     await check_name(config.broker, config.cluster, config.node_id)
     node = TargetNode(config, engine, loaded, thread, membership, journal)
     drain.by(node.wind_down)
-    if door is not None:
-        door.backend.open(node.local)
-        door.views.metrics = node.metrics
-        door.views.events = node.events.read
+    if frontend is not None:
+        frontend.backend.open(node.local)
+        frontend.views.metrics = node.metrics
+        frontend.views.events = node.events.read
     await node.run()
 
 

@@ -188,7 +188,7 @@ class Session:
         return Committed(tokens, tuple(self._logprobs[start:]))
 
     def _new_origins(self, text: str) -> Origins:
-        """Who guessed the text, which follows that of the last call; empty where nobody asks."""
+        """Who guessed the text that follows that of the last call; empty unless requested."""
         return () if self._origins is None else self._origins.take(self._output.ends, len(text))
 
     async def _prefill(self) -> list[DrafterTree]:

@@ -1,4 +1,4 @@
-"""The HTTP door of a node: opened before the model is loaded, served until the node ends."""
+"""The HTTP frontend of a node: opened before the model is loaded, served until the node ends."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ ROUTE_GROUPS: Sequence[RouteGroup] = (
 )
 
 
-class HttpDoor:
+class HttpFrontend:
     """Serves the routes of all groups on bound sockets; `more` are groups of the node's role.
 
     keys     those of clients, which are needed where there are some
-    origins  of pages that may ask, beside the door's own
+    origins  of pages that may ask, beside the frontend's own
     tls      settings of TLS; None: plain text
     """
 
@@ -59,10 +59,10 @@ class HttpDoor:
         self._server = HttpServer(app, sockets, tls=tls)
 
     def __repr__(self) -> str:
-        return f"<HttpDoor {self.port}>"
+        return f"<HttpFrontend {self.port}>"
 
     def close(self) -> None:
-        """Close the sockets of a door that does not run."""
+        """Close the sockets of a frontend that does not run."""
         for listening in self._sockets:
             listening.close()
 

@@ -1,4 +1,4 @@
-"""Opens the HTTP door that a node's settings ask for."""
+"""Opens the HTTP frontend that a node's settings ask for."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from edgecosine.security.api_keys import ApiKeys
 from edgecosine.security.trust import https_context
 
 if TYPE_CHECKING:
-    from edgecosine.http.door import HttpDoor
+    from edgecosine.http.frontend import HttpFrontend
 
 logger = logging.getLogger(__name__)
 
 
-async def open_door(config: NodeConfig) -> HttpDoor | None:
-    """The node's HTTP door, bound to its address; None where the settings have none.
+async def open_frontend(config: NodeConfig) -> HttpFrontend | None:
+    """The node's HTTP frontend, bound to its address; None where the settings have none.
 
     Raises ConfigError when the address cannot be used, HttpNotInstalled.
     """
     if not config.http.listen:
         return None
     try:
-        from edgecosine.http.door import HttpDoor  # packages of the extra `http`
+        from edgecosine.http.frontend import HttpFrontend  # packages of the extra `http`
     except ModuleNotFoundError as error:
         raise HttpNotInstalled(config.http.listen, error.name or "") from error
     address, options = parse_listen(config.http.listen, key="http"), config.http
@@ -37,12 +37,12 @@ async def open_door(config: NodeConfig) -> HttpDoor | None:
     if not is_loopback(address.host):
         _check_exposure(config, has_keys=bool(keys), has_tls=tls is not None)
     sockets = await bind(address, key="http")
-    door = HttpDoor(sockets, keys=keys, origins=options.cors, tls=tls)
+    frontend = HttpFrontend(sockets, keys=keys, origins=options.cors, tls=tls)
     logger.info(
-        "listening for HTTP: address=%s tls=%s keys=%d", Address(address.host, door.port),
+        "listening for HTTP: address=%s tls=%s keys=%d", Address(address.host, frontend.port),
         "on" if tls else "off", len(keys or ()),
     )  # fmt: skip
-    return door
+    return frontend
 
 
 def _check_exposure(config: NodeConfig, *, has_keys: bool, has_tls: bool) -> None:
