@@ -73,10 +73,10 @@ async def _answer(backend: Backend, kind: RequestKind, http: HttpRequest) -> ASG
         for part_name, part in split_prompts(name, body)
     ]  # fmt: skip
     headers = {"x-request-id": name, **_warning(kind, body)}
+    usage = stream_options(Fields(body)).boolean("include_usage", default=False)
     if not calls[0].request.stream:
         return WholeReply(_whole(backend, name, calls), headers)
     model = calls[0].request.model or next(iter(backend.info["models"]), "")
-    usage = stream_options(Fields(body)).boolean("include_usage", default=False)
     renderers = [
         ChunkRenderer(call.request, name, model, int(time.time()), usage, number * call.request.n)
         for number, call in enumerate(calls)

@@ -242,11 +242,13 @@ def test_fields_without_effect_are_named_in_a_header() -> None:
 
 def test_body_that_is_no_request_is_refused() -> None:
     async def story() -> None:
+        wrong = {"include_usage": "yes"}
         async with http_harness() as home:
             for content, status, code in [
                 (b"{", 400, "invalid_json"),
                 (b"\xff", 400, "invalid_encoding"),
                 (b" " * (MAX_BODY_BYTES + 1), 413, "request_too_large"),
+                (json.dumps({**CHAT, "stream_options": wrong}).encode(), 400, "invalid_type"),
             ]:
                 reply = await home.http.post(CHATS, content=content)
                 assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)

@@ -1,7 +1,7 @@
 """The published systems that EdgeCoSine is compared with, as their constants and pure rules.
 
 None of them probes drafters, calibrates confidences or learns rates. A constant that a publication
-leaves open is a field here; `edgecosine bench simulation --map` sweeps it and records its choice.
+leaves open is a field here, and a constant in the name of a policy (`specedge:depth=7`).
 Trees grow best first, which is at least as good as a static expansion of as many nodes.
 """
 
@@ -102,7 +102,7 @@ class CosinePaper(Baseline):
     """CoSine (arXiv 2503.10325), whose full text was not at hand: routing by confidence and
     similarity, fusion at every step, adaptive drafting, batch selection and the cut over budget.
 
-    Left open by what is readable of the paper, and swept here:
+    Left open by what is readable of the paper:
     threshold  accepted tokens of a round below which a request explores
     explore, exploit  weight of novelty 1 / sqrt(1 + rounds of the drafter) below and above it
     team_size  most drafters of a request; `depth` is the most draft tokens of a drafter
@@ -110,7 +110,7 @@ class CosinePaper(Baseline):
     idle       share of time without a pass above which drafts grow, and below which they shrink
     budget     most draft tokens of all requests together
     weight     of latency against verified rows in the choice of a batch
-    The embedding of the similarity is taken as the target's input embedding.
+    Two tokens have similarity 1 if they are equal, else 0: no embeddings are at hand here.
     """
 
     depth: int = 8
