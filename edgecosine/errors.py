@@ -30,7 +30,8 @@ EdgecosineError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -240,3 +241,17 @@ def root_of(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+@contextmanager
+def ungrouped(kind: type[Exception]) -> Iterator[None]:
+    """Raise the first error of a group whose errors are all of one kind, instead of the group.
+
+    An error that an `except*` clause raises is in a group again in Python before 3.11.4.
+    """
+    try:
+        yield
+    except BaseExceptionGroup as errors:
+        if errors.split(kind)[1] is not None:
+            raise
+        raise root_of(errors) from None

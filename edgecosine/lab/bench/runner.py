@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from edgecosine import zoo
 from edgecosine.client.client import Client
-from edgecosine.errors import EdgecosineError
+from edgecosine.errors import EdgecosineError, ungrouped
 from edgecosine.lab.bench.arrivals import fluctuating
 from edgecosine.lab.bench.cells import (
     BATCHED,
@@ -93,7 +93,7 @@ class LabEnvironment:
         await self._change_conditions(step.cell)
         first_job, jobs, arrivals_s = self._jobs(step)
         states: list[NodeState] = []
-        try:
+        with ungrouped(EdgecosineError):
             if step.policy in STOCK:
                 load = await self._ask_stock(step, jobs)
             else:
@@ -104,8 +104,6 @@ class LabEnvironment:
                     else open_loop(client, jobs, arrivals_s)
                 )
                 load = await _watched(client, asking, states)
-        except* EdgecosineError as errors:
-            raise _first(errors) from None
         return self._record(step, load, states, first_job)
 
     def _cluster(self, policy: str) -> LabCluster:
@@ -220,11 +218,3 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _first(errors: BaseExceptionGroup[Any]) -> BaseException:
-    """The first single error of a group."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from edgecosine.client.client import Client
-from edgecosine.errors import BrokerLost, LabError, RequestError
+from edgecosine.errors import BrokerLost, LabError, RequestError, ungrouped
 from edgecosine.lab.chaos.checker import CheckResult, RequestHistory, check
 from edgecosine.lab.chaos.clients import PATIENCE_S, ChaosClients
 from edgecosine.lab.chaos.cluster import ChaosCluster, ChaosClusterSettings, chaos_cluster
@@ -173,9 +173,10 @@ class _Run:
                 texts[number] = final.texts
 
         try:
-            await run_workers(enumerate(bodies), self._settings.at_work, work)
-        except* RequestError as errors:
-            raise LabError(f"a request failed without faults: {errors.exceptions[0]}") from None
+            with ungrouped(RequestError):
+                await run_workers(enumerate(bodies), self._settings.at_work, work)
+        except RequestError as error:
+            raise LabError(f"a request failed without faults: {error}") from None
         return [texts[number] for number in range(len(bodies))]
 
     @contextlib.asynccontextmanager

@@ -13,7 +13,7 @@ from edgecosine import __version__
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
 from edgecosine.engine.options import Loaded
-from edgecosine.errors import EdgecosineError, PeerFlooded, root_of
+from edgecosine.errors import EdgecosineError, PeerFlooded, ungrouped
 from edgecosine.node.credentials.membership import Membership
 from edgecosine.node.links.link import Link, LinkSettings
 from edgecosine.node.links.peers import Peers
@@ -53,13 +53,11 @@ async def run_all(node_id: str, **loops: Coroutine[Any, Any, Any]) -> None:
 
     Raises the first EdgecosineError.
     """
-    try:
+    # The operator gets one plain reason; the group ends all other loops.
+    with ungrouped(EdgecosineError):
         async with asyncio.TaskGroup() as group:
             for role, loop in loops.items():
                 group.create_task(loop, name=f"{node_id}.{role}")
-    except* EdgecosineError as errors:
-        # The operator gets one plain reason; the group has ended all other loops.
-        raise root_of(errors) from None
 
 
 def linked_peers(
