@@ -29,6 +29,15 @@ def build_app(groups: Iterable[Sequence[BaseRoute]]) -> ASGIApp:
     return _Guarded(Starlette(routes=routes, exception_handlers=handlers))
 
 
+_UNSUPPORTED = {
+    "responses": "not supported; use /v1/chat/completions",
+    "embeddings": "not supported: models generate text only",
+    "images": "not supported: models generate text only",
+    "audio": "not supported: models generate text only",
+}
+"""OpenAI's endpoints that clients may expect, by the first part of their path."""
+
+
 async def _refused(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RequestError)
     return error_reply(error, http.scope["state"].get(REQUEST_ID, ""))
@@ -36,7 +45,11 @@ async def _refused(http: HttpRequest, error: Exception) -> Response:
 
 async def _not_found(http: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = f"{http.method} {http.url.path[:200]}: {HTTPStatus(error.status_code).phrase.lower()}"
+    path, instead = http.url.path, ""
+    if path.startswith("/v1/"):
+        instead = _UNSUPPORTED.get(path.split("/")[2], "")
+    reason = instead or HTTPStatus(error.status_code).phrase.lower()
+    message = f"{http.method} {path[:200]}: {reason}"
     reply = error_reply(Refusal(message, code="unknown_url", status=error.status_code))
     reply.headers.update(error.headers or {})  # the methods that are allowed
     return reply

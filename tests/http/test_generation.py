@@ -240,6 +240,16 @@ def test_fields_without_effect_are_named_in_a_header() -> None:
     run(story())
 
 
+def test_unsupported_endpoint_is_refused_by_name() -> None:
+    async def story() -> None:
+        async with http_harness() as home:
+            reply = await home.http.post("/v1/responses", json={"input": "or not"})
+            assert reply.status_code == 404
+            assert "use /v1/chat/completions" in reply.json()["error"]["message"]
+
+    run(story())
+
+
 def test_body_that_is_no_request_is_refused() -> None:
     async def story() -> None:
         wrong = {"include_usage": "yes"}
