@@ -134,7 +134,7 @@ async def _up(plan: ClusterPlan, http: str) -> None:
     async with LocalCluster(plan, click.echo) as cluster:
         click.echo(f"logs: {cluster.logs}")
         if http != "none":
-            click.echo(f"OpenAI API: http://{http}/v1")
+            click.echo(f"page: http://{http}/   OpenAI API: http://{http}/v1")
         options = f"--broker {cluster.broker_url} --cluster {plan.cluster}"
         click.echo(f'ready. Try:  edgecosine ask --chat "Why is the sky blue?" {options}')
         await asyncio.Event().wait()
