@@ -73,7 +73,9 @@ def description() -> dict[str, Any]:
 def _operation(path: str, summary: str, body: type | None, answer: type) -> dict[str, Any]:
     content = {_JSON: {"schema": _reference(answer)}}
     if answer in (answers.ChatAnswer, answers.CompletionAnswer):
-        content[_EVENTS] = {"schema": {"type": "string"}}
+        # The schema is that of an event: OpenAPI 3.1 has no other for the parts of a stream.
+        data = {"type": "string", "description": "A chunk in JSON, or [DONE]."}
+        content[_EVENTS] = {"schema": {"type": "object", "properties": {"data": data}}}
     error = {
         "description": "An error",
         "content": {_JSON: {"schema": _reference(answers.ErrorAnswer)}},
