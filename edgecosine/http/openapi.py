@@ -75,7 +75,8 @@ def _operation(path: str, summary: str, body: type | None, answer: type) -> dict
     if answer in (answers.ChatAnswer, answers.CompletionAnswer):
         # The schema is that of an event: OpenAPI 3.1 has no other for the parts of a stream.
         data = {"type": "string", "description": "A chunk in JSON, or [DONE]."}
-        content[_EVENTS] = {"schema": {"type": "object", "properties": {"data": data}}}
+        schema: dict[str, Any] = {"type": "object", "properties": {"data": data}}
+        content[_EVENTS] = {"schema": schema}
     error = {
         "description": "An error",
         "content": {_JSON: {"schema": _reference(answers.ErrorAnswer)}},

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgecosine.balance.admission import AdmissionControl
 from edgecosine.counters import Counters
+from edgecosine.node.cluster_queue.interface import RequestQueue
 from edgecosine.node.cluster_queue.local_queue import LocalQueue
 from edgecosine.node.durability.interface import Journal, NoJournal
 from edgecosine.node.durability.recovery import NOTHING_RECOVERED, RecoveredState
@@ -38,6 +39,7 @@ def request_manager(
     journal: Journal | None = None,
     counters: Counters | None = None,
     recovered: RecoveredState = NOTHING_RECOVERED,
+    queue: RequestQueue | None = None,
 ) -> RequestManager:
     """A lone target's request manager, which publishes in the cluster `home`."""
     manager = RequestManager(
@@ -45,7 +47,7 @@ def request_manager(
         MqttReplySink(Topics("home"), publish),
         admission=admission,
         journal=journal or NoJournal(),
-        queue=LocalQueue(lambda claim: manager.start(claim)),  # noqa: PLW0108 -- built here
+        queue=queue or LocalQueue(lambda claim: manager.start(claim)),  # noqa: PLW0108 -- built here
         counters=counters or Counters(),
         recovered=recovered,
     )

@@ -41,7 +41,7 @@ from edgecosine.node.runtime.failures import (
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.claim_messages import Claim
 from edgecosine.protocol.api.mqtt_message import nothing
-from edgecosine.protocol.api.replies import FinalReply, RequestEnd
+from edgecosine.protocol.api.replies import FinalReply, RequestEnd, error_reply
 from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 
 logger = logging.getLogger(__name__)
@@ -183,10 +183,21 @@ class RequestManager:
             if not is_written:
                 self.runner.drop(record)
                 self._journal.forget(record.key)
-                raise JournalUnavailable(JOURNAL_RETRY_S)
+                self._refuse_claimed(record.ticket, JournalUnavailable(JOURNAL_RETRY_S))
+                return
             if self.runner.is_open:
                 self.publisher.send_state(record)
                 self.runner.start(record)
+
+    def _refuse_claimed(self, ticket: ReplyAddress, error: RequestError) -> None:
+        """Refuse a request, unless another target took it over while the journal was awaited."""
+
+        def refuse() -> None:
+            self._queue.withdraw(ticket)
+            self.refusals.send(ticket, error)
+
+        end = RequestEnd("failed", error_reply(ticket, error))
+        self._queue.when_owned(ticket.key, end, refuse)
 
     @contextlib.contextmanager
     def _guarded(self, ticket: ReplyAddress) -> Iterator[None]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 import pytest
 
 from edgecosine.balance.admission import AdmissionControl
 from edgecosine.errors import NoLogits, RequestError
+from edgecosine.node.cluster_queue.interface import RequestQueue
+from edgecosine.node.cluster_queue.local_queue import LocalQueue
+from edgecosine.node.durability.interface import Journal, NoJournal, OnWritten
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
+from edgecosine.protocol.api.replies import RequestEnd
 from edgecosine.protocol.api.request import Progress, Request
 from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 from edgecosine.protocol.api.topics import Topics
@@ -26,11 +30,18 @@ HOME = Topics("home")
 class Harness:
     """A request manager and all that it sent."""
 
-    def __init__(self, service: ScriptedService, journal: DiskJournal | None = None) -> None:
+    def __init__(
+        self,
+        service: ScriptedService,
+        journal: Journal | None = None,
+        queue: RequestQueue | None = None,
+    ) -> None:
         self.sent: list[Outgoing] = []
         self._news = asyncio.Event()
         self.admission = AdmissionControl(num_slots=service.max_sessions, max_queued=4)
-        self.manager = request_manager(service, self._send, self.admission, journal=journal)
+        self.manager = request_manager(
+            service, self._send, self.admission, journal=journal, queue=queue
+        )
 
     def _send(self, message: Outgoing) -> None:
         self.sent.append(message)
@@ -251,5 +262,41 @@ def test_request_whose_stream_cannot_be_rendered_gets_a_plain_error(
             await harness.expect_final("2")
             running.cancel()
         assert (harness.finals("1"), harness.finals("2")) == (["internal_error"], ["text"])
+
+    run(story())
+
+
+class RefusingJournal(NoJournal):
+    """Cannot be written."""
+
+    def accept(
+        self, ticket: ReplyAddress, request: Request, model: str, on_written: OnWritten
+    ) -> None:
+        on_written(False)
+
+
+class ContestedQueue(LocalQueue):
+    """Another target may have the requests: what needs their ownership is held."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _: None)
+        self.held: list[tuple[RequestEnd, Callable[[], None]]] = []
+
+    def when_owned(self, key: str, end: RequestEnd, send: Callable[[], None]) -> None:
+        self.held.append((end, send))
+
+
+def test_refusal_of_a_claimed_request_waits_until_no_other_target_can_answer_it() -> None:
+    async def story() -> None:
+        queue = ContestedQueue()
+        home = Harness(ScriptedService(), RefusingJournal(), queue)
+        async with running(home.manager.run()):
+            await asyncio.sleep(0)
+            home.take("1")
+            assert not home.finals("1")
+            [(end, send)] = queue.held
+            assert json.loads(end.final.body)["error"]["code"] == "journal_unavailable"
+            send()
+            assert home.finals("1") == ["journal_unavailable"]
 
     run(story())
