@@ -261,12 +261,6 @@ class Planner:
             strengths.append(rate / (step_s if step_s and all(steps_s) else 1.0))
         return dict(zip(asked, fan_out(tree, strengths), strict=True))
 
-    def patience_s(self, ahead: Plan) -> float:
-        """How long to wait for drafts ahead after the verification result: a fresh draft would take
-        as long."""
-        speeds = [self.statistics.drafter(node_id).speed for node_id in ahead.drafters]
-        return max((speed.overhead_s or 0.0 for speed in speeds), default=0.0)
-
     def probe(
         self,
         request: RequestState,

@@ -90,6 +90,12 @@ class Statistics:
         """The state of a drafter, created where there is none."""
         return self.drafters.get(node_id)
 
+    def patience_s(self, drafters: Iterable[str]) -> float:
+        """How long to wait for drafts ahead of these drafters after the verification result: a
+        fresh draft would take as long."""
+        speeds = [self.drafter(node_id).speed for node_id in drafters]
+        return max((speed.overhead_s or 0.0 for speed in speeds), default=0.0)
+
     def hosts(self, drafters: Iterable[str]) -> set[str]:
         """The known machines of drafters."""
         return {self.drafters.get(node_id).host for node_id in drafters} - {""}

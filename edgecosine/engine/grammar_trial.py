@@ -21,6 +21,7 @@ from edgecosine.engine.grammar_compiler import (
     load_tokenizer,
     reason_of,
 )
+from edgecosine.errors import EngineError
 
 MAX_COMPILE_S: Final = 1.0
 MAX_COMPILE_BYTES: Final = 2 << 30
@@ -41,7 +42,10 @@ class GrammarTrial:
 
     def fault(self, source: str) -> str:
         """Why a grammar cannot be compiled, with the library's words; empty if it can be. Slow: not
-        for the event loop."""
+        for the event loop.
+
+        Raises EngineError.
+        """
         with self._turn:
             process = self._process or self._start()
             timer = threading.Timer(MAX_COMPILE_S, process.kill)
@@ -51,7 +55,7 @@ class GrammarTrial:
             finally:
                 timer.cancel()
             if reply is None:
-                _end(process)
+                self._finalizer()
                 self._process = None
                 return _TOO_COMPLEX
             return reply
@@ -60,8 +64,11 @@ class GrammarTrial:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
-        weakref.finalize(self, _end, process)
-        _ask(process, self._tokenizer)  # reading modules and tokenizer is not a grammar's time
+        self._finalizer = weakref.finalize(self, _end, process)
+        # Reading modules and the tokenizer is not a grammar's time.
+        if _ask(process, self._tokenizer) is None:
+            self._finalizer()
+            raise EngineError("the process that compiles grammars did not start; see above")
         self._process = process
         return process
 

@@ -7,10 +7,22 @@ import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+from edgecosine import zoo
 from edgecosine.local.cluster import LocalCluster
-from edgecosine.local.cluster_plan import ClusterPlan
+from edgecosine.local.cluster_plan import ClusterPlan, local_plan
 from tests.support.forked_nodes import forked_cluster
-from tests.support.mqtt import run_patiently
+from tests.support.mqtt import free_port, run_patiently
+
+
+@contextlib.contextmanager
+def http_cluster(name: str, url: str) -> Iterator[LocalCluster]:
+    """A target of the zoo that serves HTTP at `url`, and one drafter."""
+    plan = local_plan(
+        zoo.TARGET, zoo.drafter_names()[:1], cluster=name, ballast=1, target_cores="",
+        drafter_cores="", broker=None, broker_port=free_port(), http=url,
+    )  # fmt: skip
+    with running_cluster(plan) as cluster:
+        yield cluster
 
 
 @contextlib.contextmanager

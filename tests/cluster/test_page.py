@@ -13,8 +13,7 @@ import pytest
 
 from edgecosine import zoo
 from edgecosine.local.cluster import LocalCluster
-from edgecosine.local.cluster_plan import local_plan
-from tests.cluster.shared_cluster import running_cluster
+from tests.cluster.shared_cluster import http_cluster
 from tests.support.chromium import Page, chromium, needs_chromium
 from tests.support.mqtt import free_port, run_patiently
 
@@ -39,11 +38,7 @@ def address() -> str:
 @pytest.fixture(scope="module")
 def cluster(address: str) -> Iterator[LocalCluster]:
     """A target with HTTP and a drafter."""
-    plan = local_plan(
-        zoo.TARGET, zoo.drafter_names()[:1], cluster="page", ballast=1, target_cores="",
-        drafter_cores="", broker=None, broker_port=free_port(), http=address,
-    )  # fmt: skip
-    with running_cluster(plan) as cluster:
+    with http_cluster("page", address) as cluster:
         yield cluster
 
 
@@ -51,7 +46,7 @@ def cluster(address: str) -> Iterator[LocalCluster]:
 async def drafter(
     cluster: LocalCluster, directory: Path
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A drafter that nobody starts again."""
+    """A drafter that is not started again when it ends."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "edgecosine", "node", "--role=drafter", "--model=ngram",
         "--node-id=doomed", "--cluster=page", f"--broker={cluster.broker_url}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -18,14 +18,6 @@ from edgecosine.balance.cost_model import smooth
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.statistics import Statistics
 from edgecosine.fusion.drafter_tree import DrafterTree
-
-TokenSimilarity = Callable[[int, int], float]
-"""Cosine similarity of two tokens' embeddings."""
-
-
-def same_token(token: int, other: int) -> float:
-    """The similarity where no embeddings are known: 1 for equal tokens, else 0."""
-    return float(token == other)
 
 
 @dataclass(slots=True)
@@ -44,7 +36,6 @@ class CosineRouting:
     def __init__(self, known: Statistics) -> None:
         self._statistics = known
         self._requests: WeakKeyDictionary[RequestState, _Routed] = WeakKeyDictionary()
-        self.similarity: TokenSimilarity = same_token
 
     def plan(
         self, request: RequestState, rules: CosinePaper, drafters: Sequence[str]
@@ -84,8 +75,8 @@ class CosineRouting:
                 confidences[draft.node_id].append(chain.tree.confidences[depth])
                 at = draft.prefix_len + depth
                 if at < len(committed):
-                    alike = self.similarity(chain.tree.tokens[depth], committed[at])
-                    similarities[draft.node_id].append(alike)
+                    is_same = chain.tree.tokens[depth] == committed[at]
+                    similarities[draft.node_id].append(float(is_same))
         for node_id, seen in confidences.items():
             routed.rounds[node_id] += 1
             if alike_ones := similarities[node_id]:

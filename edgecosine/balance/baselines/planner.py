@@ -102,11 +102,6 @@ class BaselinePlanner:
             deadline_s=LONGEST_DEADLINE_S,
         )
 
-    def patience_s(self, ahead: Plan) -> float:
-        """How long to wait for drafts ahead after the verification result."""
-        speeds = [self._statistics.drafter(node_id).speed for node_id in ahead.drafters]
-        return max((speed.overhead_s or 0.0 for speed in speeds), default=0.0)
-
     def probe(
         self,
         request: RequestState,

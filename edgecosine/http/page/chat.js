@@ -1,4 +1,4 @@
-// The chat: streams answers and colours their text by who guessed it.
+// The chat: streams answers and colours their text by origin.
 
 import { footer } from "./answer.js";
 import { byId, element, hue, percent, say } from "./dom.js";

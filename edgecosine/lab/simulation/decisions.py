@@ -28,11 +28,10 @@ class TimedPlanner(Planner):
         self.times: defaultdict[str, list[float]] = defaultdict(list)
         decisions: Mapping[object, tuple[str, ...]] = {
             self: (
-                "is_plain", "first_plan", "plan", "start_round", "fuse", "ahead", "patience_s",
-                "probe",
+                "is_plain", "first_plan", "plan", "start_round", "fuse", "ahead", "probe",
             ),
             self.statistics: (
-                "shortlist",
+                "shortlist", "patience_s",
                 "observe_round", "observe_answer", "observe_ahead", "observe_late", "observe_pass",
                 "batch_wait_s",
             ),

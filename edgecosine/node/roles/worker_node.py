@@ -51,7 +51,7 @@ class Worker(Protocol):
         """Drop all waiting requests, and free their caches."""
 
     async def idle(self) -> None:
-        """Wait until no request is at work or waits."""
+        """Wait until no request is running or queued."""
 
     def run(self) -> Coroutine[Any, Any, None]:
         """Work until cancelled."""

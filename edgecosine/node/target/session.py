@@ -327,7 +327,7 @@ class Session:
                 tasks = self._draft_client.start(group, plan_ahead, ahead=tree)
                 self._draft_client.probe(probe)
                 result = await self._verify(tree)
-                patience_s = self._planner.patience_s(plan_ahead)
+                patience_s = self._statistics.patience_s(plan_ahead.drafters)
                 self._verifier.expect(self._request.key, patience_s, 1 + len(tree))
                 await _wait_for_any(tasks, patience_s)
                 await _wait_for_any([*self._draft_client.probes.values()], grace_s)

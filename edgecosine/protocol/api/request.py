@@ -134,7 +134,7 @@ class Request:
     trace: bool = False
     """Whether the answer contains the timings of its rounds."""
     origins: bool = False
-    """Whether stream parts say who guessed their text."""
+    """Whether stream parts have the origins of their text."""
     said: Committed = NOTHING
     """Tokens that a session of an earlier process committed, which this one continues."""
     form: ResponseFormat | None = None

@@ -113,9 +113,8 @@ def test_cosine_scores_confidence_and_similarity_harmonically() -> None:
     assert routing_score(0.8, 0.4) == pytest.approx(2 * 0.8 * 0.4 / 1.2)
     assert routing_score(0.8, 0.0) == routing_score(0.8, -0.2) == 0.0
     made, request = opened("cosine-paper")
-    made.baselines.routing.similarity = lambda token, other: 1.0 if token == other else 0.5
     drafts = [draft_of("a", 3, (4, 9), (0.9, 0.7)), draft_of("b", 3, (8, 5), (0.3, 0.3))]
-    for _ in range(20):  # whoever is scored low is left out once the others are known
+    for _ in range(20):  # a drafter with a low score is left out once the others are known
         made.of(request).observe_truth(
             request, [*drafts, *(draft_of(n, 3, (8,), (0.1,)) for n in "cd")], (*PROMPT, 4, 5)
         )
