@@ -27,26 +27,33 @@ LEAST_SAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value of `n` samples with its 95% interval, if there are enough samples. A count has no `n`
-    and is its own interval."""
+    """A value of `n` samples with its 95% interval, if there are enough samples; of fewer samples
+    `raw` has them all. A count has no `n` and is its own interval. `p` is that of a paired
+    permutation test of "better than", where one was made."""
 
     value: float
     low: float | None
     high: float | None
     unit: str
     n: int | None = None
+    p: float | None = None
+    raw: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         return self.text()
 
     def text(self, digits: int = 2) -> str:
-        """The value, with its interval and number of samples if there are any."""
+        """The value, with its interval and number of samples if there are any; only the samples
+        themselves where they are few."""
+        if self.raw:
+            return f"runs: {', '.join(f'{sample:.{digits}f}' for sample in self.raw)}"
         value = f"{self.value:.{digits}f}"
         if self.n is None:
             return value
         if self.low is None or self.high is None:
             return f"{value} (n = {self.n})"
-        return f"{value} ({self.low:.{digits}f} to {self.high:.{digits}f}, n = {self.n})"
+        p = "" if self.p is None else f", p = {self.p:.3f}"
+        return f"{value} ({self.low:.{digits}f} to {self.high:.{digits}f}, n = {self.n}{p})"
 
 
 Notify = Callable[[str], None]
@@ -82,7 +89,8 @@ def joint_interval(
     """A statistic of several groups of samples, each of which is resampled by itself."""
     value, n = statistic(*groups), min(map(len, groups))
     if n < LEAST_SAMPLES:
-        return Figure(value, None, None, unit, n)
+        raw = tuple(groups[0]) if len(groups) == 1 else ()
+        return Figure(value, None, None, unit, n, raw=raw)
     rng = random.Random(0)
     drawn = [
         statistic(*(rng.choices(group, k=len(group)) for group in groups))
@@ -121,7 +129,7 @@ def write_report(
 
 
 def machine() -> dict[str, Any]:
-    """Processor, its vector units, cores, versions and commit."""
+    """Processor, its vector units, cores, versions, commit, and whether files differ from it."""
     flags = _cpuinfo("flags").split()
     return {
         "cpu": _cpuinfo("model name"),
@@ -129,7 +137,8 @@ def machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
-        "commit": _commit(),
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "dirty": None if (changed := _git("status", "--porcelain")) is None else bool(changed),
     }
 
 
@@ -149,8 +158,9 @@ def _cpuinfo(key: str) -> str:
     return next((x.split(":", 1)[1].strip() for x in lines if x.startswith(key)), "?")
 
 
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+def _git(*words: str) -> str | None:
+    """Output of a git command about this code; None where there is no git or no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):

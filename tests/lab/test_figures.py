@@ -4,14 +4,16 @@ measurements are written after each part."""
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgecosine.errors import LabError
-from edgecosine.lab.bench.table import read_report, tables
+from edgecosine.lab.bench.table import figure_table, read_report, tables
 from edgecosine.lab.figures import LEAST_SAMPLES, counted, interval, keeping
+from edgecosine.lab.paired_runs import ratio_figure
 
 RECORDS = sorted((Path(__file__).parents[2] / "docs" / "measured").glob("*.json"))
 
@@ -20,12 +22,21 @@ def test_few_samples_have_no_interval() -> None:
     for n in range(1, LEAST_SAMPLES):
         figure = interval([float(number) for number in range(n)])
         assert (figure.low, figure.high, figure.n) == (None, None, n)
-        assert str(figure).endswith(f"(n = {n})")
+        assert str(figure) == f"runs: {', '.join(f'{number}.00' for number in range(n))}"
     figure = interval([1.0, 2.0, 3.0, 4.0, 5.0])
     assert figure.low is not None
     assert figure.high is not None
     assert figure.low < figure.value < figure.high
     assert str(figure) == f"3.00 ({figure.low:.2f} to {figure.high:.2f}, n = 5)"
+
+
+def test_table_shows_the_runs_of_few_repetitions_and_p_of_many() -> None:
+    few, many = ratio_figure([1.5, 1.4], [1.0, 1.0]), ratio_figure([1.5] * 5, [1.0] * 5)
+    made = figure_table({"few": asdict(few), "many": asdict(many)})
+    assert "| `few` | runs: 1.50, 1.40 | – | – | 2 | ratio |" in made
+    assert "| `many` | 1.50 | 1.50 to 1.50 | 0.031 | 5 | ratio |" in made
+    assert "below n = 5" in made
+    assert "| p |" not in figure_table({"few": asdict(few)})
 
 
 def test_counts_are_shown_without_interval() -> None:
@@ -57,19 +68,12 @@ def run(policy: str, repeat: int, tokens_per_s: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("repeats", "shown"), [(2, "–"), (5, "1.50 to 1.50")])
-def test_table_of_a_record_without_sample_numbers_is_made_from_its_runs(
-    repeats: int, shown: str
-) -> None:
-    runs = [
-        run(policy, repeat, speed)
-        for repeat in range(repeats)
-        for policy, speed in (("target-alone", 100.0), ("edgecosine", 150.0))
-    ]
-    stale = {"eight_over_target_alone": {"value": 9.0, "low": 8.0, "high": 10.0, "unit": "ratio"}}
-    made = tables({"figures": stale, "runs": runs})
-    assert f"| `eight_over_target_alone` | 1.50 | {shown} | {repeats} | ratio |" in made
-    assert f"| edgecosine | 150 (1.00 s, n = {repeats}) |" in made
+def test_table_has_the_figures_of_the_record_whatever_is_computed_today() -> None:
+    runs = [run(policy, 0, 100.0) for policy in ("target-alone", "edgecosine")]
+    held = {"eight_over_target_alone": {"value": 9.0, "low": 8.0, "high": 10.0, "unit": "ratio"}}
+    made = tables({"figures": held, "runs": runs})
+    assert "| `eight_over_target_alone` | 9.00 | 8.00 to 10.00 | – | ratio |" in made
+    assert "| edgecosine | 100 (1.00 s, n = 1) |" in made
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)

@@ -10,32 +10,27 @@ import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.cells import ALONE
 from edgecosine.lab.bench.charts import compared
-from edgecosine.lab.bench.figures import Runs, bench_figures
+from edgecosine.lab.bench.figures import Runs
+from edgecosine.lab.figures import LEAST_SAMPLES
 
 _PLACE = re.compile(
     r"(?P<start><!-- table of (?P<record>[^ ]+) -->\n)(?P<table>.*?)(?P<end><!-- end of table -->)",
     re.DOTALL,
 )
 
+_FEW = f"\nOf figures below n = {LEAST_SAMPLES} the table has the single runs.\n"
+
 
 def tables(report: Mapping[str, Any]) -> str:
-    """All tables of a record as Markdown: policies on the fastest network, then the figures.
-
-    Where a record of `edgecosine bench` lacks the numbers of samples, its figures are computed from
-    its runs. The figures of another record without these numbers are shown as they are.
-    """
-    figures, runs = report["figures"], report["runs"]
-    is_old = any("n" not in figure for figure in figures.values())
-    if is_old and all("load" in run for run in runs):
-        figures = {name: asdict(figure) for name, figure in bench_figures(runs).items()}
-    parts = [policy_table(runs), figure_table(figures)]
+    """All tables of a record as Markdown: policies on the fastest network, then the figures as the
+    record has them, by the definitions of its time."""
+    parts = [policy_table(report["runs"]), figure_table(report["figures"])]
     return "\n".join(part for part in parts if part)
 
 
@@ -60,12 +55,31 @@ def policy_table(runs: Runs) -> str:
 
 
 def figure_table(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """Every figure with its 95% interval, if it has enough samples, and their number."""
+    """Every figure with its 95% interval, p value and number of samples; of too few samples the
+    runs themselves."""
+    if not figures:
+        return ""
+    has_p = any(figure.get("p") is not None for figure in figures.values())
+    head = ["figure", "value", "95% interval", *(["p"] if has_p else []), "n", "unit"]
     rows = [
-        [f"`{name}`", f"{f['value']:.2f}", _interval(f), str(f.get("n") or "–"), f["unit"]]
+        [
+            f"`{name}`", _value(f), _interval(f), *([_p(f)] if has_p else []),
+            str(f.get("n") or "–"), f["unit"],
+        ]
         for name, f in figures.items()
-    ]
-    return _markdown(["figure", "value", "95% interval", "n", "unit"], rows) if rows else ""
+    ]  # fmt: skip
+    few = any(figure.get("raw") for figure in figures.values())
+    return _markdown(head, rows) + (_FEW if few else "")
+
+
+def _value(figure: Mapping[str, Any]) -> str:
+    if raw := figure.get("raw"):
+        return f"runs: {', '.join(f'{sample:.2f}' for sample in raw)}"
+    return f"{figure['value']:.2f}"
+
+
+def _p(figure: Mapping[str, Any]) -> str:
+    return "–" if figure.get("p") is None else f"{figure['p']:.3f}"
 
 
 def _interval(figure: Mapping[str, Any]) -> str:
