@@ -1,4 +1,4 @@
-"""Admits requests, answers repeated ones, and resumes what a former process or target left.
+"""Admits requests, and answers repeated ones.
 
 It knows no transport: requests come by `accept`, replies go to a `ReplySink`.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,8 +19,9 @@ from edgecosine.counters import Counters
 from edgecosine.errors import JournalUnavailable, Refusal, RequestError
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.cluster_queue.interface import RequestQueue
-from edgecosine.node.durability.interface import KEEP_ANSWERS_S, FinishedRecord, Journal
-from edgecosine.node.durability.recovery import DEADLY, NOTHING_RECOVERED, RecoveredState
+from edgecosine.node.durability.interface import KEEP_ANSWERS_S, Journal
+from edgecosine.node.durability.recovery import NOTHING_RECOVERED, RecoveredState
+from edgecosine.node.gateway.former_requests import FormerRequests, age_s, is_lost_with_process
 from edgecosine.node.gateway.refusals import Refusals
 from edgecosine.node.gateway.reply_publisher import ReplyPublisher
 from edgecosine.node.gateway.reply_sink import ReplySink
@@ -46,8 +46,6 @@ from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
 
 logger = logging.getLogger(__name__)
 
-MAX_TAKEN_OVER: Final = 3
-"""A request that crashed more targets than this is not tried again."""
 _MAX_CANCELLED: Final = 256
 
 
@@ -71,8 +69,6 @@ class RequestManager:
         self._service, self._journal, self._queue = service, journal, queue
         self._counters, self._keep_answers_s = counters, keep_answers_s
         self._recovered_state = recovered
-        self._recovered: dict[str, RequestRecord] = {}
-        """Recovered requests that are not known to be ours yet."""
         self._cancelled: OrderedDict[str, None] = OrderedDict()
         """Requests that are not active here, and are cancelled if they become so."""
         self._objection: Refusal | None = None
@@ -98,6 +94,17 @@ class RequestManager:
             counters=counters,
             measurements=measurements or Measurements(),
         )
+        self._former = FormerRequests(
+            service,
+            table=self.table,
+            runner=self.runner,
+            publisher=self.publisher,
+            journal=journal,
+            queue=queue,
+            keep_answers_s=keep_answers_s,
+            counters=counters,
+            guarded=self._guarded,
+        )
 
     def __repr__(self) -> str:
         return f"<RequestManager {self.table!r} {self._slots!r}>"
@@ -106,12 +113,13 @@ class RequestManager:
         """Admit requests until cancelled."""
         try:
             async with self.runner.open():
-                self._resume()
+                state, self._recovered_state = self._recovered_state, NOTHING_RECOVERED
+                self._former.resume(state)
                 await asyncio.Event().wait()
         finally:
             is_handed_over = self._queue.has_ready_peer
             for record in self.table.active:
-                if _is_lost_with_us(record.ticket):
+                if is_lost_with_process(record.ticket):
                     self.runner.fail(record, "failed", LEAVING)
                 else:
                     self.runner.leave(record, is_handed_over=is_handed_over)
@@ -238,16 +246,8 @@ class RequestManager:
         if not self.runner.is_open and self._queue.has_ready_peer:
             return  # that target takes the request over as soon as we have left
         with self._guarded(claim.ticket):
-            record = self._recovered.pop(claim.key, None)
-            if claim.end is not None:
-                self._end_as(claim, claim.end)
-            elif record is not None:
-                self.runner.book(record)
-                self._go(record)
-            elif claim.generation:
-                self._take_over(claim)
-            else:
-                self._admit(RequestRecord(claim.ticket, claim.request, age_s=_age_s(claim)))
+            if not self._former.restart(claim):
+                self._admit(RequestRecord(claim.ticket, claim.request, age_s=age_s(claim)))
         if claim.key in self._cancelled:
             del self._cancelled[claim.key]
             self.cancel(claim.ticket.request_id, claim.ticket.client_id)
@@ -255,79 +255,11 @@ class RequestManager:
     def abandon(self, key: str) -> None:
         """Drop a request that another target owns."""
         logger.info("request given up, another target has it: request=%s", key)
-        self._recovered.pop(key, None)
+        self._former.forget(key)
         self.publisher.drop_final(key)
         if (record := self.table.forget(key)) is not None:
             self.runner.abandon(record)
         self._journal.forget(key)
-
-    def _take_over(self, claim: Claim) -> None:
-        """Continue a request that another target accepted; its tokens are generated again."""
-        logger.info("request taken over: request=%s from=%s", claim.key, claim.taken_from)
-        record = RequestRecord(
-            claim.ticket,
-            claim.request,
-            age_s=_age_s(claim),
-            # The first target may have ended for any reason, the later ones because of the request.
-            num_crashes=claim.generation - 1,
-            fault=DEADLY if claim.generation > MAX_TAKEN_OVER else None,
-        )
-        self.runner.book(record)
-
-        def go(_: bool) -> None:
-            with self._guarded(claim.ticket):
-                self._go(record)  # even if the journal refuses it
-
-        self._journal.accept(claim.ticket, claim.request, model_of(self._service), go)
-
-    def _end_as(self, claim: Claim, end: RequestEnd) -> None:
-        """Send the final that the target of a former claim made, and may have sent."""
-        logger.info("final taken over: request=%s from=%s", claim.key, claim.taken_from)
-        ticket = claim.ticket
-        kept_until = self._journal.wall_s() + self._keep_answers_s
-        final = replace(end.final, reply_topic=ticket.reply_topic, correlation=ticket.correlation)
-        kept = FinishedRecord(
-            claim.key, ticket.digest, end.state, final, kept_until, parts=end.parts
-        )
-        self._journal.finish(kept)
-        self._keep(kept)
-
-    def _keep(self, kept: FinishedRecord) -> None:
-        """Keep a final of a former process or target, and send it unless it was delivered."""
-        left_s = min(kept.kept_until - self._journal.wall_s(), self._keep_answers_s)
-        finished = FinishedRequest(kept.digest, kept.state, kept.final, loop_time() + left_s)
-        self.table.keep(kept.key, finished)
-        if not kept.is_delivered:
-            self.publisher.send_stream(kept.parts)
-            self.publisher.send_final(kept.key, RequestEnd(kept.state, kept.final, kept.parts))
-
-    def _resume(self) -> None:
-        """Send undelivered finals of a former process, and continue its requests."""
-        state, self._recovered_state = self._recovered_state, NOTHING_RECOVERED
-        for kept in state.finals:
-            if not kept.is_delivered:
-                self._queue.expect_delivery(kept.key)
-            self._keep(kept)
-        # Suspects go first, those with the fewest crashes before the others.
-        for record in sorted(state.requests, key=_by_crashes):
-            if _is_lost_with_us(record.ticket):
-                self._journal.forget(record.key)
-                continue
-            self._recovered[record.key] = record
-            self._queue.resume(record)
-
-    def _go(self, record: RequestRecord) -> None:
-        if record.is_elsewhere or record.is_final_sent or not self.runner.is_open:
-            return
-        if record.state == "accepted":
-            self.publisher.send_state(record)
-        self._counters.count("resumed")
-        num_tokens = sum(len(committed.tokens) for committed in record.resumed.values())
-        logger.info("request resumed: request=%s tokens=%d", record.key, num_tokens)
-        if record.fault is not None:
-            self.runner.fail(record, "failed", record.fault)
-        else:
-            self.runner.start(record)
 
     @property
     def objection(self) -> Refusal | None:
@@ -376,16 +308,3 @@ class RequestManager:
         """Record that a final was delivered."""
         self.refusals.delivered(final)
         self.publisher.delivered(final)
-
-
-def _is_lost_with_us(ticket: ReplyAddress) -> bool:
-    """Whether no client can request the answer once this process has ended."""
-    return ticket.is_local and not ticket.is_named
-
-
-def _by_crashes(record: RequestRecord) -> tuple[bool, int]:
-    return not record.num_crashes, record.num_crashes
-
-
-def _age_s(claim: Claim) -> float:
-    return max(0.0, time.time() - claim.asked_s)
