@@ -18,6 +18,7 @@ from edgecosine.cli.fuzz import command as fuzz
 from edgecosine.cli.http_bench import command as http
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.peers_bench import command as peers
+from edgecosine.cli.rounds_bench import command as rounds
 from edgecosine.cli.running import run_command
 from edgecosine.cli.soak import command as soak
 from edgecosine.cli.up import split_cores
@@ -338,4 +339,5 @@ command.add_command(soak)
 command.add_command(faults)
 command.add_command(peers)
 command.add_command(http)
+command.add_command(rounds)
 command.add_command(committee)

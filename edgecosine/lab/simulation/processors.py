@@ -56,7 +56,7 @@ def look(cluster: LabCluster) -> Spent:
             traffic_s += _process_s(pid)
         else:
             delivery_s += _process_s(pid)
-    loops = {node_id: _thread_s(pid, pid) for pid, node_id in nodes.items()}
+    loops = {node_id: loop_s(pid) for pid, node_id in nodes.items()}
     return Spent(
         target_loop_s=loops.pop(TARGET),
         drafter_loops_s=sum(loops.values()),
@@ -64,6 +64,14 @@ def look(cluster: LabCluster) -> Spent:
         delivery_s=delivery_s + _process_s(os.getpid()),
         target_waited_s=_process_s(cluster.local.pid(TARGET), _WAITED),
     )
+
+
+def loop_s(pid: int) -> float:
+    """Processor seconds of a process's event loop, which runs on its first thread.
+
+    Raises LabError when the kernel does not provide it.
+    """
+    return _thread_s(pid, pid)
 
 
 def _descendants(pid: int) -> Mapping[int, str]:
@@ -81,7 +89,7 @@ def _process_s(pid: int, field: int = _RAN) -> float:
 
 
 def _thread_s(pid: int, thread: int, field: int = _RAN) -> float:
-    """Seconds of one thread. A process's event loop runs on its first thread, which has its id."""
+    """Seconds of one thread; a process's first thread has its id."""
     try:
         stat = (_PROC / str(pid) / "task" / str(thread) / "schedstat").read_text()
     except FileNotFoundError as error:
