@@ -12,6 +12,7 @@ from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.errors import LabError
+from edgecosine.lab.chaos.faults import KINDS, MEANING, Kind
 from edgecosine.lab.cluster import NetworkKind
 from edgecosine.lab.figures import write_report
 
@@ -27,10 +28,21 @@ from edgecosine.lab.figures import write_report
 @click.option("--network", type=click.Choice(["auto", "namespaces", "relays"]), default="auto",
               show_default=True, help="Emulated network. Namespaces need root on Linux; relays "
               "cannot lose or duplicate packets.")  # fmt: skip
+@click.option("--committee/--no-committee", default=False, show_default=True,
+              help="The target leads a committee; members and their replicas have faults, "
+              "too.")  # fmt: skip
+@click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True,
+              help="Only this kind of faults; may be repeated.")  # fmt: skip
 @click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Write counts, faults and failed checks to FILE as JSON.")  # fmt: skip
 def command(
-    requests: int, seed: int, faults: int | None, network: NetworkKind, report: Path | None
+    requests: int,
+    seed: int,
+    faults: int | None,
+    network: NetworkKind,
+    committee: bool,
+    kinds: tuple[Kind, ...],
+    report: Path | None,
 ) -> None:
     """Run requests under kills, freezes, partitions, restarts, clock steps, a full disk and packet
     loss, and check every answer.
@@ -55,13 +67,13 @@ def command(
     stderr.
     """
     from edgecosine.lab.chaos.checker import DEFINITIONS
-    from edgecosine.lab.chaos.faults import MEANING
-    from edgecosine.lab.chaos.run_chaos import ChaosSettings, run_chaos
+    from edgecosine.lab.chaos.run_chaos import MEMBERS, ChaosSettings, run_chaos
 
     log_to_stderr("error")
     target_cores, drafter_cores = split_cores()
     settings = ChaosSettings(
-        requests=requests, seed=seed, faults=faults, network=network,
+        requests=requests, seed=seed, faults=faults, kinds=kinds,
+        network=network, members=MEMBERS if committee else (),
         target_cores=target_cores, drafter_cores=drafter_cores,
     )  # fmt: skip
 

@@ -1,8 +1,8 @@
 """A whole cluster in the lab: broker, target and drafters, each on a host of its own.
 
-Network conditions apply to the drafters' cables; broker, target and client have ideal ones, so that
-effects on speculation are not mixed with effects on requests. The target has its own cores, and the
-drafters share the others with the broker and the traffic process.
+Network conditions apply to the cables of drafters and members; broker, target and client have ideal
+ones, so that effects on speculation are not mixed with effects on requests. The target has its own
+cores, and the drafters share the others with the broker and the traffic process.
 """
 
 from __future__ import annotations
@@ -61,11 +61,31 @@ class LabPlan:
     drafter_options: tuple[str, ...] = ()
     on_one_host: bool = False
     """Drafters run on the target's host and use its loopback, without network conditions."""
+    members: tuple[str, ...] = ()
+    """Models that answer together with the target's own, a node each; one that is listed twice is a
+    member on two nodes. All weights are equal."""
 
     @property
-    def members(self) -> tuple[tuple[str, str], ...]:
+    def drafter_nodes(self) -> tuple[tuple[str, str], ...]:
         """Node id and model of each drafter; the id is the model's name and a number."""
         return tuple((f"{node_name(m).lower()}-{i}", m) for i, m in enumerate(self.drafters))
+
+    @property
+    def member_nodes(self) -> tuple[tuple[str, str], ...]:
+        """Node id and model of each member."""
+        return tuple((f"member-{i}", model) for i, model in enumerate(self.members))
+
+    @property
+    def committee_options(self) -> tuple[str, ...]:
+        """The target's options that name the members."""
+        names = tuple(dict.fromkeys(map(member_name, self.members)))
+        weight = 1 / (1 + len(names))
+        return tuple(f"--committee={name}={weight:.6f}" for name in names)
+
+
+def member_name(model: str) -> str:
+    """The name of the member that holds a model."""
+    return node_name(model).lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +108,12 @@ class LabCluster:
     @property
     def drafters(self) -> tuple[str, ...]:
         """Node ids."""
-        return tuple(node_id for node_id, _ in self.plan.members)
+        return tuple(node_id for node_id, _ in self.plan.drafter_nodes)
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Node ids."""
+        return tuple(node_id for node_id, _ in self.plan.member_nodes)
 
     async def set_conditions(
         self, conditions: NetworkConditions, drafters: Sequence[str] = ()
@@ -160,7 +185,7 @@ async def lab_cluster(
         await (start_broker or _embedded(plan))(broker, port)
         url = f"mqtt://{await network.address(broker, port)}"
         hosts = {BROKER: broker, TARGET: await network.host(TARGET, IDEAL)}
-        for node_id, _ in plan.members:
+        for node_id, _ in (*plan.drafter_nodes, *plan.member_nodes):
             hosts[node_id] = (
                 hosts[TARGET] if plan.on_one_host else await network.host(node_id, plan.conditions)
             )
@@ -223,24 +248,25 @@ async def _cluster_plan(
     plan: LabPlan, cluster: str, url: str, launcher: _HostLauncher
 ) -> ClusterPlan:
     port = free_port()
-    target = (
-        "--model", plan.target, "--role", "target", "--ballast", str(plan.ballast),
-        "--cores", plan.target_cores, *plan.target_options,
-    )  # fmt: skip
+
+    async def node(node_id: str, *options: str) -> LocalNode:
+        return LocalNode(node_id, (*options, *await launcher.options(node_id, port)))
+
+    served = ("--ballast", str(plan.ballast), "--cores", plan.target_cores)
+    drafting = ("--role", "drafter", "--cores", plan.drafter_cores, *plan.drafter_options)
+    judging = ("--role", "member", *served, *plan.drafter_options)
     return ClusterPlan(
         cluster=cluster,
         broker=url,
-        target=LocalNode(TARGET, (*target, *await launcher.options(TARGET, port))),
-        drafters=tuple(
-            [
-                LocalNode(
-                    node_id,
-                    (
-                        "--model", model, "--role", "drafter", "--cores", plan.drafter_cores,
-                        *plan.drafter_options, *await launcher.options(node_id, port),
-                    ),
-                )
-                for node_id, model in plan.members
-            ]
+        target=await node(
+            TARGET, "--model", plan.target, "--role", "target", *served, *plan.committee_options,
+            *plan.target_options,
+        ),
+        drafters=(
+            *[await node(n, "--model", model, *drafting) for n, model in plan.drafter_nodes],
+            *[
+                await node(n, "--model", model, "--member", member_name(model), *judging)
+                for n, model in plan.member_nodes
+            ],
         ),
     )  # fmt: skip

@@ -128,12 +128,12 @@ class LocalCluster:
         await processes.stop(self._processes[node_id])
 
     async def drafters(self) -> int:
-        """Number of drafters that the target is linked with."""
+        """Number of drafters and members that the target is linked with."""
         async with self._client() as client:
             return await self._num_linked(client)
 
     async def wait_until_linked(self, count: int) -> None:
-        """Wait until the target is linked with exactly `count` drafters."""
+        """Wait until the target is linked with exactly `count` drafters and members."""
         async with self._client() as client:
             while await self._num_linked(client) != count:
                 await client.changed()

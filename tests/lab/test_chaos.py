@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from edgecosine.errors import LabError
 from edgecosine.lab.chaos.checker import ReceivedMessage, RequestHistory, check
 from edgecosine.lab.chaos.disk import small_disk
-from edgecosine.lab.chaos.faults import BROKER, KINDS, MEANING, TARGET, Fault
+from edgecosine.lab.chaos.faults import BROKER, KINDS, MEANING, MEMBER_KINDS, TARGET, Fault
 from edgecosine.lab.chaos.schedule import make_schedule
 from edgecosine.lab.chaos.wall_clock import WallClocks, why_no_steps
 from edgecosine.lab.chaos.workload import make_bodies, make_workload
@@ -26,11 +26,14 @@ from edgecosine.protocol.api.answers import StreamPart
 from tests.lab.chaos_cases import TEXTS, changed, error, final, good_history
 
 DRAFTERS = ("d-0", "d-1")
+MEMBERS = ("m-0", "m-1")
 seeds = st.integers(0, 1 << 32)
 
 
 def _schedule(seed: int, requests: int, faults: int, kinds: Any = KINDS) -> tuple[Fault, ...]:
-    return make_schedule(seed, requests=requests, faults=faults, kinds=kinds, drafters=DRAFTERS)
+    return make_schedule(
+        seed, requests=requests, faults=faults, kinds=kinds, drafters=DRAFTERS, members=MEMBERS
+    )
 
 
 @given(seeds, st.integers(1, 1000), st.integers(0, 200))
@@ -54,10 +57,11 @@ def test_schedule_has_exactly_the_given_kinds(seed: int, kinds: Any) -> None:
 @given(seeds)
 def test_faults_have_valid_places_and_durations(seed: int) -> None:
     for fault in _schedule(seed, 300, 80):
-        assert fault.place in {TARGET, BROKER, *DRAFTERS}
+        assert fault.place in {TARGET, BROKER, *DRAFTERS, *MEMBERS}
         for place in (TARGET, BROKER):
             assert place not in fault.kind.split("_") or fault.place == place
         assert ("drafter" in fault.kind.split("_")) <= (fault.place in DRAFTERS)
+        assert (fault.kind in MEMBER_KINDS) <= (fault.place in MEMBERS)
         is_at_once = fault.kind.startswith(("kill", "restart", "step"))
         assert is_at_once == (fault.seconds == 0)
         assert fault.kind.endswith("packets") <= (0 < fault.strength < 1)

@@ -13,10 +13,12 @@ from typing import Final
 from edgecosine.errors import LabError
 from edgecosine.lab.chaos.broker import RestartingBroker
 from edgecosine.lab.chaos.disk import Disk, small_disk
-from edgecosine.lab.chaos.faults import BROKER, KINDS, Kind
+from edgecosine.lab.chaos.faults import BROKER, KINDS, MEMBER_KINDS, Kind
 from edgecosine.lab.chaos.wall_clock import WallClocks, why_no_steps
 from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.figures import Notify
+from edgecosine.lab.network.hosts import Spawn
+from edgecosine.local import child_processes
 from edgecosine.local.cluster import Environment
 from edgecosine.local.embedded_broker import find_mosquitto
 
@@ -29,6 +31,8 @@ class ChaosClusterSettings:
     """Settings of the cluster; core lists as for `edgecosine node`."""
 
     drafters: tuple[str, ...]
+    members: tuple[str, ...] = ()
+    """Models of a committee's members, as in `LabPlan`."""
     ballast: int = 8
     network: NetworkKind = "auto"
     seed: int = 0
@@ -55,9 +59,9 @@ class ChaosCluster:
 
 @contextlib.asynccontextmanager
 async def chaos_cluster(
-    settings: ChaosClusterSettings, notify: Notify
+    settings: ChaosClusterSettings, notify: Notify, spawn: Spawn = child_processes.spawn
 ) -> AsyncIterator[ChaosCluster]:
-    """Start a cluster; entered when all drafters are linked. Everything ends with the block.
+    """Start a cluster; entered when all nodes are linked. Everything ends with the block.
 
     Raises LabError, EngineError and BrokerLost.
     """
@@ -76,13 +80,17 @@ async def chaos_cluster(
         broker = RestartingBroker(directory, settings.drafter_cores, environment(BROKER))
         plan = _plan(settings, directory if disk is None else disk.path)
         cluster = await stack.enter_async_context(
-            lab_cluster(plan, notify, start_broker=broker.start, environment=environment)
+            lab_cluster(
+                plan, notify, start_broker=broker.start, environment=environment, spawn=spawn
+            )
         )
         if not cluster.network.has_multicast:
             reason = (
                 "relays carry TCP, which loses no packets: there are no network namespaces here"
             )
             left_out |= {"lose_packets": reason, "double_packets": reason}
+        if not settings.members:
+            left_out |= dict.fromkeys(MEMBER_KINDS, "no committee: give --committee")
         async with asyncio.TaskGroup() as group:
             keeping = group.create_task(broker.keep(), name="keep the broker")
             yield ChaosCluster(cluster, broker, clocks, disk, left_out)
@@ -93,6 +101,7 @@ def _plan(settings: ChaosClusterSettings, state: Path) -> LabPlan:
     keepalive = ("--broker-keepalive", str(KEEPALIVE_S))
     return LabPlan(
         drafters=settings.drafters,
+        members=settings.members,
         ballast=settings.ballast,
         network=settings.network,
         seed=settings.seed,

@@ -54,14 +54,14 @@ class FaultInjector:
     async def _break(self, fault: Fault) -> None:
         cluster = self._cluster
         match fault.kind:
-            case "kill_target" | "kill_drafter" | "kill_broker":
+            case "kill_target" | "kill_drafter" | "kill_member" | "kill_broker":
                 await self._end(fault.place, signal.SIGKILL)
             case "restart_target" | "restart_broker":
                 await self._end(fault.place, signal.SIGTERM)
-            case "freeze_target" | "freeze_drafter" | "freeze_broker":
+            case "freeze_target" | "freeze_drafter" | "freeze_member" | "freeze_broker":
                 async with self._frozen(fault.place):
                     await asyncio.sleep(fault.seconds)
-            case "cut_target" | "cut_drafter":
+            case "cut_target" | "cut_drafter" | "cut_member":
                 async with self._cut((fault.place,)):
                     await asyncio.sleep(fault.seconds)
             case "cut_all_drafters":

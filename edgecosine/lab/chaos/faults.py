@@ -24,8 +24,13 @@ Kind = Literal[
     "fill_disk",
     "lose_packets",
     "double_packets",
+    "kill_member",
+    "freeze_member",
+    "cut_member",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+MEMBER_KINDS: tuple[Kind, ...] = ("kill_member", "freeze_member", "cut_member")
+"""Faults of a committee's members."""
 
 MEANING: Mapping[Kind, str] = {
     "kill_target": "SIGKILL, and a restart",
@@ -45,18 +50,22 @@ MEANING: Mapping[Kind, str] = {
     "fill_disk": "the disk with the target's journal is full",
     "lose_packets": "a cable loses frames",
     "double_packets": "a cable delivers frames twice",
+    "kill_member": "SIGKILL of a committee's member or of its replica, and a restart",
+    "freeze_member": "SIGSTOP of a member or of its replica, seconds later SIGCONT",
+    "cut_member": "the cable of a member or of its replica is cut",
 }
 
 TARGET = "target"
 BROKER = "broker"
-"""Places of faults, besides the drafters' node ids."""
+"""Places of faults, besides the node ids of drafters and members."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
     """One fault.
 
-    place     the target, the broker or a drafter's node id; one place has one fault at a time
+    place     the target, the broker, or the node id of a drafter or member; one place has one fault
+              at a time
     after     number of ended requests at which it is due
     pause_s   delay from then until it is injected
     seconds   duration; 0 for kills, restarts and steps

@@ -24,10 +24,14 @@ from edgecosine.lab.chaos.workload import FAULT_FREE, WorkloadItem, make_bodies,
 from edgecosine.lab.cluster import NetworkKind
 from edgecosine.lab.figures import Figure, Notify, counted
 from edgecosine.lab.load_generator import prompts_in_turn, read_answer, run_workers
+from edgecosine.lab.network.hosts import Spawn
+from edgecosine.local import child_processes
 from edgecosine.protocol.api.request import Request
 
 REQUESTS_PER_FAULT: Final = 5
 DRAFTERS: Final = ("python", "home", "ngram")
+MEMBERS: Final = ("legal", "legal", "python")
+"""Of a run with a committee: one member on two nodes, and one on a single node."""
 _MAX_BODIES: Final = 64
 _NUM_CLIENTS: Final = 2
 _HUNG_S: Final = 120.0
@@ -55,6 +59,8 @@ class ChaosSettings:
     max_tokens: int = 64
     ballast: int = 8
     drafters: tuple[str, ...] = DRAFTERS
+    members: tuple[str, ...] = ()
+    """Models of a committee's members, as in `LabPlan`; empty: the target answers alone."""
     network: NetworkKind = "auto"
     target_cores: str = ""
     drafter_cores: str = ""
@@ -70,8 +76,8 @@ class ChaosRun:
     network: str
     wall_s: float
     """From the first request to the end of the last."""
-    drafters_back: int
-    """Drafters that were linked again at the end."""
+    nodes_back: int
+    """Drafters and members that were linked again at the end."""
 
     @property
     def figures(self) -> dict[str, Figure]:
@@ -87,7 +93,7 @@ class ChaosRun:
             "cancelled": (result.cancelled, "requests"),
             "stream_parts": (result.stream_parts, "messages"),
             "stream_gaps": (result.stream_gaps, "messages"),
-            "drafters_back": (self.drafters_back, "drafters"),
+            "nodes_back": (self.nodes_back, "nodes"),
             "chaos_wall_s": (self.wall_s, "s"),
         }
         return {name: counted(value, unit) for name, (value, unit) in counts.items()}
@@ -107,16 +113,18 @@ class ChaosRun:
         return [*faults, *wrong]
 
 
-async def run_chaos(settings: ChaosSettings, notify: Notify) -> ChaosRun:
+async def run_chaos(
+    settings: ChaosSettings, notify: Notify, spawn: Spawn = child_processes.spawn
+) -> ChaosRun:
     """Start a cluster, inject faults under load, and check the answers.
 
     Raises LabError, EngineError and BrokerLost when the cluster cannot be started.
     """
     cluster_settings = ChaosClusterSettings(
-        settings.drafters, settings.ballast, settings.network, settings.seed,
+        settings.drafters, settings.members, settings.ballast, settings.network, settings.seed,
         settings.target_cores, settings.drafter_cores,
     )  # fmt: skip
-    async with chaos_cluster(cluster_settings, notify) as cluster:
+    async with chaos_cluster(cluster_settings, notify, spawn) as cluster:
         for kind, reason in cluster.left_out.items():
             notify(f"left out: {kind.replace('_', ' ')}: {reason}")
         try:
@@ -152,14 +160,14 @@ class _Run:
             wall_s = self._now()
             await self._request_all_again(workload, clients, observer)
             connections = observer.connections
-        drafters_back = await self._drafters_back()
+        nodes_back = await self._nodes_back()
         return ChaosRun(
             check(self._histories, connections, wall_s),
             tuple(self._injector.injected),
             self._cluster.left_out,
             type(self._cluster.lab.network).__name__,
             wall_s,
-            drafters_back,
+            nodes_back,
         )
 
     async def _fault_free(self, bodies: Sequence[Request]) -> list[tuple[str, ...]]:
@@ -207,12 +215,16 @@ class _Run:
     ) -> None:
         settings, possible = self._settings, self._cluster.kinds
         kinds = tuple(kind for kind in possible if kind in (settings.kinds or possible))
+        if settings.kinds and not kinds:
+            reasons = {self._cluster.left_out[kind] for kind in settings.kinds}
+            raise LabError(f"none of these faults is possible: {'; '.join(sorted(reasons))}")
         schedule = make_schedule(
             settings.seed,
             requests=settings.requests,
             faults=_num_faults(settings, kinds),
             kinds=kinds,
             drafters=self._cluster.lab.drafters,
+            members=self._cluster.lab.members,
         )
         self._notify(f"{len(workload)} requests under {len(schedule)} faults of {len(kinds)} kinds")
         async with asyncio.TaskGroup() as group:
@@ -243,8 +255,9 @@ class _Run:
             async with asyncio.timeout(_REPEAT_S):
                 await observer.finals(repeated, since_s)
 
-    async def _drafters_back(self) -> int:
-        local, count = self._cluster.lab.local, len(self._cluster.lab.drafters)
+    async def _nodes_back(self) -> int:
+        lab = self._cluster.lab
+        local, count = lab.local, len(lab.drafters) + len(lab.members)
         try:
             async with asyncio.timeout(_LINKED_S):
                 await local.wait_until_linked(count)

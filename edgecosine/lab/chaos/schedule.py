@@ -6,10 +6,10 @@ import random
 from collections.abc import Sequence
 from typing import Final
 
-from edgecosine.lab.chaos.faults import BROKER, TARGET, Fault, Kind
+from edgecosine.lab.chaos.faults import BROKER, MEMBER_KINDS, TARGET, Fault, Kind
 
 _OFTEN: Final[frozenset[Kind]] = frozenset(
-    {"kill_target", "kill_drafter", "kill_broker", "freeze_target", "fill_disk"}
+    {"kill_target", "kill_drafter", "kill_member", "kill_broker", "freeze_target", "fill_disk"}
 )
 """These occur twice in every round."""
 _LASTING_S: Final = (0.5, 5.0)
@@ -23,7 +23,13 @@ _QUICK: Final = ("kill", "restart", "step")
 
 
 def make_schedule(
-    seed: int, *, requests: int, faults: int, kinds: Sequence[Kind], drafters: Sequence[str]
+    seed: int,
+    *,
+    requests: int,
+    faults: int,
+    kinds: Sequence[Kind],
+    drafters: Sequence[str],
+    members: Sequence[str] = (),
 ) -> tuple[Fault, ...]:
     """`faults` faults of these kinds, in the order of their due times.
 
@@ -35,7 +41,8 @@ def make_schedule(
     dealt = _deal(rng, faults, kinds)
     moments = sorted(rng.randint(0, last) for _ in dealt)
     return tuple(
-        _fault(rng, kind, after, drafters) for kind, after in zip(dealt, moments, strict=True)
+        _fault(rng, kind, after, drafters, members)
+        for kind, after in zip(dealt, moments, strict=True)
     )
 
 
@@ -50,10 +57,12 @@ def _deal(rng: random.Random, count: int, kinds: Sequence[Kind]) -> list[Kind]:
     return dealt[:count]
 
 
-def _fault(rng: random.Random, kind: Kind, after: int, drafters: Sequence[str]) -> Fault:
+def _fault(
+    rng: random.Random, kind: Kind, after: int, drafters: Sequence[str], members: Sequence[str]
+) -> Fault:
     return Fault(
         kind,
-        _place(rng, kind, drafters),
+        _place(rng, kind, drafters, members),
         after,
         round(rng.uniform(0, _LONGEST_PAUSE_S), 3),
         0.0 if kind.startswith(_QUICK) else _seconds(rng),
@@ -61,9 +70,11 @@ def _fault(rng: random.Random, kind: Kind, after: int, drafters: Sequence[str]) 
     )
 
 
-def _place(rng: random.Random, kind: Kind, drafters: Sequence[str]) -> str:
+def _place(rng: random.Random, kind: Kind, drafters: Sequence[str], members: Sequence[str]) -> str:
     if kind in {"lose_packets", "double_packets"}:
-        return rng.choice((TARGET, BROKER, *drafters))
+        return rng.choice((TARGET, BROKER, *drafters, *members))
+    if kind in MEMBER_KINDS:
+        return rng.choice(members)
     if "broker" in kind:
         return BROKER
     if kind.endswith("_drafter") or kind == "step_drafter_clock":
