@@ -209,7 +209,7 @@ class LocalCluster:
 
     async def _wait_until_linked(self) -> None:
         wanted = len(self._plan.drafters)
-        self._notify(f"starting 1 target and {wanted} drafters")
+        self._notify(f"starting 1 target and {wanted} drafter{'s' * (wanted != 1)}")
         try:
             async with (
                 asyncio.timeout(START_TIMEOUT_S),

@@ -6,7 +6,6 @@ neither installed nor run. The file is extracted, verified and moved into place.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import logging
@@ -17,12 +16,13 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
 from edgecosine.errors import ModelUnavailable
+from edgecosine.locks import alone
 from edgecosine.models.catalogue import CatalogueModel, ModelPart
 from edgecosine.models.progress import showing_progress
 from edgecosine.places import expanded, user_directory
@@ -85,7 +85,7 @@ def fetch(entry: CatalogueModel, *, accepts_terms: bool = False) -> Path:
     directory = models_directory() / entry.name
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _alone(directory, entry.name):
+        with alone(directory, partial(_note_wait, entry.name)):
             return cached(entry) or _fetch(entry, directory)
     except OSError as error:
         raise ModelUnavailable(
@@ -94,16 +94,8 @@ def fetch(entry: CatalogueModel, *, accepts_terms: bool = False) -> Path:
         ) from error
 
 
-@contextmanager
-def _alone(directory: Path, name: str) -> Iterator[None]:
-    """Context in which no other process fetches into the directory."""
-    with (directory / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for another process that fetches it: model=%s", name)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _note_wait(name: str) -> None:
+    logger.info("waiting for another process that fetches it: model=%s", name)
 
 
 def _fetch(entry: CatalogueModel, directory: Path) -> Path:

@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from edgecosine.engine.cpu.native_structs import shared_values
 from edgecosine.errors import EngineError
+from edgecosine.locks import alone
 from edgecosine.places import user_directory
 
 logger = logging.getLogger(__name__)
@@ -92,8 +94,16 @@ def load_kernels() -> Kernels:
 def _load(compiler: str, path: Path) -> Kernels:
     """Raises OSError when the directory is unusable, KernelsUnavailable when the compiler fails."""
     if not _is_whole(path):
-        _build(compiler, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The nodes of a machine start at the same time: one builds, the others wait for it.
+        with alone(path.parent, _note_wait):
+            if not _is_whole(path):
+                _build(compiler, path)
     return _declare(path)
+
+
+def _note_wait() -> None:
+    logger.info("waiting for another process that builds the kernels")
 
 
 def _is_whole(path: Path) -> bool:
@@ -129,12 +139,22 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
 
     Raises KernelsUnavailable when it does not start or exceeds `BUILD_TIMEOUT_S`.
     """
+    pipe = subprocess.PIPE
     try:
-        return subprocess.run(command, capture_output=True, check=False, timeout=BUILD_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        raise KernelsUnavailable(f"{command[0]} took over {BUILD_TIMEOUT_S:.0f} s") from None
+        child = subprocess.Popen(command, stdout=pipe, stderr=pipe, process_group=0)
     except OSError as error:
         raise KernelsUnavailable(f"{command[0]} cannot be run: {error.strerror}") from error
+    with child:
+        try:
+            output, errors = child.communicate(timeout=BUILD_TIMEOUT_S)
+        except BaseException as error:
+            # A compiler runs its parts as children of its own.
+            os.killpg(child.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                late = f"{command[0]} took over {BUILD_TIMEOUT_S:.0f} s"
+                raise KernelsUnavailable(late) from None
+            raise
+    return subprocess.CompletedProcess(command, child.returncode, output, errors)
 
 
 def _processor() -> bytes:
@@ -147,7 +167,6 @@ def _processor() -> bytes:
 
 def _build(compiler: str, path: Path) -> None:
     logger.info("building kernels: compiler=%s", compiler)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         built = Path(scratch) / path.name
         done = _run([compiler, *FLAGS, str(SOURCES / "kernels.cpp"), "-o", str(built)])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from edgecosine.engine.cpu import kernel_library as native
 from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_structs import shared_values
+from edgecosine.locks import alone
 
 _COMPILES = b'#!/bin/sh\n[ "$1" = --version ] && exit 0\n'
 SOURCE = b"""
@@ -65,7 +68,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: bytes) ->
 
 def test_kernels_are_built_once_and_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert panel() == 8
-    assert sorted(path.suffix for path in cache.iterdir()) == [".digest", ".so"]
+    assert sorted(path.suffix for path in cache.iterdir()) == ["", ".digest", ".so"]
     monkeypatch.setattr(native, "_build", lambda *_: pytest.fail("built twice"))
     assert panel() == 8
 
@@ -123,3 +126,39 @@ def test_kernels_are_unavailable_without_a_writable_directory(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(KernelsUnavailable, match="no directory to build them in"):
         panel()
+
+
+def test_one_process_builds_and_the_others_wait_for_it(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert panel() == 8
+    [library] = cache.glob("*.so")
+    away = library.rename(cache.parent / library.name)
+    monkeypatch.setattr(native, "_build", lambda *_: pytest.fail("built twice"))
+
+    def build_elsewhere() -> None:
+        away.rename(library)
+        elsewhere.close()
+
+    with contextlib.ExitStack() as elsewhere:
+        elsewhere.enter_context(alone(cache, lambda: pytest.fail("nobody builds yet")))
+        monkeypatch.setattr(native, "_note_wait", build_elsewhere)
+        assert panel() == 8
+
+
+def test_slow_compiler_ends_with_the_processes_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = tmp_path / "alive"
+    os.mkfifo(alive)
+    slow = f'exec 3>"{alive}"\nsleep 600 &\nwait\n'.encode()
+    compiler(tmp_path, monkeypatch, _COMPILES + slow)
+    monkeypatch.setattr(native, "BUILD_TIMEOUT_S", 0.2)
+    reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with pytest.raises(KernelsUnavailable, match=r"took over"):
+            panel()
+        os.set_blocking(reader, True)
+        assert os.read(reader, 1) == b""  # the end: no process holds the other side
+    finally:
+        os.close(reader)
