@@ -55,6 +55,11 @@ class LayerCache:
         self.keys[slot, :, target] = self.keys[slot, :, source]
         self.values[slot, :, target] = self.values[slot, :, source]
 
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Copy the KV positions start to end from slot to slot."""
+        for cells in (self.keys, self.values):
+            cells[target, :, start:end] = cells[source, :, start:end]
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionInputs:

@@ -29,6 +29,9 @@ class ForwardModel(Protocol):
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy keys and values from `source` to `target` KV positions of a slot, in all layers."""
 
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Copy the KV positions start to end from slot to slot, in all layers."""
+
     def clear(self, slot: int) -> None:
         """Remove NaN from a slot where it could reach rows that do not see it."""
 

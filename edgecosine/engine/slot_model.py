@@ -106,6 +106,12 @@ class SlotModel:
         for layer in self._state.layers.values():
             layer.move(slot, origin, destination)
 
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Copy the KV positions start to end from slot to slot, in all layers."""
+        for layer in self._state.layers.values():
+            layer.copy(source, target, start, end)
+
     def clear(self, slot: int) -> None:
         """Does nothing: rows read no KV position that was written for another sequence."""
 

@@ -71,8 +71,10 @@ def subject(
 
 
 def check(tested: Subject, num_answers: int = 12, seed: int = 1) -> CheckCounts:
-    """Answers of 24 tokens under random speculation."""
-    questions = Questions([tuple(prompt_of(20, seed=i)) for i in range(num_answers)], seed)
+    """Answers of 24 tokens under random speculation; every other prompt has the same start."""
+    prompts = [prompt_of(20, seed=i) for i in range(num_answers)]
+    prompts[::2] = [prompts[0] + prompt[:4] for prompt in prompts[::2]]
+    questions = Questions([*map(tuple, prompts)], seed)
     truths = []
     for _ in range(num_answers):
         question = questions.next(truths)
@@ -117,7 +119,7 @@ def test_random_speculation_covers_all_events() -> None:
         total.add(check(tested, num_answers=8, seed=seed))
     assert min(
         total.restarts, total.cancellations, total.releases, total.crowded_passes,
-        total.shared_passes, total.drafted_rounds, total.accepted,
+        total.shared_passes, total.drafted_rounds, total.accepted, total.copied,
     ) > 0  # fmt: skip
 
 
@@ -164,6 +166,9 @@ class _CellOrder:
 
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
         self._model.move(slot, source, target)
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        self._model.copy(source, target, start, end)
 
 
 class _NoMoves(_CellOrder):

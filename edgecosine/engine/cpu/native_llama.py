@@ -184,6 +184,12 @@ class NativeLlama:
         for cache in self._caches:
             cache.move(slot, origin, destination)
 
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Copy the KV positions start to end from slot to slot, in all layers."""
+        for cache in self._caches:
+            cache.copy(source, target, start, end)
+
     def clear(self, slot: int) -> None:
         """Does nothing: the kernels read only KV positions that a row sees."""
 

@@ -119,6 +119,13 @@ class PaddedModel:
         self._moves.append((slot, source, target))
 
     @torch.inference_mode()
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Copy the KV positions start to end from slot to slot, in all layers."""
+        self._apply_moves()
+        for stack in self._attention.stacks:
+            stack[:, target, :, start:end] = stack[:, source, :, start:end]
+
+    @torch.inference_mode()
     def clear(self, slot: int) -> None:
         """Fill a slot with zeros: attention reads masked positions, too, and 0 * NaN is NaN."""
         self._apply_moves()

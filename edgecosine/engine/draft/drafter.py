@@ -54,7 +54,7 @@ class TransformerDrafter:
     ) -> None:
         self._model, self._kernels = model, kernels
         self._fused = model if isinstance(model, NativeLlama) else None
-        self._slots = KvSlots(slots, switches_at)
+        self._slots = KvSlots(slots, self._copy, switches_at)
         self._trees: dict[int, tuple[SharedNoise, DraftTree]] = {}
         """The draft tree below the sequence of each slot, and the noise it was drawn with."""
         self._max_context = max_context
@@ -109,6 +109,11 @@ class TransformerDrafter:
         self._trees[slot.index] = work.noise, tree
         seeded = tree.seed_with(work.ahead, work.shares) if work.ahead is not None else []
         return DraftProgress(work, slot, tree, seeded)
+
+    def _copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Copy a prefix from slot to slot, over the nodes of the target's tree."""
+        self._model.copy(source, target, start, end)
+        self._trees.pop(target, None)
 
     def _follow(self, tree: DraftTree, slot: KvSlot, tokens: Sequence[int]) -> DraftTree:
         """Make the nodes that `tokens` follow tokens of the slot."""

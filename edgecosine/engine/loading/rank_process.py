@@ -16,6 +16,7 @@ from typing import NoReturn
 from edgecosine.engine.tensor_parallel.messages import (
     BeginServing,
     Channel,
+    CopySlots,
     MoveSlots,
     RunForward,
     StartWorker,
@@ -74,6 +75,8 @@ def _serve(start: StartWorker, channel: Channel, orders: Orders) -> None:
                 model.forward(decode_batch(order), order.keep)
             case MoveSlots(slot, source, target):
                 model.move(slot, source, target)
+            case CopySlots(origin, destination, first, end):
+                model.copy(origin, destination, first, end)
             case order:
                 raise ValueError(f"unexpected {order}")
 

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 
 from edgecosine.engine.base import (
-    FailedWork,
     JudgeWork,
     RowLists,
     VerificationResult,
     VerifyWork,
     Wanted,
 )
-from edgecosine.engine.batch import RowBuilder
+from edgecosine.engine.kv_slots import KvSlot
 from edgecosine.engine.target.row_lists import list_rows
 from edgecosine.engine.target.target import Part, TransformerTarget
 from edgecosine.errors import NoLogits
@@ -30,10 +29,11 @@ from edgecosine.protocol.wire.tree import ROOT
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """A judged work, the slot that holds its tree, and its rows [root and nodes, vocabulary]."""
+    """A judged work, when it got the slot that holds its tree, and its rows [root and nodes,
+    vocabulary]."""
 
     work: JudgeWork
-    slot: int
+    taken: int
     rows: torch.Tensor
 
     def position(self, node: int) -> int:
@@ -63,18 +63,16 @@ class TransformerMember(TransformerTarget):
         super().release(key)
         self._judged.pop(key, None)
 
-    def _add(
-        self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]
-    ) -> Part | FailedWork:
+    def _acquire(self, work: VerifyWork, busy: Collection[str]) -> KvSlot:
         if (judged := self._judged.pop(work.key, None)) is not None:
             self._accept(judged, work, busy)
-        return super()._add(work, busy, rows, keep)
+        return super()._acquire(work, busy)
 
     def _accept(self, judged: _Judged, work: VerifyWork, busy: Collection[str]) -> None:
         """Keep the keys and values of the path that the new prefix takes through the last tree."""
-        slot = self._slots.acquire(work.key, work.tokens, busy)
+        slot = self._slots.acquire(work.key, work.tokens, busy, copies=False)
         length = len(judged.work.tokens)
-        if slot.index != judged.slot or len(slot.tokens) != length:
+        if slot.taken != judged.taken or len(slot.tokens) != length:
             return
         tree, node, path = judged.work.tree, ROOT, list[int]()
         for token in work.tokens[length:]:
@@ -97,7 +95,7 @@ class TransformerMember(TransformerTarget):
         if None in greedy[first:end]:
             raise NoLogits
         self._without_trees.discard(work.key)
-        judged = _Judged(work, part.slot.index, logits[first:end].clone())
+        judged = _Judged(work, part.slot.taken, logits[first:end].clone())
         self._judged[work.key] = judged
         if len(self._judged) > len(self._slots):
             self._judged.popitem(last=False)

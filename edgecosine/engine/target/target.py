@@ -19,7 +19,7 @@ from edgecosine.engine.base import (
 )
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.forward_pass import ForwardModel
-from edgecosine.engine.kv_slots import KvSlot, KvSlots
+from edgecosine.engine.kv_slots import BLOCK, KvSlot, KvSlots
 from edgecosine.engine.sampling import draw, logprobs_of
 from edgecosine.engine.target.acceptance import walk
 from edgecosine.errors import NoLogits
@@ -64,7 +64,7 @@ class TransformerTarget:
     ) -> None:
         self._model, self._num_tokens, self._switches_at = model, num_tokens, switches_at
         self._eos_tokens = frozenset(eos_tokens)
-        self._slots = KvSlots(slots, switches_at)
+        self._slots = KvSlots(slots, model.copy, switches_at)
         self._without_trees: set[str] = set()
         """Sessions whose trees are left out until their next verification result."""
         self._prompt_logprobs: dict[str, list[Logprobs]] = {}
@@ -92,8 +92,10 @@ class TransformerTarget:
         busy = {work.key for work in batch}
         rows, keep, parts = RowBuilder(), list[int](), list[Part | FailedWork]()
         try:
-            for work in batch:
-                parts.append(self._add(work, busy, rows, keep))
+            slots = [self._acquire(work, busy) for work in batch]
+            for work, slot in zip(batch, slots, strict=True):
+                is_awaited = self._is_awaited(work, slot, parts)
+                parts.append(_wait(work, slot) if is_awaited else self._add(work, slot, rows, keep))
             logits = self._model.forward(rows.build(), keep) if len(rows) else torch.empty(0, 1)
         except BaseException:
             for part in parts:
@@ -113,14 +115,33 @@ class TransformerTarget:
         self._without_trees.discard(key)
         self._prompt_logprobs.pop(key, None)
 
+    def _acquire(self, work: VerifyWork, busy: Collection[str]) -> KvSlot:
+        """The work's slot, with all that any slot holds of its tokens but the last."""
+        slot = self._slots.acquire(work.key, work.tokens, busy, copies=not work.scores_prompt)
+        slot.keep(len(work.tokens) - 1)
+        return slot
+
+    def _is_awaited(
+        self, work: VerifyWork, slot: KvSlot, parts: Sequence[Part | FailedWork]
+    ) -> bool:
+        """Whether another part of the pass reads the tokens that the work lacks: the next pass
+        copies them."""
+        start = len(slot.tokens)
+        if work.scores_prompt or len(work.tokens) - start <= BLOCK:
+            return False
+        return any(
+            isinstance(part, Part)
+            and part.fed >= BLOCK
+            and part.slot.shared(work.tokens, slot.mark) >= start + BLOCK
+            for part in parts
+        )
+
     def _add(
-        self, work: VerifyWork, busy: set[str], rows: RowBuilder, keep: list[int]
+        self, work: VerifyWork, slot: KvSlot, rows: RowBuilder, keep: list[int]
     ) -> Part | FailedWork:
         deepest = len(work.tokens) + max(work.tree.depths, default=0)
         if work.key in self._without_trees or len(work.tokens) <= self._switches_at < deepest:
             work = replace(work, tree=EMPTY_TREE)
-        slot = self._slots.acquire(work.key, work.tokens, busy)
-        slot.keep(len(work.tokens) - 1)
         scored = self._prompt_logprobs.setdefault(work.key, []) if work.scores_prompt else None
         if scored is not None and len(scored) < min(work.num_prompt - 1, len(slot.tokens)):
             slot.keep(len(scored))
@@ -215,6 +236,11 @@ class TransformerTarget:
         self._model.move(part.slot.index, source, range(length, length + len(source)))
         part.slot.tokens.extend(work.tree.tokens[node] for node in result.path)
         return result
+
+
+def _wait(work: VerifyWork, slot: KvSlot) -> Part:
+    """A part without rows."""
+    return Part(work, slot, 0, len(work.tokens) - len(slot.tokens))
 
 
 def _most_probable(logits: torch.Tensor) -> list[int | None]:

@@ -48,7 +48,16 @@ class MoveSlots(msgspec.Struct, frozen=True, tag=True):
     target: list[int]
 
 
-WorkerOrder = StartWorker | BeginServing | RunForward | MoveSlots
+class CopySlots(msgspec.Struct, frozen=True, tag=True):
+    """Copy the KV positions start to end from slot to slot."""
+
+    source: int
+    target: int
+    start: int
+    end: int
+
+
+WorkerOrder = StartWorker | BeginServing | RunForward | MoveSlots | CopySlots
 
 
 class WorkerStarted(msgspec.Struct, frozen=True, tag=True):

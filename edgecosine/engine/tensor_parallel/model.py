@@ -18,7 +18,12 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from edgecosine.engine.attention import BatchRows
 from edgecosine.engine.forward_pass import ForwardModel
-from edgecosine.engine.tensor_parallel.messages import MoveSlots, RunForward, StartWorker
+from edgecosine.engine.tensor_parallel.messages import (
+    CopySlots,
+    MoveSlots,
+    RunForward,
+    StartWorker,
+)
 from edgecosine.engine.tensor_parallel.workers import Workers
 from edgecosine.errors import EngineError
 
@@ -75,6 +80,15 @@ class ParallelModel:
         def run() -> None:
             self._ranks.send(MoveSlots(slot, list(source), list(target)))
             self._model.move(slot, source, target)
+
+        self._guarded(run)
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Copy the KV positions start to end from slot to slot, on all ranks."""
+
+        def run() -> None:
+            self._ranks.send(CopySlots(source, target, start, end))
+            self._model.copy(source, target, start, end)
 
         self._guarded(run)
 

@@ -36,11 +36,13 @@ class EngineShape:
 
 
 class Recorder:
-    """A PassModel that records the logits of its last pass."""
+    """A ForwardModel that records the logits of its last pass."""
 
     def __init__(self, model: ForwardModel) -> None:
         self._model = model
         self.logits = torch.empty(0)
+        self.num_copied = 0
+        """KV positions copied from slot to slot."""
 
     @property
     def slot_size(self) -> int:
@@ -60,6 +62,11 @@ class Recorder:
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
         """As `ForwardModel.move`."""
         self._model.move(slot, source, target)
+
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """As `ForwardModel.copy`."""
+        self.num_copied += end - start
+        self._model.copy(source, target, start, end)
 
     def clear(self, slot: int) -> None:
         """As `ForwardModel.clear`."""
@@ -124,6 +131,8 @@ class CheckCounts:
     crowded_passes: int = 0
     """Passes while more sessions were running than there were slots."""
     followups: int = 0
+    copied: int = 0
+    """KV positions that sessions copied from each other's slots."""
 
     @property
     def mean_accepted(self) -> float:
@@ -281,8 +290,11 @@ class RandomSpeculation:
         counts = self._counts
         sessions = self._running()
         works = [self._work(session) for session in sessions]
+        recorder = self._opened.recorder
+        before = recorder.num_copied
         outcomes = self._opened.engine.step(works).outcomes
         counts.passes += 1
+        counts.copied += recorder.num_copied - before
         counts.shared_passes += len(sessions) > 1
         counts.crowded_passes += self._is_crowded
         counts.most_sessions = max(counts.most_sessions, len(sessions))

@@ -90,6 +90,9 @@ class _NoModel:
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
         """Do nothing: there is no cache."""
 
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Do nothing: there is no cache."""
+
 
 class RecallingDrafter(TransformerDrafter):
     """Drafts as one of the recorded drafters did."""

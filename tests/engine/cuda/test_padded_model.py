@@ -139,6 +139,21 @@ def test_moved_kv_positions_are_attended_at_their_target() -> None:
         torch.testing.assert_close(*logits, atol=2e-5, rtol=1e-4)
 
 
+def test_copied_positions_are_attended_in_the_other_slot() -> None:
+    logits = []
+    for model in (_static("llama"), _plain("llama")):
+        rows, _ = _mixed_pass((0, 1, 2, 3), seed=1)
+        model.forward(rows.build(), [0])
+        model.move(2, [8, 9], [6, 7])  # before the copy, though it waits for the next pass
+        model.copy(2, 0, 0, 8)
+        rows = RowBuilder()
+        rows.add_sequence(0, 8, prompt_of(3))
+        rows.add_sequence(2, 8, prompt_of(3))
+        logits.append(model.forward(rows.build(), range(6)))
+        torch.testing.assert_close(logits[-1][:3], logits[-1][3:])
+    torch.testing.assert_close(*logits, atol=2e-5, rtol=1e-4)
+
+
 def test_padding_does_not_change_the_bits_of_other_rows() -> None:
     """The same rows in the same shape, with other values in unused and padded positions."""
     first, second = _static("llama", slots=2), _static("llama", slots=2)

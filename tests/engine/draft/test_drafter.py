@@ -130,6 +130,22 @@ def test_batch_and_history_change_nothing(noise: SharedNoise) -> None:
     assert list(map(_bare, drafter.draft(works))) == list(map(_bare, fresh))
 
 
+def test_a_prefix_that_another_request_has_read_is_copied() -> None:
+    system = prompt_of(64)
+    first, second = ([*system, *prompt_of(3, seed=i)] for i in (1, 2))
+    fresh = _drafter().draft([_work("b", second, 5, width=2)])
+    model = _model(4)
+    drafter = _drafter(model=model)
+    drafter.draft([_work("a", first, 5, width=2)])
+    before = model.num_forward_passes
+    assert list(map(_bare, drafter.draft([_work("b", second, 5, width=2)]))) == [_bare(fresh[0])]
+    assert model.num_forward_passes - before <= 1 + 5, "64 tokens are four chunks"
+    again = drafter.draft([_work("a", first, 5, width=2)])
+    assert list(map(_bare, again)) == list(
+        map(_bare, _drafter().draft([_work("a", first, 5, width=2)]))
+    )
+
+
 @pytest.mark.parametrize("noise", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
 def test_drafts_ahead_equal_those_of_a_fresh_drafter(noise: SharedNoise) -> None:
     prompt = prompt_of(24)

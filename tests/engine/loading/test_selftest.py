@@ -91,6 +91,9 @@ class ChangedRows:
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
         self.model.move(slot, source, target)
 
+    def copy(self, source: int, target: int, start: int, end: int) -> None:
+        self.model.copy(source, target, start, end)
+
     def clear(self, slot: int) -> None:
         self.model.clear(slot)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from edgecosine.engine.base import VerificationResult, VerifyWork
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import Kernels, KernelsUnavailable, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
@@ -12,6 +13,7 @@ from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.wire.tree import EMPTY_TREE
 from tests.engine.decoding import decode, nothing, random_trees
 from tests.engine.models import FAMILIES, VOCABULARY, build, prompt_of
 
@@ -151,3 +153,54 @@ def test_following_message_reuses_its_prefix() -> None:
     followup = first + answer[0][:-1] + prompt_of(3, seed=5)
     slot = engine._slots.acquire("next", followup, set())
     assert len(slot.tokens) == len(first) + 9
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("way", "dtype"),
+    [("layers", torch.bfloat16), ("fused", torch.float32), ("fused", torch.bfloat16)],
+    ids=str,
+)
+def test_sessions_copy_what_others_have_read_to_the_bit(way: str, dtype: torch.dtype) -> None:
+    system = prompt_of(64)
+    prompts = [system + prompt_of(5 + i, seed=i) for i in range(6)]
+    alone = [
+        decode(_engine("llama", way=way, dtype=dtype), [prompt], 12, [nothing])[0][0]
+        for prompt in prompts
+    ]
+    engine = _engine("llama", slots=6, way=way, dtype=dtype)
+    drafts = [
+        random_trees(prompt + answer, VOCABULARY, seed=i)
+        for i, (prompt, answer) in enumerate(zip(prompts, alone, strict=True))
+    ]
+    assert decode(engine, prompts[:2], 12, drafts[:2])[0] == alone[:2], "begun together"
+    assert engine.kv_use.num_found == len(system)
+    live = VerifyWork("live", tuple(prompts[2]), len(prompts[2]), EMPTY_TREE, Sampling())
+    assert isinstance(engine.step([live]).outcomes[0], VerificationResult)
+    assert decode(engine, prompts[3:], 12, drafts[3:])[0] == alone[3:], "beside a live one"
+    assert engine.kv_use.num_found == 5 * len(system)
+
+
+def test_a_prefix_is_read_once_by_sessions_that_begin_together() -> None:
+    system = prompt_of(64)
+    works = [
+        VerifyWork(str(i), (*system, 5 + i, 6), len(system) + 2, EMPTY_TREE, Sampling())
+        for i in range(4)
+    ]
+    engine = _engine("llama", chunk=32, way="plain")
+    steps = [engine.step(works) for _ in range(3)]
+    assert [step.num_rows for step in steps] == [32, 32, 4 * 2]
+    assert all(isinstance(outcome, VerificationResult) for outcome in steps[-1].outcomes)
+
+
+def test_sessions_that_wait_for_a_prefix_go_on_when_its_reader_is_cancelled() -> None:
+    system, engine = prompt_of(64), _engine("llama", chunk=32, way="plain")
+    reader, waiting = (
+        VerifyWork(key, tuple(system), len(system), EMPTY_TREE, Sampling())
+        for key in ("reader", "waiting")
+    )
+    assert engine.step([reader, waiting]).num_rows == 32
+    engine.release("reader")
+    [outcome] = engine.step([waiting]).outcomes
+    assert isinstance(outcome, VerificationResult)
+    assert engine.kv_use.num_found == 32

@@ -71,6 +71,10 @@ def test_answers_equal_those_of_one_process(
     speculated, accepted = decode(engine, prompts, 24, drafts, SAMPLINGS)
     assert speculated == truth
     assert accepted > 20
+    followup = prompts[1] + prompt_of(3, seed=2)
+    expected, _ = decode(alone, [followup], 8, [nothing])
+    assert decode(engine, [followup], 8, [nothing])[0] == expected, "copied on all ranks"
+    assert engine.kv_use.num_found >= len(prompts[1])
 
 
 def test_logits_are_equal_to_the_bit_in_any_batch(split: tuple[ParallelModel, Loaded]) -> None:
