@@ -41,9 +41,9 @@ LONG, SHORT = "x" * 30_000, "to be"
 class Service(ScriptedService):
     """Gives long answers to long requests."""
 
-    async def answer(self, request: Any, tasks: asyncio.TaskGroup) -> AsyncIterator[Any]:  # type: ignore[override]
+    async def answer(self, request: Any) -> AsyncIterator[Any]:  # type: ignore[override]
         self.words = (LONG if request.prompt == "much" else SHORT,)
-        async for step in super().answer(request, tasks):
+        async for step in super().answer(request):
             yield step
 
 

@@ -22,9 +22,10 @@ from edgecosine.engine.base import (
     TargetEngine,
 )
 from edgecosine.engine.tokenizer import TextCodec
-from edgecosine.errors import EngineError, LinkLost, root_of
+from edgecosine.errors import EngineError, LinkLost
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.drafter.draft_worker import DraftWorker
+from edgecosine.node.links.pending_requests import Reply
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.target.draft_client import DrafterLink
 from edgecosine.node.target.text_service import TextService
@@ -74,11 +75,13 @@ class FakeLink:
     def __init__(
         self,
         worker: DraftWorker,
-        faults: Iterable[LinkFault] = (LinkFault.FINE,),
+        faults: Iterable[LinkFault],
+        tasks: asyncio.TaskGroup,
         *,
         absence: int = 2,
     ) -> None:
         self._worker, self._faults = worker, itertools.cycle(faults)
+        self._tasks = tasks
         self._absence, self._away = absence, 0
         self.max_context, self.is_leaving = 0, False
         self.asked: list[DraftRequest] = []
@@ -92,11 +95,27 @@ class FakeLink:
         self._away = max(0, self._away - 1)
         return not self._away
 
-    async def ask(self, request: DraftRequest) -> Draft | OutOfStep:
+    def ask(self, request: DraftRequest) -> asyncio.Future[Reply]:
         if self._away:
             raise LinkLost("the link is down")
         self.asked.append(request)
         self.has_request.set()
+        reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        task = self._tasks.create_task(self._reply(request, reply), name="drafter")
+        reply.add_done_callback(lambda _: task.cancel())
+        return reply
+
+    async def _reply(self, request: DraftRequest, reply: asyncio.Future[Reply]) -> None:
+        try:
+            answer = await self._answer_or_fail(request)
+        except (LinkLost, TimeoutError) as error:
+            if not reply.done():
+                reply.set_exception(error)
+        else:
+            if not reply.done():
+                reply.set_result(answer)
+
+    async def _answer_or_fail(self, request: DraftRequest) -> Reply:
         if self.held is not None:
             await self.held.wait()
         fault = next(self._faults)
@@ -184,14 +203,8 @@ class TargetHarness:
 
     async def ask(self, request: Request) -> list[Progress]:
         """All progress that a request yields."""
-        try:
-            async with (
-                asyncio.TaskGroup() as tasks,
-                aclosing(self.service.answer(request, tasks)) as steps,
-            ):
-                return [step async for step in steps]
-        except BaseExceptionGroup as failures:
-            raise root_of(failures) from None
+        async with aclosing(self.service.answer(request)) as steps:
+            return [step async for step in steps]
 
     async def answer(self, request: Request) -> Answer:
         """The request's answer; checks that it comes last, after deltas that make up its text."""
@@ -264,7 +277,6 @@ async def harness(
         for number, setup in enumerate(setups):
             thread = threads.enter_context(EngineThread(f"drafter-{number}"))
             drafters.append(DraftWorker(engine=setup.engine, thread=thread, max_batch=4))
-            links[f"drafter-{number}"] = FakeLink(drafters[-1], setup.faults)
         service = TextService(
             model="scripted",
             codec=codec or byte_codec(),
@@ -280,6 +292,8 @@ async def harness(
         async with asyncio.TaskGroup() as group:
             loops = [_verify(verifier, may_fail), *(worker.run() for worker in drafters)]
             tasks = [group.create_task(loop, name="harness") for loop in loops]
+            for number, (worker, setup) in enumerate(zip(drafters, setups, strict=True)):
+                links[f"drafter-{number}"] = FakeLink(worker, setup.faults, group)
             yield TargetHarness(service, verifier, target, planner, links, drafters, measurements)
             for task in tasks:
                 task.cancel()

@@ -106,9 +106,7 @@ class ScriptedService:
         if (error := self.invalid.get(_text(request))) is not None:
             raise error
 
-    async def answer(
-        self, request: Request, tasks: asyncio.TaskGroup
-    ) -> AsyncGenerator[Progress, None]:
+    async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
         self.requests.append(request)
         self._news.set()
         prompt = _text(request)

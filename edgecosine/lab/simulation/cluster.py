@@ -237,10 +237,7 @@ class VirtualCluster:
         self, target: SimulatedTargetNode, request: Request, prompt: list[int]
     ) -> Answer:
         answer: Answer | None = None
-        async with (
-            asyncio.TaskGroup() as tasks,
-            contextlib.aclosing(target.session(request, prompt, tasks).run()) as steps,
-        ):
+        async with contextlib.aclosing(target.session(request, prompt).run()) as steps:
             async for step in steps:
                 if isinstance(step, Delta):
                     self._deliver()

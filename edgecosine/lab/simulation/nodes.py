@@ -91,12 +91,12 @@ class SimulatedTargetNode:
         """Start the actors."""
         return group.create_task(self.verifier.run(), context=self.strand.context)
 
-    def session(self, request: Request, prompt: list[int], tasks: asyncio.TaskGroup) -> Session:
+    def session(self, request: Request, prompt: list[int]) -> Session:
         """A session for a request; it must run on this node's strand."""
         return Session(
             request=request, prompt=prompt, model="zoo", codec=self._codec,
             verifier=self.verifier, planner=self.planner, drafters=lambda: self._links,
-            tasks=tasks, measurements=Measurements(),
+            measurements=Measurements(),
         )  # fmt: skip
 
     def counters(self) -> Mapping[str, float]:

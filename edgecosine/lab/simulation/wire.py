@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
 from edgecosine.node.drafter.draft_worker import DraftWorker
-from edgecosine.node.links.pending_requests import PendingRequests
+from edgecosine.node.links.pending_requests import PendingRequests, Reply
 from edgecosine.protocol.wire.messages import (
     AnyMessage,
     Draft,
     DraftRequest,
-    Judgement,
     OutOfStep,
     Release,
 )
@@ -36,13 +37,11 @@ class VirtualLink:
         self.num_messages = 0
         self.max_context, self.is_leaving = 0, False
 
-    async def ask(self, request: DraftRequest) -> Draft | OutOfStep:
-        """Send a request and wait for its answer."""
-        with self._asks.waiting(request) as answer:
-            self._send(request)
-            reply = await answer
-            assert not isinstance(reply, Judgement), "a drafter sends no judgement"
-            return reply
+    def ask(self, request: DraftRequest) -> asyncio.Future[Reply]:
+        """Send a request; returns a future of its reply."""
+        reply = self._asks.open(request)
+        self._send(request)
+        return reply
 
     def send(self, message: AnyMessage) -> None:
         """Send a message without a reply."""

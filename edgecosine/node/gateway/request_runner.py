@@ -206,9 +206,7 @@ class RequestRunner:
         try:
             async with asyncio.TaskGroup() as group:
                 choices = [
-                    group.create_task(
-                        self._generate(record, request, position, group), name=request.key
-                    )
+                    group.create_task(self._generate(record, request, position), name=request.key)
                     for request, position in self._positions[record]
                 ]
         except BaseExceptionGroup as failures:
@@ -216,16 +214,12 @@ class RequestRunner:
         return join_answers([choice.result() for choice in choices])
 
     async def _generate(
-        self,
-        record: RequestRecord,
-        request: Request,
-        position: QueuePosition,
-        group: asyncio.TaskGroup,
+        self, record: RequestRecord, request: Request, position: QueuePosition
     ) -> Answer:
         """Generate one choice; its tokens are journalled and its text is streamed."""
         record.num_tokens[request.choice] = len(request.said.tokens)
         watch = self._measurements.watch(record.accepted_at)
-        async with position, contextlib.aclosing(self._service.answer(request, group)) as progress:
+        async with position, contextlib.aclosing(self._service.answer(request)) as progress:
             started_at = loop_time()
             if not record.has_started:
                 record.has_started = True

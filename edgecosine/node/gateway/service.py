@@ -37,9 +37,8 @@ class Service(Protocol):
         Raises RequestError if the request can never be served.
         """
 
-    def answer(self, request: Request, tasks: asyncio.TaskGroup) -> AsyncGenerator[Progress, None]:
-        """Yield `Started`, deltas and one `Answer`. Closing the generator ends the session, and
-        cancels what it runs in `tasks`.
+    def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
+        """Yield `Started`, deltas and one `Answer`. Closing the generator ends the session.
 
         One session generates one choice, `request.choice`, whatever `request.n`.
 

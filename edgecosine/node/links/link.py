@@ -26,7 +26,7 @@ from edgecosine.node.links.heartbeat import DEFAULT_TIMING, Heartbeat, Timing
 from edgecosine.node.links.link_policy import ADVICE, LinkPolicy, explain
 from edgecosine.node.links.link_reader import LinkReader
 from edgecosine.node.links.link_socket import LinkSocket
-from edgecosine.node.links.pending_requests import PendingRequests
+from edgecosine.node.links.pending_requests import PendingRequests, Reply
 from edgecosine.protocol.wire.codec import tag_of
 from edgecosine.protocol.wire.framing import MAX_ANSWER_BYTES, MAX_FRAME_BYTES
 from edgecosine.protocol.wire.handshake import Handshake, HandshakeState
@@ -146,28 +146,26 @@ class Link(asyncio.Protocol):
         """Smoothed deviation of the round-trip time in seconds."""
         return self._heartbeat.jitter_s
 
-    async def ask(self, request: DraftRequest) -> Draft | OutOfStep:
-        """Send a draft request and return its reply; the caller sets the deadline.
+    def ask(self, request: DraftRequest | JudgeRequest | Reveal) -> asyncio.Future[Reply]:
+        """Send a request; returns a future of its reply, which the caller cancels when it is late.
+        It fails by LinkLost when the link ends.
 
-        Raises LinkLost when the link ends first.
+        Raises what `send` raises.
         """
-        reply = await self._ask(request)
-        assert not isinstance(reply, Judgement), "the handshake lets drafters send no judgement"
+        reply = self._pending.open(request)
+        try:
+            self.send(request)
+        except LinkError:
+            reply.cancel()
+            raise
+        self._reader.budget.earn()
         return reply
 
     async def judge(self, request: JudgeRequest | Reveal) -> Judgement | OutOfStep:
-        """Send a request to a member of a committee; as `ask`."""
-        reply = await self._ask(request)
+        """The reply of a member of a committee; as `ask`."""
+        reply = await self.ask(request)
         assert not isinstance(reply, Draft), "the handshake lets members send no draft"
         return reply
-
-    async def _ask(
-        self, request: DraftRequest | JudgeRequest | Reveal
-    ) -> Draft | Judgement | OutOfStep:
-        with self._pending.waiting(request) as reply:
-            self.send(request)
-            self._reader.budget.earn()
-            return await reply
 
     def send(self, message: AnyMessage) -> None:
         """Send a request, or a reply to one.

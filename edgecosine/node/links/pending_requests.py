@@ -7,8 +7,7 @@ A reply completes at most one request. A reply without a pending request is coun
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
 from edgecosine.errors import LinkLost, LocalProtocolError
 from edgecosine.protocol.wire.messages import (
@@ -21,6 +20,7 @@ from edgecosine.protocol.wire.messages import (
 )
 
 Reply = Draft | Judgement | OutOfStep
+_Key = tuple[str, int, bool]
 
 
 class PendingRequests:
@@ -28,32 +28,28 @@ class PendingRequests:
 
     def __init__(self) -> None:
         self.num_late = 0
-        self._waiting: dict[tuple[str, int, bool], asyncio.Future[Reply]] = {}
+        self._waiting: dict[_Key, asyncio.Future[Reply]] = {}
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    @contextmanager
-    def waiting(
-        self, request: DraftRequest | JudgeRequest | Reveal
-    ) -> Iterator[asyncio.Future[Reply]]:
-        """Context with a future for the request's reply.
+    def open(self, request: DraftRequest | JudgeRequest | Reveal) -> asyncio.Future[Reply]:
+        """A future of the request's reply; cancelling it gives the request up.
 
         Raises LocalProtocolError when the same request is pending already.
         """
-        key = (request.request_id, request.round, _is_ahead(request))
-        if key in self._waiting:
+        key = _key(request)
+        former = self._waiting.get(key)
+        if former is not None and not former.done():
             raise LocalProtocolError(f"requested twice: request={key[0]} round={key[1]}")
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._waiting[key] = reply
-        try:
-            yield reply
-        finally:
-            del self._waiting[key]
+        reply.add_done_callback(partial(self._forget, key))
+        return reply
 
     def settle(self, message: Reply) -> None:
         """Complete the request that a reply belongs to."""
-        reply = self._waiting.get((message.request_id, message.round, _is_ahead(message)))
+        reply = self._waiting.pop(_key(message), None)
         if reply is None or reply.done():
             self.num_late += 1
         else:
@@ -65,6 +61,11 @@ class PendingRequests:
             if not reply.done():
                 reply.set_exception(LinkLost(str(error)))
 
+    def _forget(self, key: _Key, reply: asyncio.Future[Reply]) -> None:
+        if self._waiting.get(key) is reply:
+            del self._waiting[key]
 
-def _is_ahead(message: DraftRequest | JudgeRequest | Reveal | Reply) -> bool:
-    return isinstance(message, DraftRequest | Draft | OutOfStep) and message.is_ahead
+
+def _key(message: DraftRequest | JudgeRequest | Reveal | Reply) -> _Key:
+    is_ahead = isinstance(message, DraftRequest | Draft | OutOfStep) and message.is_ahead
+    return message.request_id, message.round, is_ahead

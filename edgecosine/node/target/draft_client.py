@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from edgecosine.balance.drafter_table import SHORTLIST
@@ -16,7 +17,9 @@ from edgecosine.balance.plan import Plan
 from edgecosine.balance.statistics import Statistics
 from edgecosine.errors import LinkError
 from edgecosine.fusion.drafter_tree import DrafterTree
+from edgecosine.node.links.pending_requests import Reply
 from edgecosine.node.runtime.clock import now
+from edgecosine.node.target.asked_draft import AskedDraft, DraftWait, all_over, any_over
 from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.protocol.wire.messages import (
     MAX_DRAFT_TOKENS,
@@ -34,7 +37,7 @@ from edgecosine.protocol.wire.messages import (
 )
 from edgecosine.protocol.wire.prefix import Prefix
 from edgecosine.protocol.wire.prompt_score import PromptScore
-from edgecosine.protocol.wire.tree import TokenTree
+from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +56,12 @@ class DrafterLink(Protocol):
     def is_leaving(self) -> bool:
         """Whether the drafter accepts no more requests."""
 
-    async def ask(self, request: DraftRequest) -> Draft | OutOfStep:
-        """Raises LinkLost when the link ends."""
+    def ask(self, request: DraftRequest) -> asyncio.Future[Reply]:
+        """A future of the reply. It fails by LinkLost when the link ends, and by TimeoutError when
+        the link gives the request up.
+
+        Raises LinkError when the link has ended.
+        """
 
     def send(self, message: AnyMessage) -> None:
         """Raises LinkLost when the link has ended."""
@@ -63,7 +70,8 @@ class DrafterLink(Protocol):
 DrafterLinks = Callable[[], Mapping[str, DrafterLink]]
 """Returns the drafters that are linked now, by node id."""
 
-DraftTask = asyncio.Task[DrafterTree | None]
+MAX_REQUESTS_OF_A_DRAFT = 2
+"""A drafter that lacks tokens gets a second request with them."""
 
 
 class DraftClient:
@@ -79,19 +87,21 @@ class DraftClient:
         links: DrafterLinks,
         statistics: Statistics,
         metrics: RequestMetrics,
-        tasks: asyncio.TaskGroup,
     ) -> None:
         self._key, self._sequence, self._noise = key, sequence, noise
         self._num_vocabulary, self._links = num_vocabulary, links
-        self._statistics, self._metrics, self._tasks = statistics, metrics, tasks
+        self._statistics, self._metrics = statistics, metrics
         self._num_sent: dict[str, int] = {}
         """Tokens of the sequence that each drafter has, by node id."""
         self._round = 0
         self._has_drafted: dict[str, None] = {}
         """Node ids of the drafters that have read the prompt and drafted, the latest last; those of
         a shortlist at most."""
-        self._probes: dict[str, DraftTask] = {}
+        self._probes: dict[str, AskedDraft] = {}
         """Probes whose drafts have not been taken, by node id."""
+        self._awaited: dict[AskedDraft, None] = {}
+        """All drafts that are not there yet."""
+        self._wait = DraftWait()
         self._too_short: dict[str, str] = {}
         """Why drafters cannot read the sequence any more, by node id."""
 
@@ -147,30 +157,37 @@ class DraftClient:
 
     async def gather(self, plan: Plan, trunk: Sequence[int] = ()) -> list[DrafterTree]:
         """The drafts of the plan's drafters after the sequence and `trunk`, before its deadline."""
-        async with asyncio.TaskGroup() as group:
-            tasks = self.start(group, plan, trunk=trunk)
-        return drafts_of(tasks)
+        drafts = self.start(plan, trunk=trunk)
+        await self._wait.until(all_over(drafts), plan.deadline_s)
+        return self.take(drafts)
 
     def start(
-        self,
-        group: asyncio.TaskGroup,
-        plan: Plan,
-        *,
-        trunk: Sequence[int] = (),
-        ahead: TokenTree | None = None,
-    ) -> list[DraftTask]:
+        self, plan: Plan, *, trunk: Sequence[int] = (), ahead: TokenTree | None = None
+    ) -> list[AskedDraft]:
         """Request drafts from the plan's drafters; with `ahead`, after that tree's endpoints."""
         links = self._links()
-        chosen = [(node_id, links[node_id]) for node_id in plan.drafters if node_id in links]
-        for node_id, _ in chosen:
+        chosen = [node_id for node_id in plan.drafters if node_id in links]
+        for node_id in chosen:
             self._end_probe(node_id)
-        return [
-            group.create_task(self._draft(node_id, link, plan, trunk, ahead), name=f"ask {node_id}")
-            for node_id, link in chosen
-        ]
+        return [self._ask(links[node_id], node_id, plan, trunk, ahead) for node_id in chosen]
+
+    async def any_of(self, drafts: Collection[AskedDraft], within_s: float) -> None:
+        """Wait for drafts that may be on their way, unless one is there already."""
+        await self._wait.until(any_over(drafts), within_s)
+
+    def take(self, drafts: Iterable[AskedDraft]) -> list[DrafterTree]:
+        """The drafts that are there; the others are late, and given up."""
+        for asked in drafts:
+            if not asked.is_over:
+                self._give_up(asked)
+                if asked.is_ahead:
+                    self._statistics.observe_ahead_late(asked.node_id)
+                else:
+                    self._note_late(asked)
+        return [asked.tree for asked in drafts if asked.tree is not None]
 
     @property
-    def probes(self) -> Mapping[str, DraftTask]:
+    def probes(self) -> Mapping[str, AskedDraft]:
         """The probes whose drafts have not been taken, by node id."""
         return self._probes
 
@@ -179,25 +196,28 @@ class DraftClient:
         its drafter is requested to draft again."""
         links = self._links()
         for node_id in self.able(plan.drafters):
-            self._probes[node_id] = self._tasks.create_task(
-                self._draft(node_id, links[node_id], plan, (), None), name=f"probe {node_id}"
-            )
+            self._probes[node_id] = self._ask(links[node_id], node_id, plan)
 
     def take_probes(self) -> list[DrafterTree]:
-        """The drafts of the probes that have ended."""
-        ended = [node_id for node_id, task in self._probes.items() if task.done()]
-        return drafts_of([self._probes.pop(node_id) for node_id in ended])
+        """The drafts of the probes that have ended; late ones are given up."""
+        if not self._probes:
+            return []
+        moment, ended = now(), list[AskedDraft]()
+        for asked in [*self._probes.values()]:
+            if asked.is_over or moment - asked.asked_s > asked.plan.deadline_s:
+                ended.append(self._probes.pop(asked.node_id))
+        return self.take(ended)
 
     def _end_probe(self, node_id: str) -> None:
-        task = self._probes.get(node_id)
-        if task is not None and not task.done():
+        probe = self._probes.get(node_id)
+        if probe is not None and not probe.is_over:
             del self._probes[node_id]
-            task.cancel()
+            self._give_up(probe)
 
     def release(self) -> None:
         """End the session: request the drafters to drop its prefix."""
-        for node_id in list(self._probes):
-            self._end_probe(node_id)
+        for asked in [*self._awaited]:
+            self._give_up(asked)
         links = self._links()
         for node_id in self._num_sent:
             if node_id in links:
@@ -206,38 +226,58 @@ class DraftClient:
                 except LinkError:
                     logger.debug("link ended before release: peer=%s", node_id)
 
-    async def _draft(
+    def _ask(
         self,
-        node_id: str,
         link: DrafterLink,
+        node_id: str,
         plan: Plan,
-        trunk: Sequence[int],
-        ahead: TokenTree | None,
-    ) -> DrafterTree | None:
-        """One drafter's draft; None if it is late or the link is lost."""
-        started = now()
-        prefix_len = len(self._sequence) + len(trunk)
+        trunk: Sequence[int] = (),
+        ahead: TokenTree | None = None,
+    ) -> AskedDraft:
+        asked = AskedDraft(node_id, plan, now(), trunk, ahead)
+        self._awaited[asked] = None
+        self._request(asked, link)
+        return asked
+
+    def _request(self, asked: AskedDraft, link: DrafterLink) -> None:
+        """Send a request; its reply, or the end of the link, is handled by `_replied`."""
+        asked.num_requests += 1
+        asked.prefix_len = len(self._sequence) + len(asked.trunk)
         try:
-            async with asyncio.timeout(plan.deadline_s):
-                draft = await self._request_draft(node_id, link, plan, trunk, ahead)
-        except TimeoutError:
-            self._metrics.late[node_id] += 1
-            self._statistics.observe_late(node_id, plan.deadline_s)
-            return None
-        except asyncio.CancelledError:
-            if ahead is not None:
-                self._statistics.observe_ahead_late(node_id)
-            raise
+            asked.reply = link.ask(self._message(asked))
         except LinkError:
-            self._num_sent.pop(node_id, None)
-            self._has_drafted.pop(node_id, None)
-            return None
+            self._lose(asked)
+        else:
+            asked.reply.add_done_callback(partial(self._replied, asked, link))
+
+    def _replied(self, asked: AskedDraft, link: DrafterLink, reply: asyncio.Future[Reply]) -> None:
+        if asked.is_over:
+            return
+        match reply.exception() or reply.result():
+            case Draft() as draft:
+                self._complete(asked, draft)
+            case OutOfStep(have=have) if asked.num_requests < MAX_REQUESTS_OF_A_DRAFT:
+                self._metrics.trace.drafted(asked.node_id, asked.asked_s, None)
+                self._num_sent[asked.node_id] = min(have, self._num_sent[asked.node_id])
+                self._statistics.observe_retry()
+                self._request(asked, link)
+            case OutOfStep(have=have):
+                self._num_sent[asked.node_id] = min(have, self._num_sent[asked.node_id])
+                self._complete(asked, None)
+            case TimeoutError():
+                self._end(asked, None)
+                self._note_late(asked)
+            case _:
+                self._lose(asked)
+
+    def _complete(self, asked: AskedDraft, draft: Draft | None) -> None:
+        """A drafter answered; its draft is None if it cannot follow the sequence."""
+        elapsed_s, plan, node_id = now() - asked.asked_s, asked.plan, asked.node_id
+        compute_s = draft.compute_us * 1e-6 if draft else 0.0
+        asked.tree = tree = self._checked(node_id, asked.prefix_len, draft)
         if draft is not None:
             self._note_drafter(node_id)
-        elapsed_s = now() - started
-        compute_s = draft.compute_us * 1e-6 if draft else 0.0
-        tree = self._checked(node_id, prefix_len, draft)
-        if ahead is None:
+        if not asked.is_ahead:
             num_tokens = min(plan.gamma, len(tree))
             is_disturbed = plan.is_probe or len(plan.drafters) > 1
             self._statistics.observe_answer(
@@ -245,7 +285,28 @@ class DraftClient:
             )
         elif draft is not None:
             self._statistics.observe_ahead(node_id, elapsed_s, compute_s, plan.gamma)
-        return tree
+        self._end(asked, draft)
+
+    def _lose(self, asked: AskedDraft) -> None:
+        """The drafter's link has ended."""
+        self._num_sent.pop(asked.node_id, None)
+        self._has_drafted.pop(asked.node_id, None)
+        self._end(asked, None)
+
+    def _give_up(self, asked: AskedDraft) -> None:
+        self._end(asked, None)
+        if asked.reply is not None:
+            asked.reply.cancel()
+
+    def _note_late(self, asked: AskedDraft) -> None:
+        self._metrics.late[asked.node_id] += 1
+        self._statistics.observe_late(asked.node_id, asked.plan.deadline_s)
+
+    def _end(self, asked: AskedDraft, draft: Draft | None) -> None:
+        asked.is_over = True
+        self._awaited.pop(asked, None)
+        self._metrics.trace.drafted(asked.node_id, asked.asked_s, draft)
+        self._wait.ended()
 
     def _note_drafter(self, node_id: str) -> None:
         """The drafter has read the text; it takes the place of the one that drafted the longest
@@ -266,55 +327,23 @@ class DraftClient:
         score = PromptScore(tuple(map(bool, draft.top1_matches)), draft.nll)
         return DrafterTree(node_id, prefix_len, tree, score)
 
-    async def _request_draft(
-        self,
-        node_id: str,
-        link: DrafterLink,
-        plan: Plan,
-        trunk: Sequence[int],
-        ahead: TokenTree | None,
-    ) -> Draft | None:
-        """One drafter's answer; a drafter that lacks tokens gets a second request with them."""
-        asked = now()
-        draft: Draft | None = None
-        try:
-            for attempt in range(2):
-                if attempt:
-                    self._statistics.observe_retry()
-                reply = await link.ask(self._request(node_id, plan, trunk, ahead))
-                if isinstance(reply, Draft):
-                    draft = reply
-                    break
-                self._num_sent[node_id] = min(reply.have, self._num_sent[node_id])
-        finally:
-            self._metrics.trace.drafted(node_id, asked, draft)
-        return draft
-
-    def _request(
-        self, node_id: str, plan: Plan, trunk: Sequence[int], ahead: TokenTree | None
-    ) -> DraftRequest:
-        num_sent = self._num_sent.get(node_id, 0)
-        self._num_sent[node_id] = len(self._sequence)
-        new_tokens = [*self._sequence.tokens[num_sent:], *trunk]
-        tree = ahead or TokenTree()
+    def _message(self, asked: AskedDraft) -> DraftRequest:
+        num_sent = self._num_sent.get(asked.node_id, 0)
+        self._num_sent[asked.node_id] = len(self._sequence)
+        new_tokens = [*self._sequence.tokens[num_sent:], *asked.trunk]
+        plan, tree = asked.plan, asked.ahead or EMPTY_TREE
         return DraftRequest(
             request_id=self._key,
             round=self._round,
-            prefix_len=len(self._sequence) + len(trunk),
-            prefix_digest=prefix_digest(trunk, self._sequence.digest()),
+            prefix_len=asked.prefix_len,
+            prefix_digest=prefix_digest(asked.trunk, self._sequence.digest()),
             new_tokens=pack_tokens(new_tokens),
             num_tokens=plan.gamma,
             width=plan.width,
             coupling=self._noise,
-            is_ahead=ahead is not None,
+            is_ahead=asked.is_ahead,
             tree_tokens=pack_tokens(tree.tokens),
-            tree_parents=bytes(parent + 1 for parent in tree.parents),
+            tree_parents=bytes([parent + 1 for parent in tree.parents]),
             tree_confidences=pack_shares(tree.confidences),
-            outcome_shares=plan.shares.get(node_id, b""),
+            outcome_shares=plan.shares.get(asked.node_id, b""),
         )
-
-
-def drafts_of(tasks: Iterable[DraftTask]) -> list[DrafterTree]:
-    """The drafts of the tasks that were not cancelled, late or lost."""
-    done = (task.result() for task in tasks if not task.cancelled())
-    return [draft for draft in done if draft is not None]

@@ -8,7 +8,6 @@ drafters inside the next round's draft request. Drafts that are late are not in 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator
@@ -20,13 +19,12 @@ from edgecosine.balance.round import Round
 from edgecosine.engine.base import Constraint, VerificationResult, VerifyWork
 from edgecosine.engine.dialect import PLAIN, Dialect
 from edgecosine.engine.tokenizer import MAX_CONTEXT, TextCodec
-from edgecosine.errors import root_of
 from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.runtime.clock import now
 from edgecosine.node.target.answer_channels import AnswerChannels
 from edgecosine.node.target.compared_drafters import ComparedDrafters
-from edgecosine.node.target.draft_client import DraftClient, DrafterLinks, DraftTask, drafts_of
+from edgecosine.node.target.draft_client import DraftClient, DrafterLinks
 from edgecosine.node.target.output_processor import OutputProcessor
 from edgecosine.node.target.prompt_echo import PromptEcho
 from edgecosine.node.target.request_metrics import RequestMetrics
@@ -71,7 +69,6 @@ class Session:
         verifier: Verifier,
         planner: Planner,
         drafters: DrafterLinks,
-        tasks: asyncio.TaskGroup,
         measurements: Measurements,
         constraint: Constraint | None = None,
         dialect: Dialect = PLAIN,
@@ -106,7 +103,6 @@ class Session:
             links=drafters,
             statistics=self._statistics,
             metrics=self._metrics,
-            tasks=tasks,
         )
         self._state = self._statistics.open(
             request.policy, is_greedy=request.sampling.is_greedy, num_prompt=len(prompt)
@@ -284,8 +280,8 @@ class Session:
         return []
 
     async def _decode(self) -> VerificationResult:
-        """Commit the target's own next token: without drafts there are no tasks to await, and there
-        is nothing to learn of drafters."""
+        """Commit the target's own next token: without drafts there is nothing else to await, and
+        nothing to learn of drafters."""
         self._metrics.trace.submit()
         result = await self._verify(EMPTY_TREE)
         self._metrics.trace.end(0, 0, self._metrics.plan)
@@ -322,22 +318,17 @@ class Session:
         """The verification result, the drafts that arrived meanwhile for `plan_ahead`, and those of
         probes that ended until `grace_s` after the result."""
         self._metrics.trace.submit()
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = self._draft_client.start(group, plan_ahead, ahead=tree)
-                self._draft_client.probe(probe)
-                result = await self._verify(tree)
-                patience_s = self._statistics.patience_s(plan_ahead.drafters)
-                self._verifier.expect(self._request.key, patience_s, 1 + len(tree))
-                await _wait_for_any(tasks, patience_s)
-                await _wait_for_any([*self._draft_client.probes.values()], grace_s)
-                for task in tasks:
-                    task.cancel()
-        except BaseExceptionGroup as failures:
-            raise root_of(failures) from None
+        client = self._draft_client
+        drafts = client.start(plan_ahead, ahead=tree)
+        client.probe(probe)
+        result = await self._verify(tree)
+        patience_s = self._statistics.patience_s(plan_ahead.drafters)
+        self._verifier.expect(self._request.key, patience_s, 1 + len(tree))
+        await client.any_of(drafts, patience_s)
+        await client.any_of(client.probes.values(), grace_s)
         self._metrics.trace.end(len(tree), len(result.path), self._metrics.plan)
         self._round_ended_s = now()
-        return result, drafts_of(tasks), self._draft_client.take_probes()
+        return result, client.take(drafts), client.take_probes()
 
     async def _verify(self, tree: TokenTree) -> VerificationResult:
         work = VerifyWork(
@@ -397,9 +388,3 @@ class Session:
             model=self._model,
             metrics=self._metrics.metrics(),
         )
-
-
-async def _wait_for_any(tasks: list[DraftTask], patience_s: float) -> None:
-    """Wait for drafts that may be on their way, unless one is there already."""
-    if tasks and patience_s > 0.0 and not any(task.done() for task in tasks):
-        await asyncio.wait(tasks, timeout=patience_s)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -103,10 +102,8 @@ class TextService:
         """Raises RequestError if the model can never serve the request."""
         self._fitted(request, len(self._prompt(request)[0]))
 
-    async def answer(
-        self, request: Request, tasks: asyncio.TaskGroup
-    ) -> AsyncGenerator[Progress, None]:
-        """Run a session and yield its progress; its probes are `tasks`, and end with it.
+    async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
+        """Run a session and yield its progress.
 
         Raises RequestError if the request does not fit the model, or its response format cannot be
         enforced.
@@ -122,7 +119,6 @@ class TextService:
             verifier=self._verifier,
             planner=self._planner,
             drafters=self._drafters,
-            tasks=tasks,
             measurements=self._measurements,
             constraint=await self._grammars.constraint(self._form(request, in_reasoning)),
             dialect=self._dialect_of(request),

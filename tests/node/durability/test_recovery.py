@@ -515,14 +515,12 @@ class DeadlyService(TokenlessService):
         """The active prompts at each start of a session."""
         self.has_ended = asyncio.Event()
 
-    async def answer(
-        self, request: Request, tasks: asyncio.TaskGroup
-    ) -> AsyncGenerator[Progress, None]:
+    async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
         prompt = str(request.prompt)
         self.at_work.add(prompt)
         self.beside.append(set(self.at_work))
         try:
-            async for step in super().answer(request, tasks):
+            async for step in super().answer(request):
                 yield step
                 if prompt == "deadly" and "deadly" not in self.held:
                     self.has_ended.set()

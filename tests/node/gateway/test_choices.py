@@ -155,11 +155,9 @@ def test_cancel_ends_all_choices() -> None:
 class LameService(ScriptedService):
     """Fails at its second choice, when the others have begun."""
 
-    async def answer(
-        self, request: Request, tasks: asyncio.TaskGroup
-    ) -> AsyncGenerator[Progress, None]:
+    async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
         if request.choice != 1:
-            async for step in super().answer(request, tasks):
+            async for step in super().answer(request):
                 yield step
             return
         yield Started()

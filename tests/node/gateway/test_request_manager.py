@@ -81,13 +81,11 @@ class Harness:
 class BreakingService(ScriptedService):
     """Has a task group fail inside each session, and continues."""
 
-    async def answer(
-        self, request: Request, tasks: asyncio.TaskGroup
-    ) -> AsyncGenerator[Progress, None]:
+    async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
         with contextlib.suppress(ExceptionGroup):
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._fail())
-        async for step in super().answer(request, tasks):
+        async for step in super().answer(request):
             yield step
 
     async def _fail(self) -> None:

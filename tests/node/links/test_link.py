@@ -75,10 +75,10 @@ def test_listener_accepts_ipv4_and_ipv6() -> None:
 def test_answers_are_matched_to_requests_in_any_order() -> None:
     async def main() -> None:
         inbox = Inbox()
-        async with listening_node(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
+        async with listening_node(drafter_settings(inbox)) as drafter:
             link = await connect(drafter.address, target_settings())
             asks = [request(1), request(2), request(2, is_ahead=True), request(2, request_id="b/2")]
-            tasks = [group.create_task(link.ask(ask)) for ask in asks]
+            tasks = [link.ask(ask) for ask in asks]
             taken = [await asked_of(inbox) for _ in asks]
             for their_end, asked in reversed(taken):
                 their_end.send(draft_for(asked))
@@ -91,9 +91,9 @@ def test_answers_are_matched_to_requests_in_any_order() -> None:
 def test_out_of_step_is_an_answer_and_release_needs_none() -> None:
     async def main() -> None:
         inbox = Inbox()
-        async with listening_node(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
+        async with listening_node(drafter_settings(inbox)) as drafter:
             link = await connect(drafter.address, target_settings())
-            task = group.create_task(link.ask(request(1)))
+            task = link.ask(request(1))
             their_end, asked = await asked_of(inbox)
             their_end.send(OutOfStep(asked.request_id, asked.round, have=2))
             assert await task == OutOfStep(asked.request_id, 1, have=2)
@@ -107,15 +107,15 @@ def test_out_of_step_is_an_answer_and_release_needs_none() -> None:
 def test_leaving_drafter_announces_it_and_answers_pending_requests() -> None:
     async def main() -> None:
         inbox = Inbox()
-        async with listening_node(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
+        async with listening_node(drafter_settings(inbox)) as drafter:
             link = await connect(drafter.address, target_settings())
-            first, second = group.create_task(link.ask(request(1))), request(2)
+            first, second = link.ask(request(1)), request(2)
             their_end, asked = await asked_of(inbox)
             their_end.send(Leave())
             their_end.send(draft_for(asked))
             assert await first == draft_for(asked)
             assert link.is_leaving
-            task = group.create_task(link.ask(second))
+            task = link.ask(second)
             their_end.send(draft_for((await asked_of(inbox))[1]))
             assert await task == draft_for(second)
             link.abort("done")
@@ -133,13 +133,12 @@ def test_answer_to_a_cancelled_request_is_dropped() -> None:
                     await link.ask(request(1))
             their_end, late = await asked_of(inbox)
             their_end.send(draft_for(late))
-            async with asyncio.TaskGroup() as group:
-                task = group.create_task(link.ask(request(1)))
-                _, asked = await asked_of(inbox)
-                assert link.num_late == 1
-                assert "1 pending, 1 late" in repr(link)
-                their_end.send(draft_for(asked))
-                await task
+            task = link.ask(request(1))
+            _, asked = await asked_of(inbox)
+            assert link.num_late == 1
+            assert "1 pending, 1 late" in repr(link)
+            their_end.send(draft_for(asked))
+            await task
             assert "0 pending" in repr(link)
             link.abort("done")
 
@@ -149,9 +148,9 @@ def test_answer_to_a_cancelled_request_is_dropped() -> None:
 def test_repeated_pending_request_raises_local_error() -> None:
     async def main() -> None:
         inbox = Inbox()
-        async with listening_node(drafter_settings(inbox)) as drafter, asyncio.TaskGroup() as group:
+        async with listening_node(drafter_settings(inbox)) as drafter:
             link = await connect(drafter.address, target_settings())
-            task = group.create_task(link.ask(request(1)))
+            task = link.ask(request(1))
             their_end, asked = await asked_of(inbox)
             with pytest.raises(LocalProtocolError, match="requested twice"):
                 await link.ask(request(1))
@@ -253,11 +252,10 @@ def test_peer_that_does_not_read_is_dropped() -> None:
 
 async def assert_serves_a_good_peer_behind(inbox: Inbox, address: Address) -> None:
     link = await connect(address, target_settings(node_id="good-peer"))
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(link.ask(request(9)))
-        their_end, asked = await asked_of(inbox)
-        their_end.send(draft_for(asked))
-        assert await task == draft_for(asked)
+    task = link.ask(request(9))
+    their_end, asked = await asked_of(inbox)
+    their_end.send(draft_for(asked))
+    assert await task == draft_for(asked)
     link.abort("done")
 
 

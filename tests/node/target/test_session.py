@@ -301,16 +301,13 @@ def test_drafter_is_asked_up_to_its_context_and_the_reason_is_reported() -> None
 @pytest.mark.parametrize("max_context", [0, 1 << 30])
 def test_no_drafter_is_asked_beyond_the_longest_request(max_context: int) -> None:
     async def main() -> None:
-        async with (
-            harness(ScriptedTarget(babble()), [Drafter(ScriptedDrafter(babble()))]) as home,
-            asyncio.TaskGroup() as tasks,
-        ):
+        async with harness(ScriptedTarget(babble()), [Drafter(ScriptedDrafter(babble()))]) as home:
             home.links["drafter-0"].max_context = max_context
             sequence = Prefix(range(LONGEST_PREFIX))
             draft_client = DraftClient(
                 key="a/1", sequence=sequence, noise=SharedNoise(), num_vocabulary=1 << 20,
                 links=lambda: home.links, statistics=home.planner.statistics,
-                metrics=RequestMetrics(), tasks=tasks,
+                metrics=RequestMetrics(),
             )  # fmt: skip
             assert list(draft_client.linked) == ["drafter-0"]
             sequence.extend([1])
@@ -581,10 +578,7 @@ def test_session_closed_between_deltas_releases_everything() -> None:
     async def main() -> None:
         engine = ScriptedDrafter(language)
         async with harness(ScriptedTarget(language), [Drafter(engine)]) as home:
-            async with (
-                asyncio.TaskGroup() as tasks,
-                aclosing(home.service.answer(request(max_tokens=40), tasks)) as steps,
-            ):
+            async with aclosing(home.service.answer(request(max_tokens=40))) as steps:
                 async for step in steps:
                     if isinstance(step, Delta) and step.index == 2:
                         break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -149,10 +148,7 @@ def test_answers_are_counted_and_logged() -> None:
 def test_cancelled_request_is_not_counted() -> None:
     async def main() -> None:
         async with harness(ScriptedTarget(LANGUAGE)) as home:
-            async with (
-                asyncio.TaskGroup() as tasks,
-                aclosing(home.service.answer(request(), tasks)) as steps,
-            ):
+            async with aclosing(home.service.answer(request())) as steps:
                 await anext(steps)
                 assert "[1 sessions, 0 done]" in repr(home.service)
             assert repr(home.service) == "<TextService scripted [0 sessions, 0 done]>"

@@ -1,0 +1,80 @@
+"""Drafts that were requested and are not there yet, as plain state: replies complete them in the
+link's callback, so that a draft costs no task, and all drafts of a wait share one timer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from edgecosine.balance.plan import Plan
+from edgecosine.fusion.drafter_tree import DrafterTree
+from edgecosine.node.links.pending_requests import Reply
+from edgecosine.protocol.wire.tree import TokenTree
+
+
+@dataclass(slots=True, eq=False)
+class AskedDraft:
+    """One drafter's draft for a plan, after the sequence and `trunk`; with `ahead`, after that
+    tree's endpoints."""
+
+    node_id: str
+    plan: Plan
+    asked_s: float
+    trunk: Sequence[int] = ()
+    ahead: TokenTree | None = None
+    prefix_len: int = 0
+    """Tokens before the draft, of the latest request for it."""
+    num_requests: int = 0
+    """More than one if the drafter lacked tokens."""
+    reply: asyncio.Future[Reply] | None = None
+    is_over: bool = False
+    tree: DrafterTree | None = None
+    """None while it is awaited, and for a draft that is late or lost with its link."""
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the target verifies the tree before it."""
+        return self.ahead is not None
+
+
+def all_over(drafts: Collection[AskedDraft]) -> Callable[[], bool]:
+    """Whether no draft is awaited any more, as a condition to wait for."""
+    return lambda: all(draft.is_over for draft in drafts)
+
+
+def any_over(drafts: Collection[AskedDraft]) -> Callable[[], bool]:
+    """Whether a draft has ended, or there is none, as a condition to wait for."""
+    return lambda: not drafts or any(draft.is_over for draft in drafts)
+
+
+class DraftWait:
+    """Lets one session wait for its drafts."""
+
+    def __init__(self) -> None:
+        self._is_enough: Callable[[], bool] | None = None
+        self._woken: asyncio.Future[None] | None = None
+
+    async def until(self, is_enough: Callable[[], bool], within_s: float) -> None:
+        """Wait at most `within_s` seconds for a condition on the session's drafts."""
+        if within_s <= 0.0 or is_enough():
+            return
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[None] = loop.create_future()
+        self._woken, self._is_enough = woken, is_enough
+        timer = loop.call_later(within_s, _wake, woken)
+        try:
+            await woken
+        finally:
+            self._woken = None
+            timer.cancel()
+
+    def ended(self) -> None:
+        """A draft has ended."""
+        if self._woken is not None and self._is_enough is not None and self._is_enough():
+            _wake(self._woken)
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
