@@ -85,7 +85,8 @@ class FakeLink:
         self._absence, self._away = absence, 0
         self.max_context, self.is_leaving = 0, False
         self.asked: list[DraftRequest] = []
-        self.num_answered = 0
+        self._num_answered = 0
+        self._answered = asyncio.Event()
         self.released: list[str] = []
         self.has_request = asyncio.Event()
         self.held: asyncio.Event | None = None
@@ -94,6 +95,12 @@ class FakeLink:
         """Whether the link is up."""
         self._away = max(0, self._away - 1)
         return not self._away
+
+    async def idle(self) -> None:
+        """Wait until all requests are answered."""
+        while self._num_answered < len(self.asked):
+            self._answered.clear()
+            await self._answered.wait()
 
     def ask(self, request: DraftRequest) -> asyncio.Future[Reply]:
         if self._away:
@@ -122,7 +129,8 @@ class FakeLink:
         try:
             answer = await self._answer(fault, request)
         finally:
-            self.num_answered += 1
+            self._num_answered += 1
+            self._answered.set()
         if isinstance(answer, OutOfStep):
             return answer
         return _spoil(fault, answer)

@@ -326,9 +326,10 @@ class Session:
         self._verifier.expect(self._request.key, patience_s, 1 + len(tree))
         await client.any_of(drafts, patience_s)
         await client.any_of(client.probes.values(), grace_s)
+        ready, probed = client.take(drafts), client.take_probes()
         self._metrics.trace.end(len(tree), len(result.path), self._metrics.plan)
         self._round_ended_s = now()
-        return result, client.take(drafts), client.take_probes()
+        return result, ready, probed
 
     async def _verify(self, tree: TokenTree) -> VerificationResult:
         work = VerifyWork(

@@ -215,7 +215,7 @@ def test_late_answers_to_many_requests_are_no_flood() -> None:
                 theirs.send(draft_for(message))
             last = link.ask(request(9999))
             echo(*await inbox.asked.get())
-            assert last.result() == draft_for(request(9999))
+            assert await last == draft_for(request(9999))
             assert link.num_late == len(asked)
             link.close("done")
             await link.wait_closed()

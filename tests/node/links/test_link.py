@@ -133,7 +133,7 @@ def test_answer_to_a_cancelled_request_is_dropped() -> None:
                     await link.ask(request(1))
             their_end, late = await asked_of(inbox)
             their_end.send(draft_for(late))
-            task = link.ask(request(1))
+            task = link.ask(request(2))
             _, asked = await asked_of(inbox)
             assert link.num_late == 1
             assert "1 pending, 1 late" in repr(link)

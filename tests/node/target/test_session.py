@@ -352,28 +352,23 @@ def test_every_policy_speculates(policy: str) -> None:
     assert answer.metrics.num_accepted_tokens > (20 if policy == "cosine-paper" else 60)
 
 
-@pytest.mark.parametrize(("policy", "is_ahead"), [("edgecosine", True), ("specinfer", False)])
+@pytest.mark.parametrize(
+    ("policy", "is_ahead"), [("edgecosine-without-adaptivity", True), ("specinfer", False)]
+)
 def test_next_tree_is_ready_with_the_result_if_drafters_draft_ahead(
     policy: str, *, is_ahead: bool
 ) -> None:
     language = babble()
 
     async def main() -> None:
-        async def until_drafted() -> None:
-            for _ in range(20):
-                await asyncio.sleep(0)
-            link = home.links["drafter-0"]
-            while link.num_answered < len(link.asked):  # noqa: ASYNC110 -- there is no event
-                await asyncio.sleep(0)
-
         def outlast_the_drafts(_: int, keys: list[str]) -> None:
             """A pass ends after the drafts that were requested before and during it."""
             if keys != ["profile"]:
-                asyncio.run_coroutine_threadsafe(until_drafted(), loop).result(10)
+                asyncio.run_coroutine_threadsafe(home.links["drafter-0"].idle(), loop).result(10)
 
         loop = asyncio.get_running_loop()
         target = ScriptedTarget(language, before_pass=outlast_the_drafts)
-        async with harness(target, [Drafter(ScriptedDrafter(language))], pass_s=0.004) as home:
+        async with harness(target, [Drafter(ScriptedDrafter(language))]) as home:
             answer = await home.answer(request(policy=policy, max_tokens=600))
             asked = home.links["drafter-0"].asked
             waited_for = [each for each in asked if not each.is_ahead]
