@@ -82,6 +82,7 @@ class FakeLink:
     ) -> None:
         self._worker, self._faults = worker, itertools.cycle(faults)
         self._tasks = tasks
+        self._replies: set[asyncio.Future[Reply]] = set()
         self._absence, self._away = absence, 0
         self.max_context, self.is_leaving = 0, False
         self.asked: list[DraftRequest] = []
@@ -110,7 +111,14 @@ class FakeLink:
         reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         task = self._tasks.create_task(self._reply(request, reply), name="drafter")
         reply.add_done_callback(lambda _: task.cancel())
+        self._replies.add(reply)
+        reply.add_done_callback(self._replies.discard)
         return reply
+
+    def close(self) -> None:
+        """Nothing is answered any more."""
+        for reply in self._replies:
+            reply.cancel()
 
     async def _reply(self, request: DraftRequest, reply: asyncio.Future[Reply]) -> None:
         try:
@@ -303,6 +311,8 @@ async def harness(
             for number, (worker, setup) in enumerate(zip(drafters, setups, strict=True)):
                 links[f"drafter-{number}"] = FakeLink(worker, setup.faults, group)
             yield TargetHarness(service, verifier, target, planner, links, drafters, measurements)
+            for link in links.values():
+                link.close()
             for task in tasks:
                 task.cancel()
 
