@@ -30,7 +30,7 @@ DRAIN_TIMEOUT_S: Final = 30.0
 STALL_TIMEOUT_S: Final = 20.0
 _IDENTIFIER: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _FILE_NAME: Final = re.compile(r"[^/\\\x00]{1,250}\.gguf", re.IGNORECASE)
-_LEAST_WEIGHT: Final = 1e-6
+_LEAST_WEIGHT: Final = 1e-3
 _SPAN: Final = re.compile(r"([0-9]{1,4})(?:-([0-9]{1,4}))?")
 
 
@@ -87,7 +87,8 @@ class HttpOptions:
 class CommitteeOptions:
     """Several models that answer as one.
 
-    committee       for a target: name and weight of the other members; it has the rest of 1 itself
+    committee       for a target: name and weight of the other members; it has the rest of 1 itself,
+                    and loads no model where there is none
     on_member_loss  for a target: wait for a member that is away, or go on without it
     listed          for a target: tokens that a member lists of each row at first
     member          for a member: its name; empty: the node's name. Replicas share one
@@ -116,10 +117,16 @@ class CommitteeOptions:
             if not _IDENTIFIER.fullmatch(name) or name in found or not 0.0 < weight < 1.0:
                 raise ConfigError("committee", entry, "NAME=WEIGHT, each name once, as legal=0.5")
             found[name] = weight
-        if sum(found.values()) > 1.0 - _LEAST_WEIGHT:
+        if sum(found.values()) > 1.0 + _LEAST_WEIGHT:
             listed = " ".join(self.committee)
-            raise ConfigError("committee", listed, "weights that leave the target some of 1")
+            raise ConfigError("committee", listed, "weights with a sum of at most 1")
         return found
+
+    @property
+    def own_weight(self) -> float:
+        """The weight of a target's own model; 0 where the other members have all of it."""
+        rest = 1.0 - sum(self.weights.values())
+        return rest if rest > _LEAST_WEIGHT else 0.0
 
 
 @dataclass(frozen=True, slots=True)

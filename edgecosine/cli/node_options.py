@@ -290,7 +290,8 @@ _COMMITTEE: Final = [
         CommitteeOptions,
         "committee",
         "A member of the committee that this target leads, and its weight; may be repeated. The "
-        "target's own model has the rest of 1.",
+        "target's own model has the rest of 1. Where there is no rest, the target needs no memory "
+        "for weights: of --model it loads the tokenizer and the chat template.",
         multiple=True,
         show_default=False,
         metavar="NAME=WEIGHT",

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from edgecosine.cli.running import broker_options, run_command
 from edgecosine.client.client import Client
-from edgecosine.client.health import counted
+from edgecosine.client.health import committees, counted
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.api.retained_topics import NodeView
 
@@ -79,10 +79,11 @@ async def _watch(client: Client, cluster: str) -> None:
 
 
 async def _view(client: Client, cluster: str) -> Group:
-    """The nodes, the cluster's health with reasons, and counters."""
+    """The nodes, the cluster's health with reasons, committees, and counters."""
     concerns = await client.concerns()
     health = "healthy" if not concerns else f"degraded: {'; '.join(concerns)}"
-    lines = [health, *counted(await client.nodes())]
+    nodes = await client.nodes()
+    lines = [health, *committees(nodes), *counted(nodes)]
     return Group(await _table(client, cluster), *map(Text, lines))
 
 

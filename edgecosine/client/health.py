@@ -33,6 +33,9 @@ def _of_target(state: Mapping[str, Any]) -> list[str]:
         found.append(f"the queue is full, {state.get('queued')} wait")
     if state.get("is_congested"):
         found.append("the broker is slower than the answers; stream parts are dropped")
+    away = state.get("away")
+    if isinstance(away, list) and away:
+        found.append(f"no node of the committee's member {' and '.join(map(str, away))} is linked")
     if not state.get("drafters"):
         found.append("no drafter is linked, so it decodes alone")
     not_linked = state.get("not_linked")
@@ -52,6 +55,33 @@ def counted(nodes: Mapping[str, NodeView]) -> list[str]:
             )
             lines.append(f"{name}: {shown}")
     return lines
+
+
+def committees(nodes: Mapping[str, NodeView]) -> list[str]:
+    """A line for each target that leads a committee: members, weights, the slowest, bytes."""
+    lines = []
+    for name, view in nodes.items():
+        members = view.state.get("members")
+        if not isinstance(members, dict) or not members:
+            continue
+        shown = [_member(member, facts) for member, facts in members.items()]
+        size, proved = view.state.get("bytes_per_position"), view.state.get("proved_at_once")
+        lines.append(
+            f"{name}: committee of {', '.join(shown)}; {size} bytes per position, "
+            f"{proved} of draws proved at once"
+        )
+    return lines
+
+
+def _member(name: str, facts: object) -> str:
+    if not isinstance(facts, dict):
+        return name
+    nodes = facts.get("nodes")
+    where = "+".join(map(str, nodes)) if isinstance(nodes, list) and nodes else "away"
+    return (
+        f"{name} (weight {facts.get('weight')}, model {facts.get('model') or 'unknown'}, {where}, "
+        f"{facts.get('round_ms')} ms, slowest in {facts.get('slowest')} rounds)"
+    )
 
 
 def _shown(count: object) -> str:

@@ -75,7 +75,10 @@ def join_finals(name: str, bodies: Sequence[Mapping[str, Any]]) -> Mapping[str, 
     choices = [choice for body in bodies for choice in body["choices"]]
     usage = {field: sum(body["usage"][field] for body in bodies) for field in bodies[0]["usage"]}
     return {
-        **{field: bodies[0][field] for field in ("object", "created", "model")},
+        **{
+            field: bodies[0][field]
+            for field in ("object", "created", "model", "system_fingerprint")
+        },
         "id": name,
         "choices": [{**choice, "index": index} for index, choice in enumerate(choices)],
         "usage": usage,

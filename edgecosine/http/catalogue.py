@@ -21,13 +21,16 @@ def catalogue_routes(backend: Backend) -> Sequence[BaseRoute]:
     created_s = int(time.time())
 
     def described(name: str) -> dict[str, Any]:
+        info = backend.info
         return {
             "id": name,
             "object": "model",
             "created": created_s,
             "owned_by": "edgecosine",
             "root": name,
-            "max_model_len": backend.info["max_context"],
+            "max_model_len": info["max_context"],
+            "system_fingerprint": info.get("identity"),
+            **({"committee": info["committee"]} if "committee" in info else {}),
         }
 
     async def models(_: HttpRequest) -> Response:

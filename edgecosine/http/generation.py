@@ -78,7 +78,15 @@ async def _answer(backend: Backend, kind: RequestKind, http: HttpRequest) -> ASG
         return WholeReply(_whole(backend, name, calls), headers)
     model = calls[0].request.model or next(iter(backend.info["models"]), "")
     renderers = [
-        ChunkRenderer(call.request, name, model, int(time.time()), usage, number * call.request.n)
+        ChunkRenderer(
+            call.request,
+            name,
+            model,
+            int(time.time()),
+            usage,
+            number * call.request.n,
+            backend.info.get("identity"),
+        )
         for number, call in enumerate(calls)
     ]
 

@@ -175,6 +175,7 @@ _DRAWS: Sequence[tuple[Kind, str, str, str]] = (
     ("gauge", "committee_proved_at_once", "Share of draws proven by the first lists.",
      "proved_at_once"),
     ("counter", "committee_dense_rows", "Nodes that needed whole rows.", "dense_rows"),
+    ("counter", "committee_judged_again", "Works that were judged again.", "judged_again"),
     ("gauge", "committee_position_bytes", "Bytes that a member sends for one row.",
      "bytes_per_position"),
 )  # fmt: skip

@@ -75,7 +75,8 @@ class ReconnectingClient:
         self._client_id = client_id or f"{name}-{secrets.token_hex(16)}"
         self._receive = receive
         self._filters = filters
-        self._will = will
+        self.will = will
+        """What the broker publishes when a connection is lost; read at each connection."""
         self._announce = announce
         self._disconnect_messages = disconnect_messages
         self._lost, self._session_s = lost, session_s
@@ -145,7 +146,7 @@ class ReconnectingClient:
                 async with connect(
                     self._address,
                     client_id=self._client_id,
-                    will=self._will,
+                    will=self.will,
                     version=self._version,
                     session_s=self._session_s,
                     inbox=self._inbox,

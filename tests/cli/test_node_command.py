@@ -110,7 +110,7 @@ def test_every_option_is_read_from_a_file(tmp_path: Path) -> None:
         ([*WANTED, "--tensor-parallel", "2"], ["tensor_parallel", "2", "1 for a drafter"]),
         ([*TARGET, "--tensor-parallel", "2", "--ballast", "4"], ["tensor_parallel", "ballast"]),
         ([*TARGET, "--tensor-parallel", "2", "--cores", "0"], ["tensor_parallel", "taskset"]),
-        ([*TARGET, "--committee", "a=0.6", "--committee", "b=0.4"], ["committee", "some of 1"]),
+        ([*TARGET, "--committee", "a=0.6", "--committee", "b=0.5"], ["committee", "at most 1"]),
         ([*TARGET, "--committee", "a=0.6", "--committee", "a=0.1"], ["committee", "NAME=WEIGHT"]),
         ([*TARGET, "--committee", "a=none"], ["committee", "NAME=WEIGHT"]),
         ([*WANTED, "--committee", "a=0.5"], ["committee", "none for a drafter"]),

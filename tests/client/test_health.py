@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgecosine.client.health import concerns, counted
+from edgecosine.client.health import committees, concerns, counted
 from edgecosine.counters import Counters
 from edgecosine.discovery.events import Explanation, PeerState
 from edgecosine.node.roles.state_report import _is_missing
@@ -39,6 +39,7 @@ def test_cluster_is_healthy_with_and_without_a_drafter_that_left() -> None:
         ([node("t", "ready", **(WELL | {"drafters": {}}))], "no drafter is linked"),
         ([node("t", "ready", **(WELL | {"is_full": True, "queued": 64}))], "full, 64 wait"),
         ([node("t", "ready", **(WELL | {"is_congested": True}))], "are dropped"),
+        ([node("t", "ready", **(WELL | {"away": ["legal"]}))], "no node of the committee's member"),
         ([node("t", "ready", **(WELL | {"not_linked": ["d: protocol 2"]}))], "d: protocol 2"),
     ],
 )
@@ -61,6 +62,18 @@ def test_only_compatible_unlinked_peers_count_as_missing() -> None:
 def test_refused_links_are_named() -> None:
     assert "no gateway" in found(is_online=False)
     assert "no new requests" in found(is_draining=True)
+
+
+def test_committees_are_listed_whatever_a_target_reports() -> None:
+    legal = {
+        "weight": 0.5, "model": "law", "nodes": ["m1", "m2"], "slowest": 3, "round_ms": 2.5,
+    }  # fmt: skip
+    state = {"members": {"legal": legal, "b": 1}, "bytes_per_position": 136, "proved_at_once": 0.9}
+    views = {"t": node("t", "ready", **state), "u": node("u", "ready", members=7)}
+    assert committees(views) == [
+        "t: committee of legal (weight 0.5, model law, m1+m2, 2.5 ms, slowest in 3 rounds), b; "
+        "136 bytes per position, 0.9 of draws proved at once"
+    ]
 
 
 def test_counts_are_listed_by_kind_without_zeros() -> None:

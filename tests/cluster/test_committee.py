@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.client.cluster_view import NodeView
 from edgecosine.errors import RequestError
@@ -27,41 +29,36 @@ pytestmark = pytest.mark.timeout(120)
 CLUSTER = "committee"
 
 
-def _member(node_id: str, model: str, name: str) -> LocalNode:
+def _member(node_id: str, model: str) -> LocalNode:
     return LocalNode(
         node_id,
-        ("--role", "member", "--model", model, "--member", name, "--weight", "0.5",
+        ("--role", "member", "--model", model, "--member", model, "--weight", "0.5",
          "--threads", "1"),
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[LocalCluster]:
-    """A coordinator, another member on two nodes, and a drafter; every test leaves them running."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A coordinator without weights, two members, one of them on two nodes, and a drafter; every
+    test leaves them running."""
+    directory = tmp_path_factory.mktemp("tokenizer")
+    for file in (zoo.DIRECTORY / "home").glob("*.json"):
+        shutil.copy(file, directory)
     plan = ClusterPlan(
         cluster=CLUSTER,
         target=LocalNode(
             "t",
-            (
-                "--role",
-                "target",
-                "--model",
-                "home",
-                "--threads",
-                "1",
-                "--committee",
-                "legal=0.5",
-                "--stall-timeout",
-                "2",
-            ),
+            ("--role", "target", "--model", str(directory), "--threads", "1", "--stall-timeout",
+             "2", "--committee", "home=0.5", "--committee", "legal=0.5"),
         ),
         drafters=(
-            _member("m1", "legal", "legal"),
-            _member("m2", "legal", "legal"),
+            _member("m0", "home"),
+            _member("m1", "legal"),
+            _member("m2", "legal"),
             LocalNode("d", ("--role", "drafter", "--model", "ngram")),
         ),
         broker_port=free_port(),
-    )
+    )  # fmt: skip
     with running_cluster(plan) as cluster:
         yield cluster
 
@@ -100,15 +97,20 @@ def test_answer_names_its_members_and_reconstructions_are_not_exact(
         async with contextlib.aclosing(client.ask(request)) as steps:
             async for step in steps:
                 if isinstance(step, FinalMessage):
+                    info = await client.info()
+                    assert step.body["system_fingerprint"] == info["identity"]
                     return step.body["edgecosine"]
         raise AssertionError("no final message")
 
     async def scenario() -> None:
         async with Client(cluster.broker_url, CLUSTER) as client:
-            await _until(client, "t", lambda view: bool(view.state["committee"]))
+            assert (await client.info())["committee"] == [
+                {"member": "home", "weight": 0.5, "model": "home"},
+                {"member": "legal", "weight": 0.5, "model": "legal"},
+            ]
             exact = await final(client, "edgecosine")
             assert exact["exact"] is True
-            assert exact["committee"] == [{"members": ["t", "legal"], "from_token": 0}]
+            assert exact["committee"] == [{"members": ["home", "legal"], "from_token": 0}]
             assert exact["bytes_per_position"] == pytest.approx(136, rel=0.5)
             assert exact["lost_mass"] == 0.0
             assert "verify" in exact["why"]

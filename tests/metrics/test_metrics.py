@@ -215,7 +215,12 @@ def test_metric_without_values_is_still_named() -> None:
 
 def test_committee_shows_its_members() -> None:
     member = {"weight": 0.5, "nodes": ["a", "b"], "round_ms": 2.0, "slowest": 3}
-    draws = {"proved_at_once": 0.98, "dense_rows": 1, "bytes_per_position": 136.0}
+    draws = {
+        "proved_at_once": 0.98,
+        "dense_rows": 1,
+        "judged_again": 2,
+        "bytes_per_position": 136.0,
+    }
     found = samples(Measurements(), {**STATE, "members": {"legal": member}, **draws})
     of_legal = "[('member', 'legal')]"
     assert found[f"edgecosine_member_weight{of_legal}"] == 0.5

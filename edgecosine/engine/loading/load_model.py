@@ -7,7 +7,6 @@ never trusted.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils import logging as transformers_logging
 
-from edgecosine import models, zoo
 from edgecosine.engine.cpu.blocks import round_weights
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
@@ -25,8 +23,8 @@ from edgecosine.engine.cuda.padded_model import RUNS_TO_REPLAY, PaddedModel
 from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.loading.ballast import add_ballast
 from edgecosine.engine.loading.cut_models import load_cut_model
-from edgecosine.engine.loading.end_tokens import end_tokens
 from edgecosine.engine.loading.gguf_weights import load_gguf_weights
+from edgecosine.engine.loading.load_codec import codec_of, display_name
 from edgecosine.engine.loading.load_errors import refusing
 from edgecosine.engine.loading.load_plan import (
     TREE_ROOM,
@@ -42,7 +40,7 @@ from edgecosine.engine.loading.selftest import (
     check_family,
     take_reference,
 )
-from edgecosine.engine.loading.source_files import digest_of, file_of, read_tokenizer, settings_of
+from edgecosine.engine.loading.source_files import digest_of, file_of, read_tokenizer
 from edgecosine.engine.loading.tensor_check import check_stored, check_tensors
 from edgecosine.engine.options import Loaded, LoadOptions, Quantize
 from edgecosine.engine.process_memory import freeing_at_once
@@ -51,7 +49,6 @@ from edgecosine.engine.shortlist import ShortlistHead
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.exactness import confirm, decide, require
 from edgecosine.engine.tensor_parallel.layers import can_pack
-from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import ModelUnsupported
 
 logger = logging.getLogger(__name__)
@@ -98,10 +95,9 @@ def load_model(
         kernels = None if model.tp_size and not can_pack(model) else decision.kernels
         runner = _runner(model, load, reference, options.slots, plan, kernels)
     decision = confirm(decision, options.exactness, runner, model)
-    name = _display_name(options)
+    name = display_name(options)
     num_tokens = min(num_rows, reference.truth.shape[1])
-    ends = end_tokens(model.config, settings_of(plan.source, plan.config), tokenizer)
-    codec = TextCodec(tokenizer, _known(ends, num_tokens), num_tokens)
+    codec = codec_of(plan.source, model.config, tokenizer, num_tokens)
     weights, cache = runner.held
     loaded = Loaded(
         name, _format(plan, options), codec, plan.context, decision.policy, num_parameters,
@@ -241,23 +237,3 @@ def _quantization(quantize: Quantize, dtype: torch.dtype) -> Any:
         else {"load_in_8bit": True, "llm_int8_threshold": 0.0}
     )
     return BitsAndBytesConfig(**settings)  # type: ignore[no-untyped-call]
-
-
-def _known(eos_tokens: list[int], num_tokens: int) -> list[int]:
-    """The end tokens that the model can produce."""
-    known = [token for token in eos_tokens if token < num_tokens]
-    if len(known) < len(eos_tokens):
-        beyond = sorted(set(eos_tokens).difference(known))
-        logger.warning(
-            "end tokens beyond the vocabulary ignored: ids=%s tokens=%d", beyond, num_tokens
-        )
-    return known
-
-
-def _display_name(options: LoadOptions) -> str:
-    is_known = options.model in zoo.names() or models.is_known(options.model)
-    where = Path(options.model).expanduser()
-    # The name of the directory in place of `.` or `..`.
-    path = Path(os.path.normpath(where.absolute())) if where.exists() else where
-    name = options.model if is_known else options.gguf or path.name or "model"
-    return f"{name}+ballast{options.ballast}" if options.ballast > 1 else name

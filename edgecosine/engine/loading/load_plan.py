@@ -68,13 +68,13 @@ def plan_load(options: LoadOptions, room: int = TREE_ROOM) -> LoadPlan:
     """
     device = resolve_device(options.device)
     source = _source(options)
-    config = _config(source)
+    config = config_of(source)
     with refusing(f"cannot plan {options.model!r}"):
         return _plan(options, source, config, device, room)
 
 
 def _plan(options: LoadOptions, source: Source, config: Any, device: str, room: int) -> LoadPlan:
-    context = _context(config, options.context)
+    context = context_of(config, options.context)
     refuse_chunks(config.get_text_config(), context)
     form = _form(source, device, options)
     dtype = _dtype(options.dtype, form, device, config)
@@ -100,7 +100,7 @@ def read_config(options: LoadOptions) -> Any:
 
     Raises ModelUnavailable or ModelUnsupported.
     """
-    return _config(_source(options))
+    return config_of(_source(options))
 
 
 def reading(name: str, what: str, read: Callable[[], Any]) -> Any:
@@ -139,7 +139,11 @@ def _source(options: LoadOptions) -> Source:
     return source
 
 
-def _config(source: Source) -> Any:
+def config_of(source: Source) -> Any:
+    """The configuration of a source.
+
+    Raises ModelUnavailable or ModelUnsupported.
+    """
     if source.gguf is not None:
         return read_cut_config(source)
     config = reading(
@@ -225,7 +229,8 @@ def _cache_dtype(config: Any, device: str, dtype: torch.dtype) -> torch.dtype:
     return CACHE if is_fused and kernels_if_any() is not None else dtype
 
 
-def _context(config: Any, wanted: int) -> int:
+def context_of(config: Any, wanted: int) -> int:
+    """Most tokens of a sequence, of which `wanted` are asked for; 0: as the model allows."""
     text = config.get_text_config()
     most = int(getattr(text, "max_position_embeddings", 0) or 2048)
     return min(wanted, most) if wanted else min(most, 4096)

@@ -38,7 +38,7 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str]
 
 
-def fault_of(directory: Path) -> str | None:
+def fault_of(directory: Path, *, needs_weights: bool = True) -> str | None:
     """What a directory or GGUF file lacks to be a model; None when it is complete."""
     if is_gguf(directory) and not directory.is_dir():
         try:
@@ -52,7 +52,7 @@ def fault_of(directory: Path) -> str | None:
         return "config.json is missing"
     if (directory / "adapter_config.json").is_file():
         return "it is an adapter (adapter_config.json): merge it into its model first"
-    if fault := _fault_of_weights(directory):
+    if needs_weights and (fault := _fault_of_weights(directory)):
         return fault
     pair = [name for name in _PAIR if (directory / name).is_file()]
     if not _named(directory, _TOKENIZERS) and len(pair) < len(_PAIR):

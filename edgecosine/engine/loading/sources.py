@@ -45,7 +45,7 @@ class Source:
         return self if self.base is None else self.base.whole
 
 
-def locate(name: str, gguf: str = "") -> Source:
+def locate(name: str, gguf: str = "", *, needs_weights: bool = True) -> Source:
     """The source with the name `name`; `gguf` names a file in a directory or hub model.
 
     A model of the catalogue is downloaded if it is not on this machine.
@@ -63,7 +63,7 @@ def locate(name: str, gguf: str = "") -> Source:
     if path.is_dir():
         if gguf:
             return _source_of(path / gguf)
-        if fault := fault_of(path):
+        if fault := fault_of(path, needs_weights=needs_weights):
             raise ModelUnavailable(f"{path} is not a complete model: {fault}")
         return Source(str(path))
     if gguf:

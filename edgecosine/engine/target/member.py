@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -25,6 +25,9 @@ from edgecosine.engine.target.row_lists import list_rows
 from edgecosine.engine.target.target import Part, TransformerTarget
 from edgecosine.errors import NoLogits
 from edgecosine.protocol.wire.tree import ROOT
+
+MAX_ROW_BYTES: Final = 256 << 20
+"""Bytes of the rows that are kept for further questions; the latest work's are kept in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class TransformerMember(TransformerTarget):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._judged: OrderedDict[str, _Judged] = OrderedDict()
-        """The latest one by key, of as many sequences as there are slots."""
+        """The latest one by key, oldest first."""
 
     def reveal(self, key: str, node: int, wanted: Wanted) -> RowLists | None:
         """More about one row of the latest judged work of `key`, with its noise; None if the row
@@ -97,7 +100,12 @@ class TransformerMember(TransformerTarget):
         self._without_trees.discard(work.key)
         judged = _Judged(work, part.slot.taken, logits[first:end].clone())
         self._judged[work.key] = judged
-        if len(self._judged) > len(self._slots):
-            self._judged.popitem(last=False)
+        self._forget_rows()
         positions = [judged.position(node) for node in range(ROOT, len(work.tree))]
         return list_rows(judged.rows, positions, work.wanted)
+
+    def _forget_rows(self) -> None:
+        num_bytes = sum(judged.rows.nbytes for judged in self._judged.values())
+        while num_bytes > MAX_ROW_BYTES and len(self._judged) > 1:
+            _, oldest = self._judged.popitem(last=False)
+            num_bytes -= oldest.rows.nbytes

@@ -13,6 +13,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NoReturn
 
+import msgspec
+
 from edgecosine.counters import Counters
 from edgecosine.errors import ConfigError
 from edgecosine.mqtt.broker_address import BrokerAddress
@@ -63,7 +65,7 @@ class QueueCoordinator:
         broker: BrokerAddress,
         topics: Topics,
         node_id: str,
-        identity: str,
+        identity: str = "",
         model: str,
         counters: Counters,
         client_ids: ClientIds,
@@ -101,6 +103,11 @@ class QueueCoordinator:
 
     def __repr__(self) -> str:
         return f"<QueueCoordinator {self.state!r} {self._client!r}>"
+
+    def identify(self, identity: str) -> None:
+        """Tell, before `open`, what our texts depend on."""
+        self.state.members.us = msgspec.structs.replace(self.state.us, identity=identity)
+        self._client.will = self._membership.status_message("lost")
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[None]:

@@ -67,5 +67,8 @@ def validate(service: Service, record: RequestRecord) -> None:
 
 
 def model_of(service: Service) -> str:
-    """Return the name of the model that determines a service's answers."""
-    return ",".join(service.info["models"])
+    """Return the name of the model that determines a service's answers; of a committee, its members
+    and their weights."""
+    info = service.info
+    members = (f"{each['member']}={each['weight']:g}" for each in info.get("committee", ()))
+    return "+".join(members) or ",".join(info["models"])

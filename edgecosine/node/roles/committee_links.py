@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import asyncio
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from edgecosine.engine.options import Loaded
 from edgecosine.node.links.link import Link
 from edgecosine.node.member.local_member import LocalMember
 from edgecosine.node.member.member_worker import MemberWorker
+from edgecosine.node.roles.common import checkpoint_of
 from edgecosine.node.target.committee import Committee, Seat
 from edgecosine.node.target.member_client import MemberClient, MemberLink
 
@@ -21,56 +23,77 @@ logger = logging.getLogger(__name__)
 _WEIGHT_ERROR = 1e-6
 
 
+@dataclass(frozen=True, slots=True)
+class KnownMember:
+    """A member's model, as the first of its nodes told; empty before that."""
+
+    model: str = ""
+    checkpoint: str = ""
+    exactness: str = ""
+
+
 class CommitteeLinks:
     """Checks and sorts the linked members; makes the committee.
 
-    The first node of a member fixes the member's checkpoint for the life of this process, so that
-    no other model can take its place.
+    The first node of a member fixes the member's model for the life of this process, so that no
+    other can take its place. `own` is the worker of the target's own engine; None: the target only
+    coordinates.
     """
 
-    def __init__(
-        self, config: NodeConfig, loaded: Loaded, checkpoint: str, worker: MemberWorker
-    ) -> None:
-        self._weights = config.committee.weights
-        self._own = config.node_id
-        self._links: dict[str, dict[str, Link]] = {name: {} for name in self._weights}
-        self._checkpoints = {self._own: checkpoint}
-        own = LocalMember(worker)
-        waits = config.committee.on_member_loss == "wait"
+    def __init__(self, config: NodeConfig, loaded: Loaded, own: MemberWorker | None) -> None:
+        options = config.committee
+        self._own, self._loaded = config.node_id, loaded
+        self._links: dict[str, dict[str, Link]] = {name: {} for name in options.weights}
+        self._known: dict[str, KnownMember] = {}
+        waits = options.on_member_loss == "wait"
         seats = [
-            Seat(self._own, 1.0 - sum(self._weights.values()), self._client(own)),
-            *(
-                Seat(name, weight, MemberClient(name, partial(self.of, name), waits=waits))
-                for name, weight in self._weights.items()
-            ),
+            Seat(name, weight, MemberClient(name, partial(self.of, name), waits=waits))
+            for name, weight in options.weights.items()
         ]
+        if own is not None:
+            mine = LocalMember(own)
+            client = MemberClient(self._own, lambda: {self._own: mine}, is_remote=False)
+            seats.insert(0, Seat(self._own, options.own_weight, client))
+            self._known[self._own] = KnownMember(
+                loaded.name, checkpoint_of(config, loaded), loaded.exactness
+            )
         self.committee = Committee(
             seats,
             vocabulary=loaded.num_rows,
             eos_tokens=loaded.codec.eos_tokens if loaded.codec else (),
-            listed=config.committee.listed,
+            listed=options.listed,
         )
+        self.complete = asyncio.Event()
+        """Set once every member was linked, so that all models are known."""
 
     def __repr__(self) -> str:
         return f"<CommitteeLinks of {self._own}, away: {self.committee.away}>"
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What determines the texts: the weights, and the digest once all members were linked."""
-        known = {name: self._checkpoints.get(name) for name in self.weights}
-        digest = None
-        if all(known.values()):
-            spelt = repr([(name, weight, known[name]) for name, weight in self.weights.items()])
-            digest = hashlib.blake2b(spelt.encode(), digest_size=16).hexdigest()
-        return {"weights": self.weights, "digest": digest}
+    def facts(self) -> Mapping[str, Any]:
+        """JSON values for the cluster's info: the members in order, and what their texts are."""
+        return {"committee": self._members(), "exactness": self.exactness}
 
     @property
-    def weights(self) -> dict[str, float]:
-        """The weights of all members by name, the target's own first."""
-        return {seat.name: seat.weight for seat in self.committee.seats}
+    def checkpoints(self) -> list[tuple[float, str]]:
+        """Weight and checkpoint of each member in order; an empty checkpoint is not known yet."""
+        return [(seat.weight, known.checkpoint) for seat, known in self._seats()]
 
-    def _client(self, own: LocalMember) -> MemberClient:
-        return MemberClient(self._own, lambda: {self._own: own})
+    @property
+    def exactness(self) -> str:
+        """The policy of the member that guarantees least."""
+        policies = {known.exactness for _, known in self._seats()}
+        return "bitwise" if policies == {"bitwise"} else "rounding"
+
+    def _seats(self) -> list[tuple[Seat, KnownMember]]:
+        nothing = KnownMember()
+        return [(seat, self._known.get(seat.name, nothing)) for seat in self.committee.seats]
+
+    def _members(self) -> list[dict[str, Any]]:
+        return [
+            {"member": seat.name, "weight": round(seat.weight, 6), "model": known.model}
+            for seat, known in self._seats()
+        ]
 
     def of(self, name: str) -> Mapping[str, MemberLink]:
         """The nodes that hold a member and accept requests, by node id."""
@@ -83,8 +106,11 @@ class CommitteeLinks:
             logger.warning("member refused: peer=%s reason=%s", hello.node_id, objection)
             link.close(objection)
             return
-        self._checkpoints[hello.member] = hello.checkpoint
+        known = KnownMember(hello.model, hello.checkpoint, hello.exactness)
+        self._known.setdefault(hello.member, known)
         self._links[hello.member][hello.node_id] = link
+        if len(self._known) == len(self.committee.seats):
+            self.complete.set()
         self._changed(hello.member)
 
     def remove(self, link: Link) -> None:
@@ -101,24 +127,30 @@ class CommitteeLinks:
         return {
             seat.name: {
                 "weight": round(seat.weight, 6),
+                "model": known.model,
                 "nodes": sorted(self._links.get(seat.name, [self._own])),
-                "checkpoint": self._checkpoints.get(seat.name, ""),
+                "checkpoint": known.checkpoint,
                 "slowest": totals.slowest[seat.name],
                 "round_ms": round(1e3 * totals.seconds.get(seat.name, 0.0) / rounds, 2),
             }
-            for seat in self.committee.seats
+            for seat, known in self._seats()
         }
 
     def _objection(self, link: Link) -> str | None:
-        hello = link.peer
-        weight = self._weights.get(hello.member)
-        if weight is None:
-            names = ", ".join(self._weights)
+        hello, weights = link.peer, {seat.name: seat.weight for seat in self.committee.seats}
+        if hello.member not in self._links:
+            names = ", ".join(self._links)
             return f"the committee has no member {hello.member}: it has {names}"
+        weight = weights[hello.member]
         if hello.weight and abs(hello.weight - weight) > _WEIGHT_ERROR:
             return f"member {hello.member} has weight {weight:g} here and {hello.weight:g} there"
-        known = self._checkpoints.get(hello.member)
-        if known is not None and known != hello.checkpoint:
+        if hello.max_context < self._loaded.max_context:
+            return (
+                f"member {hello.member} has a context of {hello.max_context} tokens: start the "
+                f"target with --context {hello.max_context} or less"
+            )
+        known = self._known.get(hello.member)
+        if known is not None and known.checkpoint != hello.checkpoint:
             return (
                 f"member {hello.member} was another model before: restart the target to change it"
             )

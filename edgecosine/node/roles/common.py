@@ -85,6 +85,7 @@ def linked_peers(
         member=config.committee.member,
         weight=config.committee.weight,
         checkpoint=checkpoint_of(config, loaded) if config.role == "member" else "",
+        exactness=loaded.exactness if config.role == "member" else "",
     )
     return Peers(
         settings=LinkSettings(

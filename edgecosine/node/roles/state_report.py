@@ -38,7 +38,7 @@ def target_state(
     admission, kv = gateway.admission, verifier.kv_use
     return {
         "role": "target",
-        "model": loaded.name,
+        "model": service.info["models"][0],
         "quantization": loaded.quantization,
         "exactness": loaded.exactness,
         "dtype": loaded.dtype,
@@ -96,10 +96,11 @@ def committee_view(links: CommitteeLinks | None) -> dict[str, Any]:
     drawn, rows = max(1, totals.num_drawn), max(1, totals.num_rows)
     return {
         "members": links.view(),
-        "committee": links.facts["digest"],
+        "exactness": links.exactness,
         "away": links.committee.away,
         "proved_at_once": round(totals.num_proved_at_once / drawn, 4),
         "dense_rows": totals.num_dense,
+        "judged_again": totals.num_judged_again,
         "bytes_per_position": round(totals.num_bytes / rows, 1),
     }
 

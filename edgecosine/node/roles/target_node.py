@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgecosine import __version__
 from edgecosine.balance.planner import Planner
@@ -45,13 +45,13 @@ from edgecosine.node.roles.http_frontend import open_frontend
 from edgecosine.node.roles.state_report import target_state
 from edgecosine.node.runtime.drain import Drain
 from edgecosine.node.runtime.engine_thread import EngineThread
-from edgecosine.node.runtime.load_engine import load_target
+from edgecosine.node.runtime.load_engine import load_coordinator, load_target
 from edgecosine.node.runtime.service_manager import (
     notify_ready,
     notify_status,
     notify_stopping,
 )
-from edgecosine.node.target.committee_verifier import CommitteeVerifier
+from edgecosine.node.target.committee_verifier import CommitteeVerifier, NoEngine
 from edgecosine.node.target.engine_watchdog import EngineWatchdog
 from edgecosine.node.target.text_service import TextService
 from edgecosine.node.target.verifier import Verifier
@@ -91,24 +91,32 @@ async def _serve(
     directory = config.state.journal_dir
     journal = DiskJournal(directory) if directory is not None else None
     logger.info("loading: node=%s model=%s", config.node_id, config.engine.model)
-    engine, loaded = await thread.run(functools.partial(load_target, config))
+    engine: MemberEngine | None = None
+    if config.committee.own_weight:
+        engine, loaded = await thread.run(functools.partial(load_target, config))
+    else:
+        loaded = await thread.run(functools.partial(load_coordinator, config))
     await check_name(config.broker, config.cluster, config.node_id)
     node = TargetNode(config, engine, loaded, thread, membership, journal)
     drain.by(node.wind_down)
+
+    def on_open() -> None:
+        if frontend is not None:
+            frontend.backend.open(node.local)
+
     if frontend is not None:
-        frontend.backend.open(node.local)
         frontend.views.metrics = node.metrics
         frontend.views.events = node.events.read
-    await node.run()
+    await node.run(on_open)
 
 
 class TargetNode:
-    """The actors of a target, which serve the `engine` that is given."""
+    """The actors of a target, which serve the `engine` that is given; None: that of its members."""
 
     def __init__(
         self,
         config: NodeConfig,
-        engine: MemberEngine,
+        engine: MemberEngine | None,
         loaded: Loaded,
         thread: EngineThread,
         membership: Membership,
@@ -117,19 +125,17 @@ class TargetNode:
         assert config.broker is not None
         assert loaded.codec is not None
         self._config, self._loaded, self._journal = config, loaded, journal
-        self._identity = identity_of(config, loaded)
         self._member_worker: MemberWorker | None = None
         self._committee: CommitteeLinks | None = None
         if config.committee.committee:
-            self._member_worker = MemberWorker(
-                engine=engine,
-                thread=thread,
-                max_batch=config.max_sessions,
-                num_vocabulary=loaded.num_rows,
-            )
-            self._committee = CommitteeLinks(
-                config, loaded, checkpoint_of(config, loaded), self._member_worker
-            )
+            if engine is not None:
+                self._member_worker = MemberWorker(
+                    engine=engine,
+                    thread=thread,
+                    max_batch=config.max_sessions,
+                    num_vocabulary=loaded.num_rows,
+                )
+            self._committee = CommitteeLinks(config, loaded, self._member_worker)
         self._counters = Counters()
         self._counters.count("restarts", by=journal.num_starts - 1 if journal else 0)
         self._planner = Planner()
@@ -155,6 +161,7 @@ class TargetNode:
             drafters=lambda: self._drafters,
             tool_format=config.tool_format,
             measurements=self._measurements,
+            identity=self._identity,
             committee=self._committee_facts if self._committee else None,
         )
         recovered = (
@@ -173,7 +180,6 @@ class TargetNode:
             recovered=recovered,
             keep_answers_s=config.state.keep_answers,
             max_queued=config.max_queued,
-            identity=self._identity,
             client_ids=client_ids,
             measurements=self._measurements,
         )
@@ -198,7 +204,7 @@ class TargetNode:
         self._watchdog = EngineWatchdog(
             passes=self._verifier,
             prompt=loaded.codec.encode(_CANARY_PROMPT),
-            is_exact=loaded.exactness == "bitwise",
+            is_exact=loaded.exactness == "bitwise" and self._committee is None,
             on_change=self._on_readiness,
             stall_s=config.stall_timeout_s,
             cause=self._stall,
@@ -209,8 +215,8 @@ class TargetNode:
         """Takes requests over HTTP."""
         return self._gateway.local
 
-    async def run(self) -> None:
-        """Run all actors until cancelled.
+    async def run(self, on_open: Callable[[], object]) -> None:
+        """Run all actors until cancelled; `on_open` is called when requests are taken.
 
         Raises the first EdgecosineError of any of them.
         """
@@ -221,11 +227,34 @@ class TargetNode:
             peers=self._peers.run(),
             verifier=self._verifier.run(),
             watchdog=self._watchdog.run(),
-            gateway=self._gateway.run(),
+            gateway=self._take_requests(on_open),
             status=self._status.run(),
             state=publish_state(self._status, self._state),
             events=self.events.run(),
         )
+
+    async def _take_requests(self, on_open: Callable[[], object]) -> NoReturn:
+        """Serve, once all models are known that determine the texts."""
+        if self._committee is not None:
+            await self._committee.complete.wait()
+        self._gateway.queue.identify(self._identity())
+        on_open()
+        await self._gateway.run()
+
+    def _identity(self) -> str:
+        """Digest of everything but the request that determines the texts; empty while a member of
+        the committee is unknown."""
+        config, loaded = self._config, self._loaded
+        members: list[tuple[float, str]] = []
+        if self._committee is not None:
+            if not self._committee.complete.is_set():
+                return ""
+            members = self._committee.checkpoints
+        facts = (
+            checkpoint_of(config, loaded), grammar_version(), members,
+            config.committee.on_member_loss,
+        )  # fmt: skip
+        return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
     def metrics(self) -> list[Family]:
         """All metrics, as they are now."""
@@ -240,7 +269,7 @@ class TargetNode:
     def _state(self) -> NodeState:
         return target_state(
             self._loaded,
-            self._identity,
+            self._identity(),
             self._service,
             self._verifier,
             self._planner,
@@ -287,25 +316,15 @@ class TargetNode:
             self._counters.count("stalls")
 
 
-def identity_of(config: NodeConfig, loaded: Loaded) -> str:
-    """Digest of everything but the request that determines a target's texts."""
-    facts = (
-        checkpoint_of(config, loaded),
-        grammar_version(),
-        sorted(config.committee.weights.items()),
-        config.committee.on_member_loss,
-    )
-    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
-
-
 def _name_of(config: NodeConfig, loaded: Loaded) -> str:
     """The name of the served model: that of the target's own, and the names of other members."""
-    return "+".join([loaded.name, *config.committee.weights])
+    others = config.committee.weights
+    return "+".join([loaded.name, *others] if config.committee.own_weight else others)
 
 
 def _verifier(
     config: NodeConfig,
-    engine: MemberEngine,
+    engine: MemberEngine | None,
     loaded: Loaded,
     thread: EngineThread,
     planner: Planner,
@@ -317,7 +336,8 @@ def _verifier(
         else functools.partial(CommitteeVerifier, committee=links.committee)
     )
     return make(
-        engine=engine, thread=thread, max_batch=config.max_sessions, costs=planner.statistics,
+        engine=engine or NoEngine(), thread=thread, max_batch=config.max_sessions,
+        costs=planner.statistics,
         table=pass_table(config.engine, loaded, str(sorted(config.cores))),
     )  # fmt: skip
 

@@ -22,6 +22,13 @@ def load_target(config: NodeConfig) -> tuple[MemberEngine, Loaded]:
     return _pinned(loading.load_target(config.engine), config)
 
 
+def load_coordinator(config: NodeConfig) -> Loaded:
+    """Return the description of the model whose tokenizer a coordinator without weights uses."""
+    from edgecosine.engine.loading.load_codec import load_codec  # imports torch, as above
+
+    return _pinned(load_codec(config.engine), config)
+
+
 def load_drafter(config: NodeConfig) -> tuple[DraftEngine, Loaded]:
     """Return the draft engine of the settings. Runs in the engine's thread."""
     if config.engine.model == NGRAM:

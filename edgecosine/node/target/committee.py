@@ -1,9 +1,10 @@
 """Several models that answer as one: the target of a committee draws from the weighted mean of its
 members' distributions (SpecFed, arXiv 2604.25777).
 
-Each work is judged by all members at once, the target's own engine among them; then the acceptance
-walk draws from the mixture, and asks back where short lists prove no token. What is drawn depends
-on the members' rows alone, so that drafts, failures and the lengths of lists change no text.
+Each work is judged by all members at once, the target's own engine among them where it has one;
+then the acceptance walk draws from the mixture, and asks back where short lists prove no token.
+What is drawn depends on the members' rows alone, so that drafts, failures and the lengths of lists
+change no text.
 """
 
 from __future__ import annotations
@@ -15,15 +16,29 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from edgecosine.engine.base import FailedWork, Outcome, StepResult, VerifyWork
+from edgecosine.engine.base import (
+    FailedWork,
+    Outcome,
+    StepResult,
+    VerificationResult,
+    VerifyWork,
+)
 from edgecosine.errors import EdgecosineError, root_of
 from edgecosine.fusion.committee.draw_rule import DrawRule, offsets_of
 from edgecosine.node.runtime.clock import now
-from edgecosine.node.target.committee_walk import CommitteeWalk, Rejudge
-from edgecosine.node.target.member_client import Answered, MemberAway, MemberClient, Subject
+from edgecosine.node.target.committee_walk import CommitteeWalk, Rejudge, RowsDropped
+from edgecosine.node.target.member_client import (
+    MAX_ATTEMPTS,
+    Answered,
+    CannotJudge,
+    MemberAway,
+    MemberClient,
+    Subject,
+)
 from edgecosine.node.target.shared_noise import noise_of
 from edgecosine.protocol.wire.messages import MAX_ALSO
 from edgecosine.protocol.wire.prefix import Prefix
+from edgecosine.protocol.wire.tree import EMPTY_TREE
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +62,8 @@ class CommitteeTotals:
     num_drawn: int = 0
     num_proved_at_once: int = 0
     num_dense: int = 0
+    num_judged_again: int = 0
+    """Works whose judgement was lost with a node, or dropped by it."""
     num_rows: int = 0
     num_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -56,7 +73,7 @@ class CommitteeTotals:
 
 
 class Committee:
-    """Verifies works by all members together. The first seat is the target's own."""
+    """Verifies works by all members together."""
 
     def __init__(
         self,
@@ -111,15 +128,31 @@ class Committee:
 
     async def _outcome(self, work: VerifyWork) -> Outcome:
         try:
-            while True:
-                try:
-                    return await self._verify(work)
-                except Rejudge:
-                    logger.info("judged again, a node was lost: request=%s", work.key)
+            return await self._verify_again(work)
         except (EdgecosineError, ValueError) as error:
             return FailedWork(error)
 
-    async def _verify(self, work: VerifyWork) -> Outcome:
+    async def _verify_again(self, work: VerifyWork) -> VerificationResult:
+        """Verify a work, as often as nodes are lost meanwhile.
+
+        Raises CannotJudge where a node drops its rows again and again.
+        """
+        num_dropped = 0
+        while True:
+            try:
+                return await self._verify(work)
+            except RowsDropped as error:
+                self.totals.num_judged_again += 1
+                num_dropped += 1
+                if num_dropped == MAX_ATTEMPTS:
+                    raise CannotJudge(f"{error}: serve fewer requests at one time") from error
+                # Without drafts it has one row, which is dropped less soon than a tree's.
+                work = replace(work, tree=EMPTY_TREE)
+            except Rejudge as error:
+                self.totals.num_judged_again += 1
+                logger.info("judged again: request=%s reason=%s", work.key, error)
+
+    async def _verify(self, work: VerifyWork) -> VerificationResult:
         subject, started = self._subject(work), now()
         answers = await self._judgements(subject)
         present = [seat for seat in self.seats if seat.name in answers]

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from edgecosine.engine.base import StepResult, VerifyWork
+from edgecosine.engine.base import KvUse, StepResult, VerifyWork
+from edgecosine.errors import EngineError
 from edgecosine.node.target.committee import Committee
 from edgecosine.node.target.verifier import Verifier
+
+
+class NoEngine:
+    """The engine of a coordinator without weights: its context leaves no room to measure passes."""
+
+    max_context = 0
+    kv_use = KvUse()
+
+    def step(self, batch: Sequence[VerifyWork]) -> StepResult:
+        """Raises EngineError: members run all passes."""
+        raise EngineError(f"no weights were loaded for {len(batch)} works")
+
+    def release(self, key: str) -> None:
+        """There is no cache."""
 
 
 class CommitteeVerifier(Verifier):
     """Batches sessions' works; a pass ends when the slowest member has judged them.
 
-    The engine is the target's own, which serves as a member; its passes are profiled at first, and
-    the committee's are learned.
+    The engine is the target's own if it is a member; its passes are profiled at first, and the
+    committee's are learned.
     """
 
     def __init__(self, *, committee: Committee, **options: Any) -> None:

@@ -25,6 +25,7 @@ from edgecosine.protocol.wire.messages import (
     MAX_LISTED,
     MAX_REVEALED,
     Judgement,
+    OutOfStep,
     Reveal,
     pack_tokens,
 )
@@ -38,6 +39,10 @@ MAX_LONGER: Final = 2
 
 class Rejudge(EdgecosineError):
     """A node that judged was lost or put out: the work is judged again."""
+
+
+class RowsDropped(Rejudge):
+    """A node has dropped the rows that it judged, for those of other requests."""
 
 
 @dataclass(slots=True)
@@ -72,13 +77,14 @@ class CommitteeWalk:
             for weight, client, answered in zip(weights, clients, answers, strict=True)
         ]
         self._listed = max(subject.num_scores, subject.num_logits)
+        remote = [member for member in self._members if member.client.is_remote]
         last = max(self._members, key=lambda member: member.answered.elapsed_s)
         self.round = CommitteeRound(
             seconds={each.client.name: each.answered.elapsed_s for each in self._members},
             slowest=last.client.name,
             compute_s=last.answered.compute_s,
-            num_rows=sum(len(member.ballots) for member in self._members[1:]),
-            num_bytes=sum(_size(member.answered.judgement) for member in self._members[1:]),
+            num_rows=sum(len(member.ballots) for member in remote),
+            num_bytes=sum(_size(member.answered.judgement) for member in remote),
             is_exact=is_complete and not work.reconstruction,
         )
 
@@ -188,8 +194,10 @@ class CommitteeWalk:
     async def _ask_back(self, member: Member, reveal: Reveal, also: Sequence[int]) -> None:
         judgement = await member.client.reveal(member.answered, reveal)
         if judgement is None:
-            raise Rejudge(f"member {member.client.name} lost its rows")
-        if member is not self._members[0]:
+            raise Rejudge(f"node {member.answered.node_id} was lost")
+        if isinstance(judgement, OutOfStep):
+            raise RowsDropped(f"node {member.answered.node_id} has dropped its rows")
+        if member.client.is_remote:
             self._count(num_bytes=_size(judgement))
         at = reveal.node + 1
         [more] = self._read(member.answered, judgement, also, is_dense=reveal.is_dense)

@@ -85,12 +85,18 @@ class Answered:
 
 class MemberClient:
     """One member. `links` returns its linked nodes by node id; `waits` is whether a member that is
-    away is waited for."""
+    away is waited for; `is_remote`, whether its judgements come over a network."""
 
     def __init__(
-        self, name: str, links: Callable[[], Mapping[str, MemberLink]], *, waits: bool = True
+        self,
+        name: str,
+        links: Callable[[], Mapping[str, MemberLink]],
+        *,
+        waits: bool = True,
+        is_remote: bool = True,
     ) -> None:
         self.name, self._links, self._waits = name, links, waits
+        self.is_remote = is_remote
         self._num_sent: dict[tuple[str, str], int] = {}
         """Tokens of a sequence that a node has, by (key, node id)."""
         self._round = 0
@@ -132,13 +138,13 @@ class MemberClient:
             finally:
                 self._set_awaited(is_awaited=False)
 
-    async def reveal(self, answered: Answered, reveal: Reveal) -> Judgement | None:
-        """More about a judged row, from the node that judged it; None if it no longer can."""
+    async def reveal(self, answered: Answered, reveal: Reveal) -> Judgement | OutOfStep | None:
+        """More about a judged row, from the node that judged it; OutOfStep if it has dropped the
+        row, None if its link has ended."""
         try:
-            reply = await answered.link.judge(reveal)
+            return await answered.link.judge(reveal)
         except LinkError:
             return None
-        return reply if isinstance(reply, Judgement) else None
 
     def release(self, key: str) -> None:
         """The sequence has ended."""

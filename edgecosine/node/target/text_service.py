@@ -43,16 +43,18 @@ class TextService:
         drafters: DrafterLinks,
         tool_format: str = "auto",
         measurements: Measurements | None = None,
+        identity: Callable[[], str] = lambda: "",
         committee: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
-        """`committee` returns what determines a committee's texts; None: one model answers."""
+        """`identity` returns the digest of all that determines the texts but the request.
+        `committee` returns the info about its members; None: one model answers."""
         self._model, self._codec, self._max_context = model, codec, max_context
         self._max_sessions, self._exactness = max_sessions, exactness
         self._verifier, self._planner, self._drafters = verifier, planner, drafters
         self._measurements = measurements or Measurements()
         self._grammars = GrammarCache(codec)
         self._dialect = choose_dialect(codec.chat_template, tool_format)
-        self._committee = committee
+        self._identity, self._committee = identity, committee
         self._policies = [*POLICIES, *(RECONSTRUCTIONS if committee else ())]
         self._sessions: dict[str, Session] = {}
         self.num_answers = 0
@@ -80,7 +82,8 @@ class TextService:
             "max_tokens": self._max_context,
             "exactness": self._exactness,
             "policies": self._policies,
-            **({"committee": self._committee()} if self._committee else {}),
+            "identity": self._identity(),
+            **(self._committee() if self._committee else {}),
         }
 
     @property
@@ -131,6 +134,7 @@ class TextService:
                 async for step in steps:
                     if isinstance(step, Answer):
                         self._count(request, step, time.perf_counter() - started)
+                        step = replace(step, identity=self._identity())  # noqa: PLW2901
                     yield step
         finally:
             del self._sessions[request.key]

@@ -50,6 +50,7 @@ class _Answer(msgspec.Struct, kw_only=True):
     id: str
     created: int
     model: str
+    system_fingerprint: str | None
     usage: Usage
     metrics: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     edgecosine: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
@@ -78,6 +79,8 @@ class Model(msgspec.Struct, kw_only=True):
     owned_by: str
     root: str
     max_model_len: int
+    system_fingerprint: str | None
+    committee: list[dict[str, Any]] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelList(msgspec.Struct, kw_only=True):

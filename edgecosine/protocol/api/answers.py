@@ -85,6 +85,7 @@ def render_final(request: Request, answer: Answer, *, created_s: int) -> bytes:
         "object": "chat.completion" if request.kind == "chat" else "text_completion",
         "created": created_s,
         "model": answer.model,
+        "system_fingerprint": answer.identity or None,
         "choices": [_choice(request, *numbered) for numbered in enumerate(answer.choices)],
         "usage": render_usage(Usage(answer.num_prompt_tokens, answer.num_tokens)),
         "metrics": {"speculative_decoding": speculation_figures(metrics)},

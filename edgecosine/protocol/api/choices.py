@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
-from edgecosine.protocol.api.request import Answer, DrafterShare, Metrics, Request
+from edgecosine.protocol.api.request import Answer, CommitteeUse, DrafterShare, Metrics, Request
 
 
 def choices_of(request: Request) -> tuple[Request, ...]:
@@ -67,8 +67,14 @@ def _join_metrics(metrics: Sequence[Metrics]) -> Metrics:
         prefill_s=max(each.prefill_s for each in metrics),
         decode_s=max(each.decode_s for each in metrics),
         rounds=metrics[0].rounds,
-        committee=metrics[0].committee,
+        committee=_join_committee([each.committee for each in metrics]),
     )
+
+
+def _join_committee(uses: Sequence[CommitteeUse | None]) -> CommitteeUse | None:
+    """The use of the first choice, or of the first one that was not drawn from all members."""
+    known = [use for use in uses if use is not None]
+    return min(known, key=lambda use: use.is_exact, default=None)
 
 
 def _join_shares(shares: Sequence[DrafterShare]) -> DrafterShare:

@@ -24,6 +24,7 @@ class ChunkRenderer:
     created_s    in seconds since 1970
     usage        whether the chunks have a field for the usage
     first_index  index of the request's first choice, where the answer joins several requests
+    fingerprint  digest of all that determines the text but the request; None if unknown
     """
 
     request: Request
@@ -32,6 +33,7 @@ class ChunkRenderer:
     created_s: int
     usage: bool = False
     first_index: int = 0
+    fingerprint: str | None = None
     _called: set[tuple[int, int]] = field(default_factory=set)
     """Tool calls whose name was sent, by choice and index."""
 
@@ -107,6 +109,7 @@ class ChunkRenderer:
             "object": "chat.completion.chunk" if self._is_chat else "text_completion",
             "created": self.created_s,
             "model": self.model,
+            "system_fingerprint": self.fingerprint,
             "choices": choices,
         }
         return body | {"usage": None} if self.usage else body

@@ -271,7 +271,7 @@ class Metrics:
     began_s: float = 0.0
     """Start of the session, from which the rounds count, by the target's performance counter."""
     committee: CommitteeUse | None = None
-    """Of the first choice; None where one model answers."""
+    """Of the first choice, or of the first that is not exact; None where one model answers."""
 
     @property
     def num_rounds(self) -> int:
@@ -344,6 +344,8 @@ class Answer:
     seed: int
     model: str
     metrics: Metrics = Metrics()
+    identity: str = ""
+    """Digest of all that determines the text but the request."""
 
     @property
     def text(self) -> str:

@@ -81,6 +81,8 @@ class Hello(Message, frozen=True, tag="hello"):
     """The member's weight; 0 leaves it to the target."""
     checkpoint: Name = ""
     """Digest of the member's model and of its number formats."""
+    exactness: Name = ""
+    """The member's exactness policy; empty from releases before this field."""
 
 
 class Refuse(Message, frozen=True, tag="refuse"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -28,7 +28,8 @@ from edgecosine.protocol.wire.messages import (
 class CodedLink:
     """A link to a member in memory, whose messages are encoded and decoded.
 
-    `held` keeps requests as long as it is not set; a cut link loses requests and answers.
+    `held` keeps requests as long as it is not set; a cut link loses requests and answers;
+    `on_request` is called with each request on its way.
     """
 
     member: LocalMember
@@ -37,12 +38,14 @@ class CodedLink:
     put_out_for: list[RemoteProtocolError] = field(default_factory=list)
     held: asyncio.Event | None = None
     cut: asyncio.Event = field(default_factory=asyncio.Event)
+    on_request: Callable[[JudgeRequest | Reveal], object] = lambda _: None
 
     async def judge(self, request: JudgeRequest | Reveal) -> Judgement | OutOfStep:
         self._check()
         sent = decode(encode(request))
         assert isinstance(sent, JudgeRequest | Reveal)
         self.requests.append(sent)
+        self.on_request(sent)
         if self.held is not None:
             await self._until_cut(self.held)
         async with asyncio.TaskGroup() as group:
@@ -114,16 +117,20 @@ async def committee_of(
     waits: bool = True,
     eos_tokens: Sequence[int] = (),
     link_type: type[CodedLink] = CodedLink,
+    max_batch: int = 4,
 ) -> AsyncIterator[CommitteeHarness]:
     """A committee whose members each have one or more nodes, called NAME-0, NAME-1, ..."""
     links: dict[str, dict[str, CodedLink]] = {name: {} for name in engines}
-    clients = {name: MemberClient(name, links[name].copy, waits=waits) for name in engines}
+    clients = {
+        name: MemberClient(name, links[name].copy, waits=waits, is_remote=bool(number))
+        for number, name in enumerate(engines)
+    }
     with ExitStack() as threads:
         workers = {
             f"{name}-{number}": MemberWorker(
                 engine=engine,
                 thread=threads.enter_context(EngineThread(name)),
-                max_batch=4,
+                max_batch=max_batch,
                 num_vocabulary=vocabulary,
             )
             for name, nodes in engines.items()

@@ -16,8 +16,9 @@ from edgecosine.engine.sampling import draw, logprobs_of
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.member import TransformerMember
 from edgecosine.node.target.committee import Committee
+from edgecosine.node.target.member_client import CannotJudge
 from edgecosine.protocol.api.request import Logprobs, Sampling
-from edgecosine.protocol.wire.messages import Judgement, OutOfStep
+from edgecosine.protocol.wire.messages import Judgement, JudgeRequest, OutOfStep, Reveal
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 from tests.engine.decoding import Drafts, nothing, random_trees
 from tests.engine.models import VOCABULARY, build, prompt_of
@@ -318,6 +319,132 @@ def test_renormalising_committee_goes_on_with_the_others_and_says_so(
                 assert result.committee is not None
                 assert set(result.committee.seconds) == {"own"}
                 assert not result.committee.is_exact
+
+    asyncio.run(scenario())
+
+
+class CutAt:
+    """Cuts a member's only or first link when a request of a kind is on its way over it."""
+
+    def __init__(self, harness: CommitteeHarness, kind: type, *, skipped: int = 0) -> None:
+        self.harness, self.kind, self.skipped = harness, kind, skipped
+        self.is_cut = asyncio.Event()
+        harness.links["second"]["second-0"].on_request = self.on_request
+
+    def on_request(self, request: object) -> None:
+        if isinstance(request, self.kind) and not self.is_cut.is_set():
+            self.skipped -= 1
+            if self.skipped < 0:
+                self.harness.remove("second", "second-0")
+                self.is_cut.set()
+
+
+def test_replica_takes_over_where_a_link_is_cut_within_a_round(
+    models: list[torch.nn.Module],
+) -> None:
+    running = Running(models)
+
+    async def scenario() -> None:
+        async with committee_of(
+            running.engines(2), running.weights, vocabulary=VOCABULARY, listed=1
+        ) as harness:
+            harness.links["second"]["second-1"].held = CutAt(harness, Reveal).is_cut
+            assert await running.rest(harness) == running.expected[4:]
+            assert harness.committee.totals.num_judged_again == 1
+
+    asyncio.run(scenario())
+
+
+def test_strict_committee_waits_where_a_link_is_cut_within_a_round(
+    models: list[torch.nn.Module],
+) -> None:
+    running = Running(models)
+
+    async def scenario() -> None:
+        async with committee_of(
+            running.engines(1), running.weights, vocabulary=VOCABULARY, listed=1
+        ) as harness:
+            cut = CutAt(harness, Reveal)
+            async with asyncio.TaskGroup() as group:
+                rest = group.create_task(running.rest(harness), name="rest")
+                await cut.is_cut.wait()
+                await until(lambda: harness.committee.stall == "member second away")
+                harness.add("second", "second-0", harness.link("second-0"))
+            assert rest.result() == running.expected[4:]
+
+    asyncio.run(scenario())
+
+
+def test_renormalising_committee_marks_from_where_a_member_was_cut_off(
+    models: list[torch.nn.Module],
+) -> None:
+    running = Running(models)
+    prompt, sampling = running.prompt, running.sampling
+    alone = averaged(models[:1], [1.0], prompt + running.expected[:3], sampling).tokens
+
+    async def scenario() -> None:
+        async with committee_of(
+            running.engines(1), running.weights, vocabulary=VOCABULARY, waits=False
+        ) as harness:
+            CutAt(harness, JudgeRequest, skipped=3)
+            text, results = await text_of(harness.committee, prompt, sampling)
+        assert text.tokens == [*running.expected[:3], *alone[:5]]
+        rounds = [result.committee for result in results]
+        assert [len(each.seconds) for each in rounds if each] == [2, 2, 2, 1, 1, 1, 1, 1]
+        assert [each.is_exact for each in rounds if each] == [True] * 3 + [False] * 5
+
+    asyncio.run(scenario())
+
+
+def test_member_with_fewer_slots_than_requests_judges_them_all(
+    models: list[torch.nn.Module],
+) -> None:
+    prompts = [prompt_of(5 + 17 * i, seed=i) for i in range(6)]
+    slots = SlotModel(_model(1), slots=2, slot_size=256, threads=1, kernels=None)
+    small = TransformerMember(slots, slots=2, max_context=200, chunk=16)
+    engines = {"own": [engine_of(0)], "second": [small]}
+
+    async def scenario() -> None:
+        async with committee_of(
+            engines, [0.5, 0.5], vocabulary=VOCABULARY, listed=1, max_batch=2
+        ) as harness:
+            works = [
+                VerifyWork(str(i), tuple(prompt), len(prompt), EMPTY_TREE, SAMPLINGS[i])
+                for i, prompt in enumerate(prompts)
+            ]
+            step, _ = await harness.committee.run(works, [])
+            assert any(
+                isinstance(request, Reveal)
+                for request in harness.links["second"]["second-0"].requests
+            )
+        for prompt, sampling, outcome in zip(prompts, SAMPLINGS, step.outcomes, strict=False):
+            assert isinstance(outcome, VerificationResult)
+            assert outcome.bonus == averaged(models[:2], [0.5, 0.5], prompt, sampling).tokens[0]
+
+    asyncio.run(scenario())
+
+
+class Forgetful(CodedLink):
+    """A member that has dropped its rows whenever it is asked about one."""
+
+    def change(self, answer: Judgement | OutOfStep) -> Judgement | OutOfStep:
+        if isinstance(last := self.requests[-1], Reveal):
+            return OutOfStep(last.request_id, last.round, 0)
+        return answer
+
+
+def test_request_fails_where_a_member_drops_its_rows_every_time(
+    models: list[torch.nn.Module],
+) -> None:
+    running = Running(models)
+
+    async def scenario() -> None:
+        engines = running.engines(1)
+        async with committee_of(
+            engines, running.weights, vocabulary=VOCABULARY, listed=1, link_type=Forgetful
+        ) as harness:
+            with pytest.raises(CannotJudge, match="dropped its rows"):
+                await running.rest(harness)
 
     asyncio.run(scenario())
 

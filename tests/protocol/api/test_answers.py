@@ -37,6 +37,7 @@ ANSWER = Answer(
     num_prompt_tokens=3,
     seed=2**64 - 1,
     model="tiny",
+    identity="f1",
     metrics=Metrics(
         acceptance_histogram=(1, 0, 2),
         num_draft_tokens=6,
@@ -86,6 +87,7 @@ def test_completion_has_the_format_of_openai() -> None:
         "object": "text_completion",
         "created": 99,
         "model": "tiny",
+        "system_fingerprint": "f1",
         "choices": [{"index": 0, "finish_reason": "length", "logprobs": None, "text": "to be"}],
         "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
         "metrics": {

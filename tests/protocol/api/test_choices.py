@@ -10,6 +10,7 @@ from edgecosine.protocol.api.request import (
     MAX_SEED,
     Answer,
     Choice,
+    CommitteeUse,
     DrafterShare,
     Metrics,
     Request,
@@ -53,6 +54,18 @@ def answer(text: str, metrics: Metrics) -> Answer:
 def test_single_answer_is_unchanged() -> None:
     alone = answer("a", Metrics(plan="p"))
     assert join_answers([alone]) is alone
+
+
+def test_joined_answer_is_exact_only_if_all_choices_are() -> None:
+    exact, rest = (
+        Metrics(committee=CommitteeUse(is_exact=is_exact, why=str(is_exact)))
+        for is_exact in (True, False)
+    )
+    assert (
+        join_answers([answer("a", exact), answer("b", exact)]).metrics.committee == exact.committee
+    )
+    assert join_answers([answer("a", exact), answer("b", rest)]).metrics.committee == rest.committee
+    assert join_answers([answer("a", Metrics()), answer("b", Metrics())]).metrics.committee is None
 
 
 def test_counts_are_summed_and_times_are_those_of_concurrent_sessions() -> None:
