@@ -1,23 +1,19 @@
 """Encodes and decodes messages, without regard to sockets or message order.
 
-Bytes from a peer are checked in three steps, the cheapest first: msgpack with a bound on every
-length, conversion into a typed frozen message, and relations between the message's fields. Any
+Bytes from a peer are decoded into a typed frozen message, whose types bound every length, so that
+nothing is made of what a message does not have; then relations between its fields are checked. Any
 bytes give a message or a RemoteProtocolError.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Any, Final, NoReturn, get_args
+from typing import Final, NoReturn
 
-import msgpack  # type: ignore[import-untyped]
 import msgspec
 
 from edgecosine.errors import LocalProtocolError, RemoteProtocolError
 from edgecosine.protocol.wire.messages import (
-    MAX_PREFIX_TOKENS,
-    MAX_REASON_CHARACTERS,
-    VOCABULARY_BLOCK_TOKENS,
     VOCABULARY_DIGEST_BYTES,
     AnyMessage,
     Draft,
@@ -29,35 +25,8 @@ from edgecosine.protocol.wire.messages import (
 )
 
 TOKEN_BYTES: Final = 4
-MAX_ARRAYS: Final = 8
-"""Arrays in one message, nested ones included; otherwise each byte of input could become a list."""
-
-_BOUNDS: Final = {
-    "max_str_len": 4 * MAX_REASON_CHARACTERS,
-    "max_bin_len": TOKEN_BYTES * MAX_PREFIX_TOKENS,
-    "max_array_len": VOCABULARY_BLOCK_TOKENS,
-    "max_map_len": 0,
-    "max_ext_len": 0,
-}
-_TYPES: Final[dict[str, type[AnyMessage]]] = {
-    str(kind.__struct_config__.tag): kind for kind in get_args(AnyMessage)
-}
 _encoder: Final = msgspec.msgpack.Encoder()
-
-
-class _ArrayBudget:
-    """Counts the arrays of one message while it is being unpacked."""
-
-    __slots__ = ("_left",)
-
-    def __init__(self) -> None:
-        self._left = MAX_ARRAYS
-
-    def __call__(self, items: list[Any]) -> list[Any]:
-        self._left -= 1
-        if self._left < 0:
-            raise ValueError(f"more than {MAX_ARRAYS} arrays")
-        return items
+_decoder: Final = msgspec.msgpack.Decoder(AnyMessage)
 
 
 def tag_of(message: AnyMessage) -> str:
@@ -82,25 +51,11 @@ def decode(payload: bytes) -> AnyMessage:
     Raises RemoteProtocolError, and no other error, when the bytes are no valid message.
     """
     try:
-        items = msgpack.unpackb(
-            payload, raw=False, strict_map_key=True, list_hook=_ArrayBudget(), **_BOUNDS
-        )
-    except (
-        ValueError,
-        msgpack.UnpackException,
-        OverflowError,
-        RecursionError,
-    ) as error:
+        message: AnyMessage = _decoder.decode(payload)
+    except msgspec.ValidationError as error:
+        _refuse(f"an invalid message: {error}")
+    except (ValueError, OverflowError, RecursionError) as error:
         _refuse(f"bytes that are not bounded msgpack ({str(error) or type(error).__name__})")
-    if type(items) is not list or not items or type(items[0]) is not str:
-        _refuse("a message that is not an array with its tag first")
-    kind = _TYPES.get(items[0])
-    if kind is None:
-        _refuse(f"an unknown message {items[0][:32]!a}")
-    try:
-        message = msgspec.convert(items, kind)
-    except (msgspec.ValidationError, ValueError, OverflowError) as error:
-        _refuse(f"an invalid {items[0]}: {error}")
     _check(message)
     return message
 
