@@ -13,7 +13,7 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from edgecosine.engine.base import DraftEngine, DraftResult, DraftWork
 from edgecosine.errors import LinkError
@@ -48,7 +48,7 @@ Reply = Callable[[AnyMessage], None]
 """Sends an answer; raises LinkError if the link has ended."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _WaitingRequest:
     key: str
     request: DraftRequest
@@ -178,12 +178,9 @@ class DraftWorker:
         works = [_work(each) for each in batch]
         results, elapsed_s = await self._draft_batch(works, released)
         self.busy_s += elapsed_s
-        for former, result in zip(batch, results, strict=True):
-            each = replace(
-                former,
-                num_steps=former.num_steps + self._num_steps,
-                spent_s=former.spent_s + elapsed_s,
-            )
+        for each, result in zip(batch, results, strict=True):
+            each.num_steps += self._num_steps
+            each.spent_s += elapsed_s
             if self._is_interrupted and self._resume(each):
                 continue
             self.num_tokens += len(result.tokens)

@@ -119,7 +119,7 @@ class Link(asyncio.Protocol):
     @property
     def is_ready(self) -> bool:
         """Whether work may be sent."""
-        return self._handshake.state is HandshakeState.READY and not self.closed.done()
+        return self._handshake.is_ready and not self.closed.done()
 
     @property
     def host(self) -> str:
@@ -175,8 +175,7 @@ class Link(asyncio.Protocol):
         """
         if self.closed.done():
             raise LinkLost(str(self.closed.result()))
-        is_ready = self._handshake.state is HandshakeState.READY
-        if not is_ready or type(message) not in self._handshake.sendable:
+        if not self._handshake.is_ready or type(message) not in self._handshake.sendable:
             raise LocalProtocolError(
                 f"a {self._settings.hello.role} sends no {tag_of(message)} "
                 f"{self._handshake.state.value}"

@@ -119,6 +119,7 @@ class Handshake:
     state    the current state
     peer     the peer's Hello, once received
     sendable work messages that this node may send to the peer
+    is_ready whether work may be sent and received
     refusal  our refusal, to be sent when the state becomes REFUSING
     ending   why the link ends, from REFUSING on
 
@@ -139,6 +140,7 @@ class Handshake:
         self._objection = objection
         self._work: _Kinds = frozenset()
         self.sendable: _Kinds = frozenset()
+        self.is_ready = False
 
     def receive(self, message: AnyMessage) -> HandshakeState:
         """Handle the peer's next message; returns the new state.
@@ -146,12 +148,13 @@ class Handshake:
         Raises RemoteProtocolError when the message is out of order.
         """
         kind = type(message)
-        if self.state is HandshakeState.READY and kind in self._work:
-            return HandshakeState.READY
+        if self.is_ready and kind in self._work:
+            return self.state
         rule = _TABLE[self.state].get(kind)
         if rule is None:
             raise RemoteProtocolError(f"the peer sent {tag_of(message)} {self.state.value}")
         self.state = rule(self, message)
+        self.is_ready = self.state is HandshakeState.READY
         return self.state
 
     def _take_hello(self, hello: Hello) -> HandshakeState:

@@ -6,6 +6,7 @@ contain no masks, distributions, derivable positions or code.
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -250,7 +251,7 @@ Work = DraftRequest | JudgeRequest | Reveal | Release
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:
     """Token ids as little-endian unsigned 32-bit integers."""
-    return np.asarray(tokens, dtype="<u4").tobytes()
+    return struct.pack(f"<{len(tokens)}I", *tokens)
 
 
 def unpack_tokens(packed: bytes) -> list[int]:
@@ -266,7 +267,7 @@ _SHARES = tuple(byte / 255 for byte in range(256))
 
 def pack_shares(shares: Sequence[float]) -> bytes:
     """Probabilities as one byte each."""
-    return bytes(round(255 * share) for share in shares)
+    return bytes([round(255 * share) for share in shares])
 
 
 def read_tree(tokens: bytes, parents: bytes, confidences: bytes) -> TokenTree | None:
