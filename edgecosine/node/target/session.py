@@ -10,39 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from edgecosine.balance.plan import Plan
 from edgecosine.balance.planner import Planner
 from edgecosine.balance.round import Round
 from edgecosine.engine.base import Constraint, VerificationResult, VerifyWork
 from edgecosine.engine.dialect import PLAIN, Dialect
-from edgecosine.engine.tokenizer import MAX_CONTEXT, TextCodec
+from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.runtime.clock import now
-from edgecosine.node.target.answer_channels import AnswerChannels
+from edgecosine.node.target.answer_text import AnswerText
 from edgecosine.node.target.compared_drafters import ComparedDrafters
 from edgecosine.node.target.draft_client import DraftClient, DrafterLinks
-from edgecosine.node.target.output_processor import OutputProcessor
-from edgecosine.node.target.prompt_echo import PromptEcho
 from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.node.target.round_trace import RoundTrace
 from edgecosine.node.target.shared_noise import noise_of
 from edgecosine.node.target.stepwise_drafts import gather_by_steps
 from edgecosine.node.target.verifier import Verifier
-from edgecosine.protocol.api.origins import Origins, TokenOrigins
-from edgecosine.protocol.api.request import (
-    Answer,
-    Choice,
-    Committed,
-    Delta,
-    Logprobs,
-    Progress,
-    Request,
-    Started,
-)
+from edgecosine.protocol.api.request import Answer, Progress, Request, Started
 from edgecosine.protocol.wire.prefix import Prefix
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
@@ -79,21 +66,9 @@ class Session:
         self._verifier, self._statistics = verifier, planner.statistics
         self._num_prompt = len(prompt)
         self._sequence = Prefix([*prompt, *request.said.tokens])
-        self._num_yielded = len(request.said.tokens)
-        """Tokens of the answer that were yielded."""
         self._round_ended_s = 0.0
         """When the last round's verification result and its drafts ahead had arrived."""
-        self._logprobs: list[Logprobs] = [*request.said.logprobs]
-        """Of the answer's tokens, if the request asks for them."""
-        self._echo = PromptEcho(request, codec, prompt) if request.echo else None
-        marks = dialect.all_marks
-        self._output = OutputProcessor(request, codec, prompt[-MAX_CONTEXT:], marks)
-        self._channels = AnswerChannels(request, dialect, in_reasoning=in_reasoning)
-        # Tags between channels would make the numbers of characters wrong.
-        wants_origins = request.origins and not self._channels.divides
-        self._origins = TokenOrigins() if wants_origins else None
-        if self._origins is not None:
-            self._origins.add([""] * len(request.said.tokens))
+        self._text = AnswerText(request, codec, prompt, dialect, in_reasoning=in_reasoning)
         self._metrics = RequestMetrics(trace=RoundTrace(is_on=request.trace), totals=measurements)
         self._draft_client = DraftClient(
             key=request.key,
@@ -120,7 +95,7 @@ class Session:
         A resumed request yields its text again from the first character on. Tokens are yielded
         without the text that a stop string may still cut.
         """
-        index, yielded_s = 0, 0.0
+        text, yielded_s = self._text, 0.0
         with contextlib.ExitStack() as ending:
             ending.callback(self._draft_client.release)
             ending.callback(self._verifier.release, self._request.key)
@@ -128,64 +103,22 @@ class Session:
             yield Started(self._num_prompt)
             started = prefilled = now()
             ahead: list[DrafterTree] | None = None
-            if self._echo is not None and self._echo.text:
-                yield Delta(index, self._echo.text)
-                index += 1
-            unsent = self._new_text()
-            if unsent:
-                for delta in self._deltas(index, unsent):
-                    yield delta
-                    index = delta.index + 1
-                unsent, yielded_s = "", now()
-            while self._output.finish_reason is None:
+            for delta in text.open():
+                yield delta
+            while not text.is_over:
                 if ahead is None:
                     ahead = await self._prefill()
                     prefilled = now()
                 else:
                     ahead = await self._run_round(ahead)
-                unsent += self._new_text()
-                is_over = self._output.finish_reason is not None
                 moment = now()
-                if not is_over and moment - yielded_s < YIELD_EVERY_S:
-                    continue
-                yielded_s = moment
-                deltas, unsent, tokens = self._deltas(index, unsent), "", self._new_tokens()
-                if deltas:
-                    deltas[0] = replace(deltas[0], committed=tokens)
-                else:
-                    yield tokens
-                for delta in deltas:
-                    yield delta
-                    index = delta.index + 1
+                if text.is_over or moment - yielded_s >= YIELD_EVERY_S:
+                    yielded_s = moment
+                    for step in text.take():
+                        yield step
             self._metrics.prefill_s = prefilled - started
             self._metrics.decode_s = now() - prefilled
             yield self._answer()
-
-    def _new_text(self) -> str:
-        """The text that has become final."""
-        seen = len(self._output.tokens)
-        tokens = self._sequence.tokens[self._num_prompt + seen :]
-        return self._output.push(tokens, self._logprobs[seen:])
-
-    def _deltas(self, index: int, text: str) -> list[Delta]:
-        """Text by channel, as deltas from number `index` on."""
-        origins = self._new_origins(text)
-        pieces = self._channels.push(text, is_last=self._output.finish_reason is not None)
-        return [
-            Delta(number, piece, channel=channel, origins=origins)
-            for number, (channel, piece) in enumerate(pieces, index)
-        ]
-
-    def _new_tokens(self) -> Committed:
-        """The answer's tokens that were not yielded yet."""
-        start = self._num_yielded
-        tokens = tuple(self._sequence.tokens[self._num_prompt + start :])
-        self._num_yielded += len(tokens)
-        return Committed(tokens, tuple(self._logprobs[start:]))
-
-    def _new_origins(self, text: str) -> Origins:
-        """Who guessed the text that follows that of the last call; empty unless requested."""
-        return () if self._origins is None else self._origins.take(self._output.ends, len(text))
 
     async def _prefill(self) -> list[DrafterTree]:
         """Read the prompt and draw the first token, while drafters read the prompt and draft."""
@@ -194,11 +127,10 @@ class Session:
             result = await self._decode()
         else:
             self._statistics.acceptance.observe_text(state, self._sequence.tokens)
-            probe = self._planner.first_plan(state, self._compared.choose(), self._output.room)
+            probe = self._planner.first_plan(state, self._compared.choose(), self._text.room)
             result, _, probed = await self._verify_beside(EMPTY_TREE, Plan(), probe, FIRST_GRACE_S)
             left = self._commit(result, EMPTY_TREE, probed, [])
-        if self._echo is not None:
-            self._echo.score(result.prompt_logprobs)
+        self._text.score(result.prompt_logprobs)
         return left
 
     async def _run_round(self, ahead: list[DrafterTree]) -> list[DrafterTree]:
@@ -209,7 +141,7 @@ class Session:
         may_be_plain = self._constraint is None and not (ahead or self._draft_client.probes)
         if may_be_plain and self._planner.is_plain(self._state):
             return await self._run_plain_round()
-        started, room, client = now(), self._output.room, self._draft_client
+        started, room, client = now(), self._text.room, self._draft_client
         asked = client.ready if self._state.policy.is_adaptive else client.linked
         plan = client.explain(self._planner.plan(self._state, asked, room))
         self._metrics.trace.plan(plan.deadline_s)
@@ -223,7 +155,7 @@ class Session:
         forced = self._forced(room - 1)
         tree = self._planner.fuse(self._state, current, room - 1 - len(forced), waited_s)
         if self._constraint is not None:
-            tree = self._constraint.cut(self._said, tree).with_trunk(forced)
+            tree = self._constraint.cut(self._text.tokens, tree).with_trunk(forced)
         plan_ahead = self._planner.ahead(self._state, client.able(plan.drafters), plan, tree)
         probe = self._planner.probe(self._state, self._compared.choose(), plan, client.probes)
         began_s, busy_s = self._round_ended_s, (now() - drafted) + (planned - self._round_ended_s)
@@ -231,13 +163,6 @@ class Session:
         self._note_bookkeeping(began_s, busy_s, waited_s, is_plain=not plan.drafters)
         drafters = [draft.node_id for draft in current.drafts]
         self._metrics.count_round(tree, drafters, result)
-        if self._origins is not None:
-            self._origins.add(
-                "+".join(
-                    name for bit, name in enumerate(drafters) if tree.proposers[node] >> bit & 1
-                )
-                for node in result.path
-            )
         self._metrics.totals.count_times(
             plan=planned - started, draft=waited_s - (planned - started),
             verify=self._round_ended_s - drafted,
@@ -255,18 +180,13 @@ class Session:
                 num_accepted=len(result.path),
                 round_s=self._round_ended_s - began_s,
             )
-        return self._commit(result, tree, [*current.drafts, *probed], next_drafts)
-
-    @property
-    def _said(self) -> list[int]:
-        """The answer's tokens."""
-        return self._sequence.tokens[self._num_prompt :]
+        return self._commit(result, tree, [*current.drafts, *probed], next_drafts, drafters)
 
     def _forced(self, room: int) -> tuple[int, ...]:
         """Tokens that the response format leaves no choice, at most `room`."""
         if self._constraint is None or not self._state.policy.proposes_forced:
             return ()
-        return self._constraint.forced(self._said, room)
+        return self._constraint.forced(self._text.tokens, room)
 
     async def _run_plain_round(self) -> list[DrafterTree]:
         began_s, busy_s = self._round_ended_s, now() - self._round_ended_s
@@ -339,7 +259,7 @@ class Session:
             tree=tree,
             sampling=self._request.sampling,
             top_logprobs=self._request.top_logprobs,
-            scores_prompt=self._echo is not None and self._echo.wants_scores,
+            scores_prompt=self._text.wants_scores,
             constraint=self._constraint,
             batching=self._planner.batching(self._state),
             reconstruction=self._state.policy.reconstruction,
@@ -354,10 +274,11 @@ class Session:
         tree: TokenTree,
         drafts: list[DrafterTree],
         ahead: list[DrafterTree],
+        proposers: Sequence[str] = (),
     ) -> list[DrafterTree]:
         """Append the accepted tokens and learn from them; returns what is left of all drafts after
-        the longer sequence."""
-        self._append(result, tree)
+        the longer sequence. Bit i of a node's proposers is `proposers[i]`."""
+        self._append(result, tree, proposers)
         committed = self._sequence.tokens
         self._planner.observe_truth(self._state, drafts, committed)
         self._statistics.acceptance.observe_text(self._state, committed)
@@ -367,25 +288,30 @@ class Session:
         left = [draft.after(committed) for draft in newest.values()]
         return [draft for draft in left if draft is not None]
 
-    def _choice(self) -> Choice:
-        choice = self._channels.divide(self._output.choice())
-        return choice if self._echo is None else self._echo.before(choice)
-
-    def _append(self, result: VerificationResult, tree: TokenTree) -> None:
+    def _append(
+        self, result: VerificationResult, tree: TokenTree, proposers: Sequence[str] = ()
+    ) -> None:
         if result.committee is not None:
-            said = len(self._sequence) - self._num_prompt
-            self._metrics.committee.count(result.committee, said)
-        self._sequence.extend([*(tree.tokens[node] for node in result.path), result.bonus])
-        self._logprobs.extend(result.logprobs)
-        if self._origins is not None:
-            self._origins.add([""])
+            self._metrics.committee.count(result.committee, len(self._text.tokens))
+        tokens = [*(tree.tokens[node] for node in result.path), result.bonus]
+        self._sequence.extend(tokens)
+        self._text.add(tokens, result.logprobs, _guessed_by(result.path, tree, proposers))
 
     def _answer(self) -> Answer:
         self._metrics.plan = self._metrics.plan or self._statistics.why_plain(self._state.policy)
         return Answer(
-            choices=(self._choice(),),
+            choices=(self._text.choice(),),
             num_prompt_tokens=self._num_prompt,
             seed=self._request.sampling.seed,
             model=self._model,
             metrics=self._metrics.metrics(),
         )
+
+
+def _guessed_by(path: Sequence[int], tree: TokenTree, proposers: Sequence[str]) -> Iterator[str]:
+    """The drafters of each node of an accepted path, and of the target's own token behind it."""
+    for node in path:
+        yield "+".join(
+            name for bit, name in enumerate(proposers) if tree.proposers[node] >> bit & 1
+        )
+    yield ""
