@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from edgecosine.fusion.committee.ballot import Ballot
 from edgecosine.fusion.committee.bounds import known_bounds
 from edgecosine.fusion.committee.draw import Drawn, Unproven, decide, draw_within
 from edgecosine.fusion.committee.draw_rule import DrawRule, offsets_of
-from edgecosine.fusion.committee.read_judgement import read_judgement
+from edgecosine.fusion.committee.judged_rows import JudgedRows
 from edgecosine.fusion.committee.reconstruction import mixture, most_different
 from edgecosine.node.target.member_client import Answered, MemberClient, Subject
 from edgecosine.protocol.api.request import Logprobs
@@ -30,6 +31,8 @@ from edgecosine.protocol.wire.messages import (
     pack_tokens,
 )
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT
+
+Result = TypeVar("Result")
 
 GROWTH: Final = 4
 """How many times longer the lists are that a second and a third request ask for."""
@@ -47,12 +50,13 @@ class RowsDropped(Rejudge):
 
 @dataclass(slots=True)
 class Member:
-    """One member's part in a walk: the ballots of its rows, the root's first."""
+    """One member's part in a walk: its rows, and the ballots of the nodes that were walked."""
 
     weight: float
     client: MemberClient
     answered: Answered
-    ballots: list[Ballot]
+    rows: JudgedRows
+    ballots: dict[int, Ballot] = field(default_factory=dict)
 
 
 class CommitteeWalk:
@@ -73,7 +77,14 @@ class CommitteeWalk:
         self._work, self._subject, self._vocabulary = work, subject, vocabulary
         self._ends = frozenset(eos_tokens).union(work.sampling.stop_token_ids)
         self._members = [
-            Member(weight, client, answered, self._read(answered, answered.judgement))
+            Member(
+                weight,
+                client,
+                answered,
+                self._checked(
+                    answered, partial(JudgedRows, answered.judgement, subject.also, vocabulary)
+                ),
+            )
             for weight, client, answered in zip(weights, clients, answers, strict=True)
         ]
         self._listed = max(subject.num_scores, subject.num_logits)
@@ -83,7 +94,7 @@ class CommitteeWalk:
             seconds={each.client.name: each.answered.elapsed_s for each in self._members},
             slowest=last.client.name,
             compute_s=last.answered.compute_s,
-            num_rows=sum(len(member.ballots) for member in remote),
+            num_rows=sum(len(member.rows) for member in remote),
             num_bytes=sum(_size(member.answered.judgement) for member in remote),
             is_exact=is_complete and not work.reconstruction,
         )
@@ -95,7 +106,7 @@ class CommitteeWalk:
         """
         work, path, accepted = self._work, list[int](), list[int]()
         # A member whose logits in the tree are undefined lists the root's row alone.
-        is_whole = all(len(each.ballots) == 1 + len(work.tree) for each in self._members)
+        is_whole = all(len(each.rows) == 1 + len(work.tree) for each in self._members)
         tree, node, logprobs = work.tree if is_whole else EMPTY_TREE, ROOT, list[Logprobs]()
         while True:
             drawn = await self._draw(node, accepted)
@@ -117,8 +128,7 @@ class CommitteeWalk:
         num_longer = 0
         is_first = True
         while True:
-            ballots = [member.ballots[node + 1] for member in self._members]
-            outcome = decide(weights, ballots, rule, self._vocabulary)
+            outcome = decide(weights, self._ballots(node), rule, self._vocabulary)
             if isinstance(outcome, Drawn):
                 self._count(num_drawn=1, num_asked_back=int(not is_first))
                 return outcome
@@ -132,8 +142,7 @@ class CommitteeWalk:
     def _draw_reconstructed(self, node: int, rule: DrawRule) -> Drawn:
         how, members = self._work.reconstruction, self._members
         weights = [member.weight for member in members]
-        ballots = [member.ballots[node + 1] for member in members]
-        logprobs, lost = mixture(weights, ballots, how, self._vocabulary)
+        logprobs, lost = mixture(weights, self._ballots(node), how, self._vocabulary)
         outcome = draw_within(known_bounds(logprobs, rule), rule)
         assert isinstance(outcome, Drawn), "a distribution that is known proves every draw"
         self._count(num_drawn=1)
@@ -154,7 +163,7 @@ class CommitteeWalk:
         """Request the logits of tokens from the members that did not list them."""
 
         async def ask(member: Member) -> None:
-            listed = set(member.ballots[node + 1].ids.tolist())
+            listed = set(member.ballots[node].ids.tolist())
             missing = [token for token in wanted.ids if token not in listed][:MAX_REVEALED]
             if missing:
                 reveal = Reveal(
@@ -199,26 +208,28 @@ class CommitteeWalk:
             raise RowsDropped(f"node {member.answered.node_id} has dropped its rows")
         if member.client.is_remote:
             self._count(num_bytes=_size(judgement))
-        at = reveal.node + 1
-        [more] = self._read(member.answered, judgement, also, is_dense=reveal.is_dense)
-        try:
-            more = member.ballots[at].extended(more, vocabulary=self._vocabulary)
-        except ValueError as error:
-            raise self._put_out(member.answered, error) from error
-        member.ballots[at] = more
 
-    def _read(
-        self,
-        answered: Answered,
-        judgement: Judgement,
-        also: Sequence[int] | None = None,
-        *,
-        is_dense: bool = False,
-    ) -> list[Ballot]:
-        """The ballots of a message; a node that sends an invalid one is put out."""
-        named = self._subject.also if also is None else also
+        def extended() -> Ballot:
+            rows = JudgedRows(judgement, also, self._vocabulary, is_dense=reveal.is_dense)
+            if len(rows) != 1:
+                raise ValueError(f"{len(rows)} rows for one node")
+            former = member.ballots[reveal.node]
+            return former.extended(rows.ballot(0), vocabulary=self._vocabulary)
+
+        member.ballots[reveal.node] = self._checked(member.answered, extended)
+
+    def _ballots(self, node: int) -> list[Ballot]:
+        """The members' ballots at a node, in order."""
+        for member in self._members:
+            if node not in member.ballots:
+                read = partial(member.rows.ballot, node + 1)
+                member.ballots[node] = self._checked(member.answered, read)
+        return [member.ballots[node] for member in self._members]
+
+    def _checked(self, answered: Answered, read: Callable[[], Result]) -> Result:
+        """What `read` makes of a message; a node that sends an invalid one is put out."""
         try:
-            return read_judgement(judgement, named, self._vocabulary, is_dense=is_dense)
+            return read()
         except ValueError as error:
             raise self._put_out(answered, error) from error
 

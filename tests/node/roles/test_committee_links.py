@@ -1,0 +1,80 @@
+"""Which nodes may be members of a committee, and from when on it is known who answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from edgecosine.config import CommitteeOptions, NodeConfig
+from edgecosine.engine.options import Loaded, LoadOptions
+from edgecosine.node.links.link import Link
+from edgecosine.node.roles.committee_links import CommitteeLinks
+from edgecosine.protocol.wire.messages import PROTOCOL_VERSION, Hello
+
+HELLO = Hello(
+    PROTOCOL_VERSION, "home", "m1", 1, "member", "law", "none", b"", max_context=100,
+    member="legal", weight=0.5, checkpoint="c1", exactness="bitwise",
+)  # fmt: skip
+
+
+@dataclass
+class Greeted:
+    """What a committee uses of a link."""
+
+    peer: Hello
+    is_leaving: bool = False
+    reasons: list[str] = field(default_factory=list)
+
+    def close(self, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+def _links() -> CommitteeLinks:
+    """A coordinator without a model of its own, for two members."""
+    config = NodeConfig(
+        "target", "t", LoadOptions("m"),
+        committee=CommitteeOptions(committee=("legal=0.5", "python=0.5")),
+    )  # fmt: skip
+    return CommitteeLinks(config, Loaded("m", "none", None, 100, "none", 0, num_rows=8), None)
+
+
+def _add(links: CommitteeLinks, **changed: Any) -> Greeted:
+    greeted = Greeted(msgspec.structs.replace(HELLO, **changed))
+    links.add(cast(Link, greeted))
+    return greeted
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"member": "poetry"}, "no member poetry: it has legal, python"),
+        ({"weight": 0.4}, "has weight 0.5 here and 0.4 there"),
+        ({"max_context": 99}, "--context 99 or less"),
+        ({"node_id": "m2", "checkpoint": "c2"}, "was another model before"),
+    ],
+)
+def test_node_that_would_change_the_committee_is_refused(
+    changed: dict[str, Any], reason: str
+) -> None:
+    links = _links()
+    assert _add(links).reasons == []
+    refused = _add(links, **changed)
+    assert reason in refused.reasons[0]
+    assert set(links.of("legal")) == {"m1"}
+
+
+def test_committee_is_known_once_every_member_was_linked() -> None:
+    links = _links()
+    legal = _add(links)
+    assert not links.complete.is_set()
+    _add(links, node_id="m2", member="python", checkpoint="c3", exactness="rounding")
+    assert links.complete.is_set()
+    assert links.checkpoints == [(0.5, "c1"), (0.5, "c3")]
+    assert links.exactness == "rounding"
+    links.remove(cast(Link, legal))
+    assert links.complete.is_set()
+    assert links.committee.away == ["legal"]
+    assert links.checkpoints == [(0.5, "c1"), (0.5, "c3")]
