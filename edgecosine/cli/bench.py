@@ -48,13 +48,13 @@ RATES_PER_S = (0.4, 1.2)
 
 @click.group("bench", invoke_without_command=True)
 @_ballast
-@click.option("--repeats", type=click.IntRange(1, 100), help="Repetitions. Default: 5; quick: 3.")
+@_repeats
 @click.option("--quick", is_flag=True, help="Measure only the first seven figures, in minutes.")
 @click.option("--only", "names", multiple=True, metavar="CELL",
               help="Measure only this cell; may be repeated. Cells: "
               f"{', '.join(CELL_NAMES)}.")  # fmt: skip
 @click.option("--requests", type=click.IntRange(1, 1000),
-              help="Requests in each closed loop, at least twice the number of concurrent ones. "
+              help="Requests in each closed loop; 16 or more at 4 at a time, 32 or more at 8. "
               "Default: 8; quick: 4.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True,
               help="Tokens in each answer; prompts have 48.")  # fmt: skip
@@ -70,15 +70,16 @@ RATES_PER_S = (0.4, 1.2)
 @click.option("--resume", is_flag=True, help="Continue the benchmark recorded in FILE.")
 @click.pass_context
 def command(
-    context: click.Context, ballast: int, repeats: int | None, names: tuple[str, ...],
+    context: click.Context, ballast: int, repeats: int, names: tuple[str, ...],
     requests: int | None, max_tokens: int, rates: tuple[float, float], drafters: tuple[str, ...],
     network: NetworkKind, report: Path | None, *, quick: bool, resume: bool,
 ) -> None:  # fmt: skip
     """Run benchmarks. Without a subcommand: compare EdgeCoSine with all baselines.
 
-    A cell is a load under network conditions; in each repetition of a cell all policies run in
-    turn. Figures, runs and environment are written to FILE after every run, so that an interrupted
-    benchmark can be resumed.
+    A cell is a load under network conditions. Each repetition of a cell starts fresh clusters, on
+    which all policies run in turn, in balanced order; each run has prompts of its own, and begins
+    with a warm-up on others. Figures, runs and environment are written to FILE after every run, so
+    that an interrupted benchmark can be resumed.
     """
     if context.invoked_subcommand is not None:
         return
@@ -88,6 +89,7 @@ def command(
     from edgecosine.lab.bench.report import BenchReport
     from edgecosine.lab.bench.runner import BenchSettings
     from edgecosine.lab.bench.schedule import run_bench
+    from edgecosine.lab.zoo.fresh_prompts import fresh_prompts
 
     log_to_stderr("warning")
     target_cores, drafter_cores = split_cores()
@@ -101,9 +103,11 @@ def command(
         record = BenchReport(report, {**asdict(settings), "rates_per_s": list(rates)})
         if resume:
             record.resume()
+        steps = schedule(
+            possible(chosen, network, click.echo), repeats, settings.requests, len(fresh_prompts())
+        )
     except LabError as error:
         raise click.ClickException(str(error)) from error
-    steps = schedule(possible(chosen, network, click.echo), repeats or (3 if quick else 5))
 
     async def bench() -> None:
         try:
@@ -117,14 +121,16 @@ def command(
 @command.command("parts")
 @_repeats
 @click.option("--prompts", type=click.IntRange(1, 100), default=8, show_default=True,
-              help="Prompts for each policy, repetition and temperature.")  # fmt: skip
-@click.option("--max-tokens", type=click.IntRange(8, 256), default=96, show_default=True,
+              help="Prompts for each policy, repetition and temperature; four domains take "
+              "turns.")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(8, 256), default=64, show_default=True,
               help="Tokens in each answer.")  # fmt: skip
 @_report
 def parts(repeats: int, prompts: int, max_tokens: int, report: Path | None) -> None:
     """Measure the worth of each part of EdgeCoSine on the real model, one request at a time.
 
-    Every prompt is used once; the target generates as many prompts as are needed.
+    Every prompt is used once; the target generates as many prompts as are needed. With the default
+    sizes it takes a quarter of an hour on two cores.
     """
     from edgecosine.lab.bench.run_parts import PartsSettings, parts_figures, run_parts
 

@@ -11,7 +11,7 @@ import contextlib
 import secrets
 import sys
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from edgecosine.client.client import Client
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import LabError
 from edgecosine.lab.figures import Notify
+from edgecosine.lab.hostile_drafter import Harm
 from edgecosine.lab.network.conditions import IDEAL, NetworkConditions
 from edgecosine.lab.network.hosts import Host, Network, Spawn, free_port
 from edgecosine.lab.network.netns import namespaces
@@ -64,6 +65,8 @@ class LabPlan:
     members: tuple[str, ...] = ()
     """Models that answer together with the target's own, a node each; one that is listed twice is a
     member on two nodes. All weights are equal."""
+    harm: Harm | None = None
+    """How the drafters harm, if they do."""
 
     @property
     def drafter_nodes(self) -> tuple[tuple[str, str], ...]:
@@ -190,7 +193,8 @@ async def lab_cluster(
                 hosts[TARGET] if plan.on_one_host else await network.host(node_id, plan.conditions)
             )
         cluster = f"lab-{secrets.token_hex(3)}"
-        launcher = _HostLauncher(network, broker, port, hosts, environment)
+        harms = {} if plan.harm is None else dict.fromkeys(dict(plan.drafter_nodes), plan.harm)
+        launcher = _HostLauncher(network, broker, port, hosts, environment, harms)
         local = LocalCluster(
             await _cluster_plan(plan, cluster, url, launcher), notify, launcher.launch
         )
@@ -208,11 +212,16 @@ class _HostLauncher:
     broker_port: int
     hosts: dict[str, Host]
     environment: EnvironmentOf
+    harms: Mapping[str, Harm]
 
     async def launch(
         self, node_id: str, command: Sequence[str], log: Path, env: Environment
     ) -> Process:
         whole = {**env, **self.environment(node_id)}
+        if node_id in self.harms:
+            # `command` begins with python -m edgecosine node.
+            hostile = ("-m", "edgecosine.cli.hostile_drafter", self.harms[node_id])
+            command = (command[0], *hostile, *command[4:])
         return await self.hosts[node_id].start(command, log=log, env=whole)
 
     async def options(self, node_id: str, target_port: int) -> tuple[str, ...]:

@@ -40,19 +40,26 @@ def make_jobs(
     temperature: float,
     max_tokens: int = MAX_TOKENS,
     trace: bool = False,
+    prompts: Sequence[tuple[str, str]] = (),
 ) -> list[LoadRequest]:
-    """Held-out prompts of the zoo, domains in turn, from number `offset` on.
+    """Prompts from number `offset` on, again from the first one after the last: `prompts` are
+    (domain, text); without any the zoo's, domains in turn.
 
     The same number has the same prompt and the same seed under every policy.
     """
-    by_domain = list(zoo.prompts().items())
+    chosen = prompts or _zoo_prompts()
     jobs = []
     for number in range(offset, offset + count):
-        domain, prompts = by_domain[number % len(by_domain)]
-        prompt = prompts[number // len(by_domain) % len(prompts)]
+        domain, prompt = chosen[number % len(chosen)]
         sampling = Sampling(temperature=temperature, seed=number)
         jobs.append(LoadRequest(domain, prompt, policy, sampling, max_tokens, trace))
     return jobs
+
+
+def _zoo_prompts() -> list[tuple[str, str]]:
+    columns = [[(domain, text) for text in texts] for domain, texts in zoo.prompts().items()]
+    longest = max(map(len, columns))
+    return [column[row % len(column)] for row in range(longest) for column in columns]
 
 
 async def read_answer(

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from edgecosine.lab.bench.cells import (
     CELL_NAMES,
     OURS,
     Cell,
-    Site,
     Step,
     all_cells,
+    num_requests,
+    num_warm_up,
     only,
+    quick_cells,
     schedule,
 )
 from edgecosine.lab.bench.charts import acceptance, compared, frontiers
@@ -33,6 +35,8 @@ from edgecosine.lab.bench.record import ClosedLoad
 from edgecosine.lab.bench.report import BenchReport, seconds_left
 from edgecosine.lab.bench.schedule import run_bench
 from edgecosine.lab.bench.table import policy_table
+from edgecosine.lab.load_generator import prompts_in_turn
+from edgecosine.lab.zoo.fresh_prompts import fresh_prompts
 from tests.lab.bench_runs import made_run
 
 ONE = ClosedLoad(1)
@@ -49,7 +53,7 @@ class FakeStages:
 
     def __init__(self, breaks_at: int | None = None) -> None:
         self._breaks_at = breaks_at
-        self.opened: list[tuple[Site, tuple[str, ...]]] = []
+        self.opened: list[str] = []
         self.num_closed = 0
         self.played: list[tuple[str, int, str]] = []
 
@@ -58,8 +62,8 @@ class FakeStages:
         return {"networks": "fake"}
 
     @asynccontextmanager
-    async def open(self, site: Site, cells: Sequence[Cell]) -> AsyncIterator[FakeStages]:
-        self.opened.append((site, tuple(cell.name for cell in cells)))
+    async def open(self, cell: Cell) -> AsyncIterator[FakeStages]:
+        self.opened.append(cell.name)
         try:
             yield self
         finally:
@@ -78,32 +82,52 @@ def bench(environments: FakeStages, report: BenchReport, repeats: int = 2) -> li
     return messages
 
 
-def test_repetitions_run_site_by_site_and_cell_by_cell() -> None:
-    places = [(step.cell.site, step.repeat, step.cell.name) for step in schedule(CELLS, 2)]
+def test_cells_run_site_by_site_with_one_repetition_after_the_other() -> None:
+    places = [(step.cell.site, step.cell.name, step.repeat) for step in schedule(CELLS, 2)]
     assert list(dict.fromkeys(places)) == [
-        ("network", 0, "near"), ("network", 0, "far"),
-        ("network", 1, "near"), ("network", 1, "far"),
-        ("hostile", 0, "liars"), ("hostile", 1, "liars"),
+        ("network", "near", 0), ("network", "near", 1),
+        ("network", "far", 0), ("network", "far", 1),
+        ("hostile", "liars", 0), ("hostile", "liars", 1),
     ]  # fmt: skip
 
 
-def test_every_two_repetitions_run_each_pair_of_policies_in_both_orders() -> None:
+def test_policies_are_equally_often_at_each_place_of_a_repetition() -> None:
     cell = max(CELLS, key=lambda cell: len(cell.policies))
-    turns = [
-        [step.policy for step in schedule([cell], 6) if step.repeat == repeat]
-        for repeat in range(6)
-    ]
-    for forth, back in zip(turns[::2], turns[1::2], strict=True):
-        assert back == forth[::-1]
-    assert len({turn[0] for turn in turns[::2]}) == 3
+    steps = schedule([cell], 6)
+    turns = [[step.policy for step in steps if step.repeat == repeat] for repeat in range(6)]
     assert all(sorted(turn) == sorted(cell.policies) for turn in turns)
+    places = Counter(place for turn in turns for place in enumerate(turn))
+    assert set(places.values()) == {2}
+
+
+@pytest.mark.parametrize("cells", [all_cells(0.5, 2.0), quick_cells(all_cells(0.5, 2.0))])
+def test_no_two_runs_of_a_record_have_the_same_prompt(cells: tuple[Cell, ...]) -> None:
+    taken: list[int] = []
+    for step in schedule(cells, 5, 8):
+        count = num_warm_up(step.cell) + num_requests(step.cell, 8, step.repeat)
+        taken += range(step.first_prompt, step.first_prompt + count)
+        if step.cell.load == ClosedLoad(8):
+            assert num_requests(step.cell, 8, step.repeat) >= 32
+    assert taken == list(range(len(taken)))
+
+
+def test_no_prompt_comes_twice_in_a_cell_of_real_prompts() -> None:
+    prompts = fresh_prompts()
+    assert len(set(prompts)) == len(prompts)
+    assert not {text for _, text in prompts} & set(prompts_in_turn())
+    domains = Counter(domain for domain, _ in prompts)
+    assert len(set(domains.values())) == 1
+    assert min(domains.values()) >= 200
+    schedule(all_cells(0.5, 2.0), 5, 8, len(prompts))
+    with pytest.raises(LabError, match="cell single needs 96 different prompts"):
+        schedule(all_cells(0.5, 2.0), 1, 8, 95)
 
 
 def test_every_run_is_made_once_in_the_environment_of_its_site() -> None:
     environments, report = FakeStages(), BenchReport(None, SETTINGS)
     messages = bench(environments, report)
-    assert environments.opened == [("network", ("near", "far")), ("hostile", ("liars",))]
-    assert environments.num_closed == 2
+    assert environments.opened == ["near", "near", "far", "far", "liars", "liars"]
+    assert environments.num_closed == 6
     assert environments.played == [(s.cell.name, s.repeat, s.policy) for s in schedule(CELLS, 2)]
     assert len(report.runs) == 14
     assert messages[0].startswith("[1/14] near, repetition 1, target-alone: 10 tokens/s")
@@ -112,19 +136,20 @@ def test_every_run_is_made_once_in_the_environment_of_its_site() -> None:
 
 def test_interrupted_benchmark_resumes(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
-    broken = FakeStages(breaks_at=6)
+    broken = FakeStages(breaks_at=7)
     with pytest.raises(LabError, match="cut off"):
         bench(broken, BenchReport(path, SETTINGS))
-    assert broken.num_closed == 1
+    assert broken.num_closed == 3
     written = json.loads(path.read_text())
-    assert len(written["runs"]) == 6
-    assert written["environment"]["notes"] == {"network": {"networks": "fake"}}
+    assert len(written["runs"]) == 7
+    fake = {"networks": "fake"}
+    assert written["environment"]["notes"] == {"near": fake, "far": fake}
 
     report, environments = BenchReport(path, SETTINGS), FakeStages()
     report.resume()
     messages = bench(environments, report)
-    assert messages[0] == "resuming: 6 of 14 runs are there already"
-    assert messages[1].startswith("[7/14]")
+    assert messages[0] == "resuming: 7 of 14 runs are there already"
+    assert messages[1].startswith("[8/14]")
     assert broken.played + environments.played == [
         (s.cell.name, s.repeat, s.policy) for s in schedule(CELLS, 2)
     ]
@@ -200,9 +225,9 @@ def test_only_comparable_runs_are_drawn_together() -> None:
 
 
 def test_command_refuses_an_unknown_cell() -> None:
-    done = CliRunner().invoke(main, ["bench", "--quick", "--only", "hostile"])
+    done = CliRunner().invoke(main, ["bench", "--quick", "--only", "loss"])
     assert done.exit_code == 1
-    assert "no cell hostile here; there are single, eight, rtt15" in done.output
+    assert "no cell loss here; there are single, eight, rtt15" in done.output
 
 
 @pytest.mark.timeout(300)
@@ -221,7 +246,9 @@ def test_real_clusters_give_figures_and_plots(cells: tuple[str, ...], tmp_path: 
     report = json.loads(record.read_text())
     runs = report["runs"]
     assert [run["cell"] for run in runs] == [cell for cell in cells for _ in range(5)]
-    assert all(run["num_tokens"] == 48 and run["texts"] == runs[0]["texts"] for run in runs)
+    assert all(run["num_tokens"] == 48 for run in runs)
+    assert [run["first_prompt"] for run in runs] == [6 * place for place in range(len(runs))]
+    assert {run.get("compared") for run in runs} == {None, 2}
     assert report["figures"]["round_overhead_ms"]["value"] > 0
     [traced] = runs[-1]["requests"]
     assert len(traced["rounds"]) == 1 + sum(traced["acceptance_histogram"])

@@ -13,7 +13,7 @@ import pytest
 from edgecosine import zoo
 from edgecosine.errors import LabError
 from edgecosine.lab import line_process as line_processes
-from edgecosine.lab.bench.cells import ALONE, OURS, in_turn
+from edgecosine.lab.bench.cells import ALONE, OURS
 from edgecosine.lab.bench.peers import run_peers as peers_bench
 from edgecosine.lab.bench.peers import transformers_worker as stock
 from edgecosine.lab.bench.peers.environment import llamacpp_python
@@ -22,6 +22,7 @@ from edgecosine.lab.bench.peers.inputs import PeerSettings, PeersRecord, held_ou
 from edgecosine.lab.bench.peers.messages import Kind, PeerOrder, Setup
 from edgecosine.lab.bench.peers.server import PeerPrompt, PeerServer, peer_process, record
 from edgecosine.lab.measured_requests import Load
+from edgecosine.lab.paired_runs import balanced_order
 from tests.support.mqtt import run_patiently
 
 SETUP = Setup("target.gguf", None, (2,), ((1, 5),), 4, 2, 64, 8)
@@ -152,7 +153,7 @@ def test_turns_are_balanced_and_continue_without_a_failed_server() -> None:
 
     run_patiently(peers_bench._measure(settings, servers, PROMPTS * 2, found, print, keep))
     assert kept == [3, 5, 7, 9]
-    assert order[:3] == list(in_turn(tuple(servers), 0))
+    assert order[:3] == list(balanced_order(tuple(servers), 0))
     assert order[3:6] == [LLAMACPP, OURS, ALONE]
     assert order[6:] == [OURS, ALONE, ALONE, OURS]
     assert found.refused == {LLAMACPP: "it ended"}

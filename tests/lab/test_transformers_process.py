@@ -17,15 +17,16 @@ TOKENS = 12
 def test_batched_and_assisted_generation_give_the_same_texts_of_the_given_length() -> None:
     stock = Stock(ballast=1)
     domains, prompts = zip(*((d, texts[0]) for d, texts in zoo.prompts().items()), strict=True)
-    batched, *assisted = (
+    batched, plain, *assisted = (
         stock.answer(TransformersOrder(kind, domains, prompts, TOKENS), setting)
         for kind, setting in (
             ("batched", Setting("float32")),
+            ("plain", Setting("float32")),
             ("assisted", Setting("float32")),
             ("assisted", Setting("float32", 5)),
         )
     )
-    for answers in (batched, *assisted):
+    for answers in (batched, plain, *assisted):
         assert [answer.text for answer in answers] == [answer.text for answer in batched]
         assert [answer.num_tokens for answer in answers] == [TOKENS] * len(prompts)
         assert all(0 < answer.first_text_s <= answer.elapsed_s for answer in answers)
@@ -40,8 +41,8 @@ def test_process_finds_its_settings_and_answers_every_job() -> None:
 
     async def scenario() -> None:
         async with stock_process(1, str(min(os.sched_getaffinity(0)))) as stock:
-            assert set(stock.ready.settings) == {"batched", "assisted"}
-            assert len(stock.ready.trials_s) == 6
+            assert set(stock.ready.settings) == {"batched", "plain", "assisted"}
+            assert len(stock.ready.trials_s) == 8
             load = await stock.answer("batched", jobs, 2)
             assert [measured.domain for measured in load.answers] == [job.domain for job in jobs]
             assert load.num_tokens == 3 * TOKENS

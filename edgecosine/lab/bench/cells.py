@@ -1,26 +1,27 @@
 """The cells of the benchmark, and the order in which policies run in them.
 
-A cell is one load under one set of network conditions at one temperature. Within a repetition its
-policies run one after the other. Every second repetition has the reverse order, since a later
-policy profits from what the target has learned; and every two repetitions begin with another
-policy, so that a drift of the machine's speed affects all of them.
+A cell is one load under one set of network conditions at one temperature. Every repetition of a
+cell has clusters of its own. Its policies run one after the other, in an order that is balanced
+over the repetitions, and no two runs of a cell send the same prompt.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from edgecosine.balance.policy import BASELINES, PARTS
 from edgecosine.errors import LabError
+from edgecosine.lab.bench.arrivals import fluctuating
 from edgecosine.lab.bench.record import ClosedLoad, OpenLoad
+from edgecosine.lab.hostile_drafter import HARMS, Harm
 from edgecosine.lab.network.conditions import NetworkConditions
+from edgecosine.lab.paired_runs import balanced_order
 
 ALONE, OURS = "target-alone", "edgecosine"
-BATCHED, ASSISTED = "hf-batched", "hf-assisted"
-STOCK = (BATCHED, ASSISTED)
+BATCHED, PLAIN, ASSISTED = "hf-batched", "hf-plain", "hf-assisted"
+STOCK = (BATCHED, PLAIN, ASSISTED)
 """transformers' own generation, outside the runtime, in place of a policy."""
 COLOCATED = "colocated"
 WITH_COPIES = ("specedge",)
@@ -28,15 +29,20 @@ WITH_COPIES = ("specedge",)
 GENERALIST = "generalist"
 
 Site = Literal["network", "hostile", "loopback"]
-"""network: drafters on cables with network conditions; hostile: the same, with drafters that are
-confident in wrong tokens; loopback: all nodes on one host, without network time in a round."""
+"""network: drafters on cables with network conditions; hostile: the same, with drafters that harm;
+loopback: all nodes on one host, without network time in a round."""
 
 LAN = NetworkConditions(delay_ms=0.15, rate_mbps=1000)
 OPEN_LOAD_S = 30.0
+_LEAST, _DOMAINS = 32, 4
 
 _IN_THE_RUNTIME = (*BASELINES, OURS)
 _ON_CABLES = tuple(policy for policy in _IN_THE_RUNTIME if policy != COLOCATED)
+_INPUTS = ("routing", "surprise", "reports", "similarity")
 _ABLATIONS = (OURS, *(f"{OURS}-without-{part}" for part in PARTS))
+_OF_INPUTS = (OURS, *(f"{OURS}-without-{part}" for part in _INPUTS))
+_OTHERS = tuple(policy for policy in _ABLATIONS if policy not in _OF_INPUTS[1:])
+"""All together would need more prompts at eight than there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +55,18 @@ class Cell:
     conditions: NetworkConditions = LAN
     temperature: float = 0.0
     site: Site = "network"
+    harm: Harm | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One run: a policy in a cell, in one repetition from 0 on."""
+    """One run: a policy in a cell, in one repetition from 0 on. Its prompts, those of its warm-up
+    first, are numbered from `first_prompt` on."""
 
     cell: Cell
     policy: str
     repeat: int
+    first_prompt: int = 0
 
 
 def all_cells(low_per_s: float, high_per_s: float) -> tuple[Cell, ...]:
@@ -65,7 +74,7 @@ def all_cells(low_per_s: float, high_per_s: float) -> tuple[Cell, ...]:
     one, eight = ClosedLoad(1), ClosedLoad(8)
     swinging = OpenLoad(low_per_s, high_per_s, OPEN_LOAD_S / 2)
     return (
-        Cell("single", one, (*_IN_THE_RUNTIME, ASSISTED)),
+        Cell("single", one, (*_IN_THE_RUNTIME, PLAIN, ASSISTED)),
         Cell("four", ClosedLoad(4), _IN_THE_RUNTIME),
         Cell("eight", eight, (*_IN_THE_RUNTIME, BATCHED)),
         Cell("sixteen", ClosedLoad(16), _IN_THE_RUNTIME),
@@ -75,7 +84,8 @@ def all_cells(low_per_s: float, high_per_s: float) -> tuple[Cell, ...]:
         Cell("open-high", OpenLoad(high_per_s, high_per_s), _IN_THE_RUNTIME),
         Cell("open-fluctuating", swinging, _IN_THE_RUNTIME),
         Cell("ablations", one, _ABLATIONS),
-        Cell("ablations-eight", eight, _ABLATIONS),
+        Cell("ablations-eight", eight, _OTHERS),
+        Cell("ablations-inputs-eight", eight, _OF_INPUTS),
         Cell("slow", one, _ON_CABLES, NetworkConditions(delay_ms=0.15, rate_mbps=100)),
         Cell("loss", one, _ON_CABLES, NetworkConditions(delay_ms=0.15, rate_mbps=1000, loss=0.01)),
         Cell("rtt2", one, _ON_CABLES, NetworkConditions(delay_ms=1, rate_mbps=1000)),
@@ -84,8 +94,11 @@ def all_cells(low_per_s: float, high_per_s: float) -> tuple[Cell, ...]:
         ),
         Cell("rtt15", one, _ON_CABLES, NetworkConditions(delay_ms=7.5, rate_mbps=1000)),
         Cell("rtt50", one, _ON_CABLES, NetworkConditions(delay_ms=25, rate_mbps=1000)),
-        Cell("hostile", one, (ALONE, OURS), site="hostile"),
-        Cell("hostile-eight", eight, (ALONE, OURS), site="hostile"),
+        *(
+            Cell(f"hostile-{harm}{name}", load, (ALONE, OURS), site="hostile", harm=harm)
+            for name, load in (("", one), ("-eight", eight))
+            for harm in HARMS
+        ),
         Cell("loopback", one, _ON_CABLES, NetworkConditions(), site="loopback"),
     )
 
@@ -96,7 +109,7 @@ CELL_NAMES = tuple(cell.name for cell in all_cells(1.0, 1.0))
 def quick_cells(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     """The cells of the first seven figures, with only the policies that these need."""
     needed = {
-        "single": (ALONE, OURS, ASSISTED),
+        "single": (ALONE, OURS, PLAIN, ASSISTED),
         "eight": (*_IN_THE_RUNTIME, BATCHED),
         "rtt15": (ALONE, OURS),
     }
@@ -114,17 +127,44 @@ def only(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...]:
     return tuple(cell for cell in cells if not names or cell.name in names)
 
 
-def schedule(cells: Sequence[Cell], repeats: int) -> list[Step]:
-    """All runs in order: by site, then by repetition, then by cell."""
-    steps = []
+def schedule(
+    cells: Sequence[Cell], repeats: int, requests: int = 8, prompts: int | None = None
+) -> list[Step]:
+    """All runs in order: by site, then by cell, then by repetition. `requests` is the least number
+    of a closed loop; there are `prompts` different ones.
+
+    Raises LabError when a cell needs more prompts than there are.
+    """
+    steps, number = list[Step](), 0
     for site in dict.fromkeys(cell.site for cell in cells):
-        here = [cell for cell in cells if cell.site == site]
-        for repeat, cell in itertools.product(range(repeats), here):
-            steps += [Step(cell, policy, repeat) for policy in in_turn(cell.policies, repeat)]
+        for cell in (cell for cell in cells if cell.site == site):
+            start = number
+            for repeat in range(repeats):
+                for policy in balanced_order(cell.policies, repeat):
+                    steps.append(Step(cell, policy, repeat, number))
+                    number += num_warm_up(cell) + num_requests(cell, requests, repeat)
+            if prompts is not None and number - start > prompts:
+                raise LabError(
+                    f"cell {cell.name} needs {number - start} different prompts, and there are "
+                    f"{prompts}: choose fewer --repeats or --requests"
+                )
     return steps
 
 
-def in_turn(policies: Sequence[str], repeat: int) -> tuple[str, ...]:
-    """The order of a repetition: every two begin with the next policy, every second is reversed."""
-    first = repeat // 2 % len(policies)
-    return (*policies[first:], *policies[:first])[:: -1 if repeat % 2 else 1]
+def num_warm_up(cell: Cell) -> int:
+    """Requests before each run: at least one of each domain, and the cell's concurrency."""
+    return max(_DOMAINS, cell.load.concurrency if isinstance(cell.load, ClosedLoad) else 0)
+
+
+def num_requests(cell: Cell, least: int, repeat: int) -> int:
+    """Requests of a run; in a closed loop of several at a time four for each, or 32, at least."""
+    if isinstance(cell.load, ClosedLoad):
+        at_once = cell.load.concurrency
+        return max(least, min(_LEAST, 4 * at_once) if at_once > 1 else 0)
+    return len(arrivals_s(cell.load, repeat))
+
+
+def arrivals_s(load: OpenLoad, repeat: int) -> list[float]:
+    """Moments of the requests of an open load, in seconds from the start of a run."""
+    period_s = load.period_s or OPEN_LOAD_S
+    return fluctuating(load.low_per_s, load.high_per_s, period_s, OPEN_LOAD_S, repeat)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from edgecosine import zoo
 from edgecosine.lab.bench.cells import (
@@ -17,10 +14,10 @@ from edgecosine.lab.bench.cells import (
     STOCK,
     WITH_COPIES,
     Cell,
-    Site,
 )
 from edgecosine.lab.bench.runner import BenchSettings, LabEnvironment
 from edgecosine.lab.bench.schedule import Environment, OpenEnvironment
+from edgecosine.lab.bench.transformers_messages import TransformersReady
 from edgecosine.lab.bench.transformers_process import stock_process
 from edgecosine.lab.cluster import LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.figures import Notify
@@ -41,47 +38,39 @@ def possible(cells: Sequence[Cell], kind: NetworkKind, notify: Notify) -> tuple[
 
 
 def environments(settings: BenchSettings, notify: Notify) -> OpenEnvironment:
-    """A function that opens environments with these settings."""
+    """A function that opens environments with these settings: fresh clusters for each repetition of
+    a cell. transformers' settings are chosen once."""
+    chosen: list[TransformersReady] = []
 
     @asynccontextmanager
-    async def open_environment(site: Site, cells: Sequence[Cell]) -> AsyncIterator[Environment]:
-        policies = {policy for cell in cells for policy in cell.policies}
+    async def open_environment(cell: Cell) -> AsyncIterator[Environment]:
         async with AsyncExitStack() as stack:
-            plan = await _plan(settings, site, stack)
+            plan = _plan(settings, cell)
             clusters = {"": await stack.enter_async_context(lab_cluster(plan, notify))}
-            for policy in policies & set(WITH_COPIES):
+            for policy in set(cell.policies) & set(WITH_COPIES):
                 copies = (GENERALIST,) * len(plan.drafters)
                 clusters[policy] = await stack.enter_async_context(
                     lab_cluster(replace(plan, drafters=copies), notify)
                 )
-            if COLOCATED in policies:
+            if COLOCATED in cell.policies:
                 beside = _colocated(settings)
                 clusters[COLOCATED] = await stack.enter_async_context(lab_cluster(beside, notify))
             stock = None
-            if policies & set(STOCK):
-                notify("finding the quickest settings of transformers")
-                process = stock_process(settings.ballast, settings.target_cores)
+            if set(cell.policies) & set(STOCK):
+                process = stock_process(settings.ballast, settings.target_cores, *chosen)
                 stock = await stack.enter_async_context(process)
-            environment = LabEnvironment(settings, site, clusters, stock)
-            notify("warming up")
-            await environment.warm_up(sorted(policies - set(STOCK)))
-            yield environment
+                chosen[:] = [stock.ready]
+            yield LabEnvironment(settings, clusters, stock)
 
     return open_environment
 
 
-async def _plan(settings: BenchSettings, site: Site, stack: AsyncExitStack) -> LabPlan:
+def _plan(settings: BenchSettings, cell: Cell) -> LabPlan:
     drafters = settings.drafters or zoo.drafter_names()
-    if site == "hostile":
-        from edgecosine.lab.adversarial_drafter import (
-            write_adversarial_drafter,  # imports torch, which takes seconds
-        )
-
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgecosine-"))
-        drafters = (
-            str(await asyncio.to_thread(write_adversarial_drafter, Path(directory))),
-        ) * NUM_ADVERSARIES
-    return _lab_plan(settings, drafters, on_one_host=site == "loopback")
+    if cell.harm is not None:
+        drafters = (GENERALIST,) * NUM_ADVERSARIES
+    plan = _lab_plan(settings, drafters, on_one_host=cell.site == "loopback")
+    return replace(plan, conditions=cell.conditions, harm=cell.harm)
 
 
 def _colocated(settings: BenchSettings) -> LabPlan:

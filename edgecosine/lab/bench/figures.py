@@ -1,59 +1,92 @@
 """The benchmark's figures as pure functions of its record.
 
-Ratios are taken within one repetition of one cell. A figure without runs in the record is left out.
+Ratios are taken within one repetition of one cell, and those to beat include the target alone. A
+figure without runs in the record is left out.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from edgecosine import zoo
 from edgecosine.balance.policy import PARTS
-from edgecosine.lab.bench.cells import ALONE, ASSISTED, BATCHED, COLOCATED, OURS, STOCK
-from edgecosine.lab.figures import Figure, interval
+from edgecosine.lab.bench.cells import ALONE, ASSISTED, BATCHED, COLOCATED, OURS, PLAIN
+from edgecosine.lab.figures import Figure, counted, interval
+from edgecosine.lab.hostile_drafter import HARMS
+from edgecosine.lab.paired_runs import ratio_figure
 from edgecosine.lab.routing_regret import routing
 
 Run = Mapping[str, Any]
 Runs = Sequence[Run]
 Value = Callable[[Run], float]
 
-TO_BEAT = (COLOCATED, "specinfer", "specedge", "cosine-paper")
+TO_BEAT = (ALONE, COLOCATED, "specinfer", "specedge", "cosine-paper")
+
+_RATIOS = (
+    ("single_over_target_alone", "single", OURS, ALONE),
+    ("single_over_hf_assisted", "single", OURS, ASSISTED),
+    ("kernels_over_hf_plain", "single", ALONE, PLAIN),
+    ("hf_assisted_over_hf_plain", "single", ASSISTED, PLAIN),
+    ("eight_over_target_alone", "eight", OURS, ALONE),
+    ("eight_over_hf_batched", "eight", OURS, BATCHED),
+    ("rtt15_over_target_alone", "rtt15", OURS, ALONE),
+    ("rtt50_over_target_alone", "rtt50", OURS, ALONE),
+)
+"""`kernels_over_hf_plain` is the engine's own gain without speculation, `single_over_target_alone`
+that of speculation with it, and `hf_assisted_over_hf_plain` that of speculation in transformers."""
 
 
 def bench_figures(runs: Runs) -> dict[str, Figure]:
     """All figures that the runs have data for, by name."""
-    samples: dict[str, list[float]] = {
-        "single_over_target_alone": ratios(runs, "single", OURS, ALONE),
-        "single_over_hf_assisted": ratios(runs, "single", OURS, ASSISTED),
-        "eight_throughput_over_best_baseline": ratios(
-            runs, "eight", OURS, best_throughput(runs, "eight")
-        ),
-        "eight_latency_over_best_baseline": ratios(
-            runs, "eight", OURS, best_latency(runs, "eight"), latency_s
-        ),
-        "eight_over_target_alone": ratios(runs, "eight", OURS, ALONE),
-        "eight_over_hf_batched": ratios(runs, "eight", OURS, BATCHED),
-        "rtt15_over_target_alone": ratios(runs, "rtt15", OURS, ALONE),
-        "rtt50_over_target_alone": ratios(runs, "rtt50", OURS, ALONE),
-        "hostile_over_target_alone": ratios(runs, "hostile", OURS, ALONE),
-        "hostile_over_target_alone_8": ratios(runs, "hostile-eight", OURS, ALONE),
+    found = {name: compare(runs, cell, one, other) for name, cell, one, other in _RATIOS}
+    best = {name: best_of(runs, "eight") for name, best_of in _BEST.items()}
+    found["eight_throughput_over_best_baseline"] = compare(runs, "eight", OURS, best["throughput"])
+    found["eight_latency_over_best_baseline"] = compare(
+        runs, "eight", OURS, best["latency"], latency_s, smaller_is_better=True
+    )
+    for name in ("", "_eight"):
+        cells = (f"hostile-{harm}{name.replace('_', '-')}" for harm in HARMS)
+        each = {cell: compare(runs, cell, OURS, ALONE) for cell in cells}
+        found |= {f"{cell.replace('-', '_')}_over_target_alone": f for cell, f in each.items()}
+        there = [figure for figure in each.values() if figure is not None]
+        if len(there) == len(HARMS):
+            worst = min(there, key=lambda figure: figure.value)
+            found[f"hostile{name}_over_target_alone"] = worst
+    for part in PARTS:
+        without = f"{OURS}-without-{part}"
+        found[f"ablation_{part}"] = compare(runs, "ablations", OURS, without)
+        for cell in ("ablations-eight", "ablations-inputs-eight"):
+            if (at_eight := compare(runs, cell, OURS, without)) is not None:
+                found[f"ablation_{part}_8"] = at_eight
+    figures = {name: figure for name, figure in found.items() if figure is not None}
+    samples = {
         "sampled_over_greedy_speedup": _sampled_over_greedy(runs),
         "target_busy_8": _reported(runs, "eight", "target_busy"),
         "ahead_hit_rate": _reported(runs, "single", "ahead_hit_rate"),
+        "looping_share": _numbers(run["looping_share"] for run in runs),
+        **_routing(runs),
     }
-    for part in PARTS:
-        without = f"{OURS}-without-{part}"
-        samples[f"ablation_{part}"] = ratios(runs, "ablations", OURS, without)
-        samples[f"ablation_{part}_8"] = ratios(runs, "ablations-eight", OURS, without)
-    figures = {name: interval(values) for name, values in samples.items() if values}
+    figures |= {name: interval(values) for name, values in samples.items() if values}
     if overheads := _reported(runs, "loopback", "round_overhead_ms"):
         figures["round_overhead_ms"] = interval(overheads, unit="ms")
-    figures |= {name: interval(values) for name, values in _routing(runs).items()}
     if same := identical(runs):
-        figures["identical_share"] = interval(same, statistics.fmean)
+        figures["identical_share"] = counted(statistics.fmean(same), "ratio")
     return figures
+
+
+def compare(
+    runs: Runs, cell: str, over: str, under: str | None, value: Value | None = None, *,
+    smaller_is_better: bool = False,
+) -> Figure | None:  # fmt: skip
+    """One policy over another by throughput, or another value, over the repetitions of a cell that
+    have both; None without any."""
+    pairs = _pairs(runs, cell, over, under, value or tokens_per_s)
+    if not pairs:
+        return None
+    ours, theirs = zip(*pairs, strict=True)
+    return ratio_figure(ours, theirs, smaller_is_better=smaller_is_better)
 
 
 def _routing(runs: Runs) -> dict[str, list[float]]:
@@ -83,10 +116,16 @@ def ratios(
     runs: Runs, cell: str, over: str, under: str | None, value: Value = tokens_per_s
 ) -> list[float]:
     """One policy over another, for each repetition of a cell that has both."""
+    return [our / their for our, their in _pairs(runs, cell, over, under, value)]
+
+
+def _pairs(
+    runs: Runs, cell: str, over: str, under: str | None, value: Value
+) -> list[tuple[float, float]]:
     ours, theirs = (
         {run["repeat"]: value(run) for run in _of(runs, cell, policy)} for policy in (over, under)
     )
-    return [ours[repeat] / theirs[repeat] for repeat in sorted(ours.keys() & theirs.keys())]
+    return [(ours[repeat], theirs[repeat]) for repeat in sorted(ours.keys() & theirs.keys())]
 
 
 def best_throughput(runs: Runs, cell: str) -> str | None:
@@ -101,31 +140,13 @@ def best_latency(runs: Runs, cell: str) -> str | None:
     return min(medians, key=medians.__getitem__, default=None)
 
 
+_BEST = {"throughput": best_throughput, "latency": best_latency}
+
+
 def identical(runs: Runs) -> list[float]:
-    """For each run, the share of its answers that are identical to those of the target alone.
-
-    Answers are matched by temperature and by the number of their request. Runs outside the runtime
-    and of the target alone are left out.
-    """
-    ours = [run for run in runs if run["policy"] not in STOCK]
-    alone = {
-        place: text
-        for run in ours if run["policy"] == ALONE
-        for place, text in _texts(run).items()
-    }  # fmt: skip
-    shares = []
-    for run in ours:
-        compared = [alone[place] == text for place, text in _texts(run).items() if place in alone]
-        if run["policy"] != ALONE and compared:
-            shares.append(statistics.fmean(compared))
-    return shares
-
-
-def _texts(run: Run) -> dict[tuple[float, int], str]:
-    return {
-        (run["temperature"], number): text
-        for number, text in enumerate(run["texts"], start=run["first_job"])
-    }
+    """For each run, the share of those answers that were compared with the target's own and are
+    identical to them."""
+    return [run["same"] / run["compared"] for run in runs if run.get("compared")]
 
 
 def _sampled_over_greedy(runs: Runs) -> list[float]:
@@ -149,7 +170,10 @@ def _medians(runs: Runs, cell: str, value: Value) -> dict[str, float]:
 
 def _reported(runs: Runs, cell: str, field: str) -> list[float]:
     """A field of EdgeCoSine's runs in a cell, where it was recorded."""
-    values = (run.get(field) for run in _of(runs, cell, OURS))
+    return _numbers(run.get(field) for run in _of(runs, cell, OURS))
+
+
+def _numbers(values: Iterable[float | None]) -> list[float]:
     return [value for value in values if value is not None]
 
 

@@ -16,7 +16,7 @@ from edgecosine.lab.bench.figures import bench_figures, best_latency, best_throu
 from edgecosine.lab.bench.table import read_report
 from edgecosine.lab.figures import Figure, machine, write_report
 
-_MUST_AGREE = ("commit", "cpu", "settings")
+_MUST_AGREE = ("commit", "dirty", "cpu", "cpu_units", "settings")
 
 
 class BenchReport:

@@ -1,31 +1,37 @@
 """Measures the worth of each part of EdgeCoSine on the real model, with and without it.
 
-Each repetition sends every policy fresh prompts, one at a time; the order of the policies is
-reversed in every second repetition. The target keeps its statistics between them.
+Each repetition has a fresh cluster, on which all policies run in balanced order, one request at a
+time. Every run has prompts of its own, and begins with a warm-up on another one.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from edgecosine import models
 from edgecosine.balance.policy import PARTS
 from edgecosine.client.client import Client
+from edgecosine.engine.loading.gguf_weights import read_gguf_tokenizer
+from edgecosine.engine.loading.sources import locate
 from edgecosine.lab.demo import ALONE
 from edgecosine.lab.distill.fresh_prompts import fresh_prompts
-from edgecosine.lab.figures import Figure, Keep, Notify, interval
+from edgecosine.lab.figures import Figure, Keep, Notify
 from edgecosine.lab.harness import fresh_plan, running_cluster
 from edgecosine.lab.load_generator import GREEDY, ask
+from edgecosine.lab.looping_share import loop_share
 from edgecosine.lab.measured_requests import MeasuredAnswer
+from edgecosine.lab.paired_runs import balanced_order, ratio_figure
 from edgecosine.protocol.api.request import Sampling
 
 WHOLE = "edgecosine"
 _SAMPLED = Sampling(temperature=0.8, seed=1)
-_WARM_UP = 4
+_FIRST_WARM_UP, _WARM_UP = 4, 1
+"""Prompts before the first run of a repetition, by the whole, and before each run."""
 
 Prompts = Iterator[tuple[str, str]]
 
@@ -37,6 +43,13 @@ class PartsSettings:
     repeats: int
     prompts: int
     """Prompts for each policy and repetition; as many again at temperature 0.8."""
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts of all runs and warm-ups."""
+        runs = 2 * len(policies()) * (self.prompts + _WARM_UP)
+        return self.repeats * (_FIRST_WARM_UP + runs)
+
     max_tokens: int
     target_cores: str
     drafter_cores: str
@@ -50,30 +63,42 @@ def policies() -> tuple[str, ...]:
 async def run_parts(settings: PartsSettings, notify: Notify, keep: Keep) -> list[dict[str, Any]]:
     """Tokens per second and acceptance for each repetition, policy and temperature; saved after
     every repetition."""
-    num_runs = 2 * settings.repeats * len(policies())
-    notify(f"the target writes {num_runs * settings.prompts + _WARM_UP} prompts")
-    prompts = iter(fresh_prompts(models.DEFAULT_TARGET, num_runs * settings.prompts + _WARM_UP))
+    notify(f"the target writes {settings.num_prompts} prompts")
+    prompts = iter(fresh_prompts(models.DEFAULT_TARGET, settings.num_prompts))
     plan = fresh_plan(
         "parts", models.DEFAULT_TARGET, models.drafters_of(models.DEFAULT_TARGET),
         target_cores=settings.target_cores, drafter_cores=settings.drafter_cores,
     )  # fmt: skip
+    looping = _looping_share(models.DEFAULT_TARGET)
     runs: list[dict[str, Any]] = []
-    async with running_cluster(plan, notify) as cluster:
-        await _answers(cluster.client, WHOLE, GREEDY, islice(prompts, _WARM_UP), settings)
-        for repeat in range(settings.repeats):
-            order = policies()[:: -1 if repeat % 2 else 1]
+    for repeat in range(settings.repeats):
+        async with running_cluster(plan, notify) as cluster:
+            ask_all = partial(_answers, cluster.client, settings)
+            await ask_all(WHOLE, GREEDY, islice(prompts, _FIRST_WARM_UP))
             for sampling in (GREEDY, _SAMPLED):
-                for policy in order:
-                    chosen = islice(prompts, settings.prompts)
-                    answers = await _answers(cluster.client, policy, sampling, chosen, settings)
-                    runs.append(_run(repeat, policy, sampling, answers))
-            keep(parts_figures(runs), runs)
-            notify(f"repetition {repeat + 1} of {settings.repeats}")
+                for policy in balanced_order(policies(), repeat):
+                    await ask_all(policy, sampling, islice(prompts, _WARM_UP))
+                    answers = await ask_all(policy, sampling, islice(prompts, settings.prompts))
+                    runs.append({**_run(repeat, policy, sampling, answers), **looping(answers)})
+        keep(parts_figures(runs), runs)
+        notify(f"repetition {repeat + 1} of {settings.repeats}")
     return runs
 
 
+def _looping_share(model: str) -> Callable[[Sequence[MeasuredAnswer]], dict[str, float]]:
+    gguf = locate(model).gguf
+    assert gguf is not None, "the packaged model is a GGUF file"
+    tokenizer = read_gguf_tokenizer(gguf)
+
+    def share(answers: Sequence[MeasuredAnswer]) -> dict[str, float]:
+        texts = [tokenizer.encode(answer.text) for answer in answers if answer.text]
+        return {"looping_share": statistics.fmean(map(loop_share, texts)) if texts else 0.0}
+
+    return share
+
+
 async def _answers(
-    client: Client, policy: str, sampling: Sampling, prompts: Prompts, settings: PartsSettings
+    client: Client, settings: PartsSettings, policy: str, sampling: Sampling, prompts: Prompts
 ) -> list[MeasuredAnswer]:
     return [
         await ask(
@@ -111,6 +136,6 @@ def parts_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Figure]:
         repeats = sorted({repeat for _, repeat in speeds})
         others = {f"worth_of_{part}": f"{WHOLE}-without-{part}" for part in PARTS}
         for name, other in {"over_target_alone": ALONE, **others}.items():
-            ratios = [speeds[WHOLE, repeat] / speeds[other, repeat] for repeat in repeats]
-            figures[f"{name}{suffix}"] = interval(ratios, statistics.median)
+            ours, theirs = ([speeds[one, r] for r in repeats] for one in (WHOLE, other))
+            figures[f"{name}{suffix}"] = ratio_figure(ours, theirs)
     return figures

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import statistics
+import time
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -15,17 +15,16 @@ from tokenizers import Tokenizer
 from edgecosine import zoo
 from edgecosine.client.client import Client
 from edgecosine.errors import EdgecosineError, ungrouped
-from edgecosine.lab.bench.arrivals import fluctuating
 from edgecosine.lab.bench.cells import (
+    ALONE,
+    ASSISTED,
     BATCHED,
-    COLOCATED,
-    LAN,
-    OPEN_LOAD_S,
-    OURS,
+    PLAIN,
     STOCK,
-    Cell,
-    Site,
     Step,
+    arrivals_s,
+    num_requests,
+    num_warm_up,
 )
 from edgecosine.lab.bench.overhead import overheads_s
 from edgecosine.lab.bench.record import ClosedLoad, Conditions, run_record
@@ -35,10 +34,16 @@ from edgecosine.lab.cluster import LabCluster, NetworkKind
 from edgecosine.lab.load_generator import closed_loop, make_jobs, open_loop
 from edgecosine.lab.looping_share import loop_share
 from edgecosine.lab.measured_requests import Load, LoadRequest
+from edgecosine.lab.zoo.fresh_prompts import fresh_prompts
 from edgecosine.protocol.api.request import NodeState
 
-WARM_UP = (OURS, "specinfer")
-"""Policies that run after a change of network conditions until the target's estimates follow."""
+_KINDS: Mapping[str, Kind] = {BATCHED: "batched", PLAIN: "plain", ASSISTED: "assisted"}
+_COMPARED = 2
+"""Answers of each run that are compared with the target's own."""
+_MIDDLE = (0.25, 0.75)
+"""Share of a run's time in which the target's busy share is measured."""
+TimedState = tuple[float, NodeState]
+"""A state and when it was received, in seconds since the run began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class BenchSettings:
 
     ballast: int = zoo.BALLAST
     requests: int = 8
-    """In each run of a closed loop; at least two for each running request."""
+    """The least number in each run of a closed loop."""
     max_tokens: int = 128
     network: NetworkKind = "auto"
     drafters: tuple[str, ...] = ()
@@ -62,88 +67,78 @@ class LabEnvironment:
     def __init__(
         self,
         settings: BenchSettings,
-        site: Site,
         clusters: Mapping[str, LabCluster],
         stock: StockProcess | None,
     ) -> None:
-        self._settings, self._site = settings, site
-        self._clusters, self._stock = clusters, stock
-        self._conditions = LAN
+        self._settings, self._clusters, self._stock = settings, clusters, stock
         self._tokenizer = Tokenizer.from_file(str(zoo.DIRECTORY / zoo.TARGET / "tokenizer.json"))
 
     @property
     def notes(self) -> Mapping[str, Any]:
-        """The networks' kinds, and transformers' settings."""
+        """The networks' kinds, and transformers' settings with their trials."""
         kinds = {name or "all": type(c.network).__name__ for name, c in self._clusters.items()}
         ready = {} if self._stock is None else msgspec.to_builtins(self._stock.ready)
         return {"networks": kinds, **({"transformers": ready} if ready else {})}
 
-    async def warm_up(self, policies: Sequence[str]) -> None:
-        """Warm up caches, allocators and estimates by a short answer under each policy."""
-        tokens = max(1, self._settings.max_tokens // 4)
-        for policy in policies:
-            jobs = make_jobs(1, offset=0, policy=policy, temperature=0.0, max_tokens=tokens)
-            await closed_loop(self._cluster(policy).client, jobs, 1)
-
     async def play(self, step: Step) -> dict[str, Any]:
-        """Make one run; returns its record.
+        """Warm up on other prompts, make one run, and compare some answers with the target's own;
+        returns the run's record.
 
         Raises the EdgecosineError that ended it.
         """
-        await self._change_conditions(step.cell)
-        first_job, jobs, arrivals_s = self._jobs(step)
-        states: list[NodeState] = []
+        warm, count = num_warm_up(step.cell), self._num_requests(step)
+        short = self._jobs(step, 0, warm, max_tokens=max(1, self._settings.max_tokens // 2))
+        jobs = self._jobs(step, warm, count, trace=step.cell.site == "loopback")
+        at_once = step.cell.load.concurrency if isinstance(step.cell.load, ClosedLoad) else warm
+        states: list[TimedState] = []
         with ungrouped(EdgecosineError):
             if step.policy in STOCK:
-                load = await self._ask_stock(step, jobs)
+                assert self._stock is not None
+                kind = _KINDS[step.policy]
+                await self._stock.answer(kind, short, at_once)
+                load = await self._stock.answer(kind, jobs, at_once)
+                compared: Mapping[str, int] = {}
             else:
-                client = self._cluster(step.policy).client
-                asking = (
-                    closed_loop(client, jobs, step.cell.load.concurrency)
-                    if isinstance(step.cell.load, ClosedLoad)
-                    else open_loop(client, jobs, arrivals_s)
-                )
-                load = await _watched(client, asking, states)
-        return self._record(step, load, states, first_job)
+                client = self._client(step.policy)
+                await closed_loop(client, short, at_once)
+                load = await _watched(client, self._asking(step, client, jobs), states)
+                compared = await self._compare(step, jobs, load)
+        return {**self._record(step, load, states), "first_prompt": step.first_prompt, **compared}
 
-    def _cluster(self, policy: str) -> LabCluster:
-        return self._clusters.get(policy, self._clusters[""])
+    def _client(self, policy: str) -> Client:
+        return self._clusters.get(policy, self._clusters[""]).client
 
-    async def _change_conditions(self, cell: Cell) -> None:
-        if self._site == "loopback" or cell.conditions == self._conditions:
-            return
-        self._conditions = cell.conditions
-        for policy, cluster in self._clusters.items():
-            if policy != COLOCATED:
-                await cluster.set_conditions(cell.conditions)
-        await self.warm_up(WARM_UP)
+    def _num_requests(self, step: Step) -> int:
+        return num_requests(step.cell, self._settings.requests, step.repeat)
 
-    def _jobs(self, step: Step) -> tuple[int, list[LoadRequest], list[float]]:
-        """The number of the first request, the requests, and their arrivals in an open load."""
-        cell, arrivals_s = step.cell, list[float]()
-        if isinstance(cell.load, ClosedLoad):
-            count = max(self._settings.requests, 2 * cell.load.concurrency)
-        else:
-            load, period_s = cell.load, cell.load.period_s or OPEN_LOAD_S
-            arrivals_s = fluctuating(
-                load.low_per_s, load.high_per_s, period_s, OPEN_LOAD_S, step.repeat
-            )
-            count = len(arrivals_s)
-        first = step.repeat * count
-        jobs = make_jobs(
-            count, offset=first, policy=step.policy, temperature=cell.temperature,
-            max_tokens=self._settings.max_tokens, trace=cell.site == "loopback",
+    def _jobs(
+        self, step: Step, offset: int, count: int, *, max_tokens: int = 0, trace: bool = False
+    ) -> list[LoadRequest]:
+        return make_jobs(
+            count, offset=step.first_prompt + offset, policy=step.policy,
+            temperature=step.cell.temperature, trace=trace, prompts=fresh_prompts(),
+            max_tokens=max_tokens or self._settings.max_tokens,
         )  # fmt: skip
-        return first, jobs, arrivals_s
 
-    async def _ask_stock(self, step: Step, jobs: Sequence[LoadRequest]) -> Load:
-        assert self._stock is not None
-        assert isinstance(step.cell.load, ClosedLoad)
-        return await self._stock.answer(_kind(step.policy), jobs, step.cell.load.concurrency)
+    def _asking(
+        self, step: Step, client: Client, jobs: Sequence[LoadRequest]
+    ) -> Coroutine[Any, Any, Load]:
+        if isinstance(step.cell.load, ClosedLoad):
+            return closed_loop(client, jobs, step.cell.load.concurrency)
+        return open_loop(client, jobs, arrivals_s(step.cell.load, step.repeat))
 
-    def _record(
-        self, step: Step, load: Load, states: Sequence[NodeState], first_job: int
-    ) -> dict[str, Any]:
+    async def _compare(
+        self, step: Step, jobs: Sequence[LoadRequest], load: Load
+    ) -> Mapping[str, int]:
+        """Let the target alone answer the first requests again; how many texts are the same."""
+        if step.policy == ALONE or load.refused:
+            return {}
+        again = [replace(job, policy=ALONE) for job in jobs[:_COMPARED]]
+        alone = await closed_loop(self._client(ALONE), again, len(again))
+        pairs = zip(alone.answers, load.answers, strict=False)
+        return {"compared": len(again), "same": sum(one.text == two.text for one, two in pairs)}
+
+    def _record(self, step: Step, load: Load, states: Sequence[TimedState]) -> dict[str, Any]:
         cell = step.cell
         conditions = Conditions(
             step.policy, cell.load, cell.temperature, cell.conditions, step.repeat
@@ -154,32 +149,32 @@ class LabEnvironment:
             "cell": cell.name,
             "site": cell.site,
             **run_record(conditions, load),
-            "first_job": first_job,
-            "texts": [] if load.refused else [_digest(measured.text) for measured in load.answers],
+            "warm_up": num_warm_up(cell),
             "looping_share": _mean([loop_share(each) for each in tokens if each]),
-            "target_busy": target_busy(states),
+            "target_busy": target_busy(states, load.elapsed_s),
             "rtt_ms": _rtts(states),
             "round_overhead_ms": 1e3 * statistics.median(overheads) if overheads else None,
         }
         if step.policy in STOCK and self._stock is not None:
-            record["setting"] = msgspec.to_builtins(self._stock.ready.settings[_kind(step.policy)])
+            record["setting"] = msgspec.to_builtins(self._stock.ready.settings[_KINDS[step.policy]])
         if overheads and not step.repeat:
             record["requests"] = [load.answers[0].record()]
         return record
 
 
 async def _watched(
-    client: Client, asking: Coroutine[Any, Any, Load], states: list[NodeState]
+    client: Client, asking: Coroutine[Any, Any, Load], states: list[TimedState]
 ) -> Load:
     """Await the load, and collect the states that the target publishes meanwhile."""
+    started = time.perf_counter()
 
     async def watch() -> None:
         while True:
             views = await client.nodes()
-            states.extend(
-                view.state for view in views.values()
-                if view.state.get("role") == "target" and view.state not in states[-1:]
-            )  # fmt: skip
+            for view in views.values():
+                is_new = not states or view.state != states[-1][1]
+                if is_new and view.state.get("role") == "target":
+                    states.append((time.perf_counter() - started, view.state))
             await client.changed()
 
     async with asyncio.TaskGroup() as group:
@@ -189,32 +184,23 @@ async def _watched(
     return load
 
 
-def target_busy(states: Sequence[NodeState]) -> float | None:
-    """The target's share of time in passes, from the first state with a pass to the last.
-
-    The first state and its equals are from before the run; the idle time since then is reported
-    with the run's first pass. None when there are too few states.
+def target_busy(states: Sequence[TimedState], elapsed_s: float) -> float | None:
+    """The target's share of time in passes over the middle half of a run, without its first and
+    last requests. None when fewer than two states were received there.
     """
-    at_work = [state for state in states if state["busy_s"] > states[0]["busy_s"]]
-    if len(at_work) < 2:
+    start_s, end_s = (share * elapsed_s for share in _MIDDLE)
+    there = [state for at_s, state in states if start_s <= at_s <= end_s]
+    if len(there) < 2:
         return None
-    busy_s, idle_s = (at_work[-1][key] - at_work[0][key] for key in ("busy_s", "idle_s"))
-    return float(busy_s / (busy_s + idle_s)) if busy_s else None
+    busy_s, idle_s = (there[-1][key] - there[0][key] for key in ("busy_s", "idle_s"))
+    return float(busy_s / (busy_s + idle_s)) if busy_s + idle_s else None
 
 
-def _rtts(states: Sequence[NodeState]) -> dict[str, float]:
+def _rtts(states: Sequence[TimedState]) -> dict[str, float]:
     if not states:
         return {}
-    return {name: view["rtt_ms"] for name, view in states[-1]["drafters"].items()}
-
-
-def _kind(policy: str) -> Kind:
-    return "batched" if policy == BATCHED else "assisted"
+    return {name: view["rtt_ms"] for name, view in states[-1][1]["drafters"].items()}
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

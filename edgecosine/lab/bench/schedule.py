@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
-from edgecosine.lab.bench.cells import Cell, Site, Step
+from edgecosine.lab.bench.cells import Cell, Step
 from edgecosine.lab.bench.report import BenchReport, seconds_left
 from edgecosine.lab.figures import Notify
 
 
 class Environment(Protocol):
-    """Makes the runs of a site."""
+    """Makes the runs of one repetition of a cell."""
 
     @property
     def notes(self) -> Mapping[str, Any]:
@@ -24,8 +24,8 @@ class Environment(Protocol):
         """Make one run; returns its record."""
 
 
-OpenEnvironment = Callable[[Site, Sequence[Cell]], AbstractAsyncContextManager[Environment]]
-"""Opens the environment of a site for these cells."""
+OpenEnvironment = Callable[[Cell], AbstractAsyncContextManager[Environment]]
+"""Opens a fresh environment for a repetition of a cell."""
 
 
 async def run_bench(
@@ -39,12 +39,10 @@ async def run_bench(
     if len(todo) < len(steps):
         notify(f"resuming: {len(steps) - len(todo)} of {len(steps)} runs are there already")
     number = len(steps) - len(todo)
-    for site, group in itertools.groupby(todo, key=lambda step: step.cell.site):
-        here = list(group)
-        cells = tuple(dict.fromkeys(step.cell for step in here))
-        async with open_environment(site, cells) as environment:
-            report.notes |= {site: dict(environment.notes)}
-            for step in here:
+    for (cell, _), group in itertools.groupby(todo, key=lambda step: (step.cell, step.repeat)):
+        async with open_environment(cell) as environment:
+            report.notes |= {cell.name: dict(environment.notes)}
+            for step in group:
                 started = time.perf_counter()
                 run = await environment.play(step)
                 number += 1

@@ -10,14 +10,15 @@ import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from edgecosine.errors import LabError
-from edgecosine.lab.bench.cells import ALONE
+from edgecosine.lab.bench.cells import ALONE, OURS
 from edgecosine.lab.bench.charts import compared
-from edgecosine.lab.bench.figures import Runs
-from edgecosine.lab.figures import LEAST_SAMPLES
+from edgecosine.lab.bench.figures import Runs, compare, latency_s, ratios, tokens_per_s
+from edgecosine.lab.figures import LEAST_SAMPLES, Figure, interval
 
 _PLACE = re.compile(
     r"(?P<start><!-- table of (?P<record>[^ ]+) -->\n)(?P<table>.*?)(?P<end><!-- end of table -->)",
@@ -28,9 +29,12 @@ _FEW = f"\nOf figures below n = {LEAST_SAMPLES} the table has the single runs.\n
 
 
 def tables(report: Mapping[str, Any]) -> str:
-    """All tables of a record as Markdown: policies on the fastest network, then the figures as the
-    record has them, by the definitions of its time."""
-    parts = [policy_table(report["runs"]), figure_table(report["figures"])]
+    """All tables of a record as Markdown: each cell with all its policies, then the figures as the
+    record has them, by the definitions of its time. Records from before prompts were fresh have one
+    table of the policies on the fastest network."""
+    runs = report["runs"]
+    is_fresh = any("first_prompt" in run for run in runs)
+    parts = [cell_table(runs) if is_fresh else policy_table(runs), figure_table(report["figures"])]
     return "\n".join(part for part in parts if part)
 
 
@@ -52,6 +56,29 @@ def policy_table(runs: Runs) -> str:
         if any(run["policy"] == policy for run in shown)
     ]
     return _markdown(head, rows)
+
+
+def cell_table(runs: Runs) -> str:
+    """Every policy of every cell: throughput and mean latency, medians with 95% intervals, or the
+    single runs of too few; EdgeCoSine's throughput over the policy's, its p value, and in how many
+    repetitions EdgeCoSine was faster."""
+    rows = []
+    for cell, policy in dict.fromkeys((run["cell"], run["policy"]) for run in runs):
+        there = [run for run in runs if (run["cell"], run["policy"]) == (cell, policy)]
+        speed, latency = (interval([of(run) for run in there]) for of in (tokens_per_s, latency_s))
+        row = [cell, policy, speed.text(0), latency.text(), "–", "–", "–"]
+        over = None if policy == OURS else compare(runs, cell, OURS, policy)
+        if over is not None:
+            wins = [ratio > 1 for ratio in ratios(runs, cell, OURS, policy)]
+            row[4:] = [_bare(over), _p(asdict(over)), f"{sum(wins)} of {len(wins)}"]
+        rows.append([str(part) for part in row])
+    head = ["cell", "policy", "tokens/s", "latency, s", "edgecosine over it", "p", "wins"]
+    return _markdown(head, rows) if rows else ""
+
+
+def _bare(figure: Figure) -> str:
+    """Without number and p value, which have columns of their own."""
+    return replace(figure, p=None).text()
 
 
 def figure_table(figures: Mapping[str, Mapping[str, Any]]) -> str:

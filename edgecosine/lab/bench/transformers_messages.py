@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["batched", "assisted"]
+Kind = Literal["batched", "plain", "assisted"]
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -17,8 +17,8 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 class TransformersOrder(msgspec.Struct, frozen=True):
-    """Prompts to answer greedily with exactly `max_tokens` each: in one batch, or one by one, each
-    with the best drafter for its domain."""
+    """Prompts to answer greedily with exactly `max_tokens` each: in one batch, one by one, or one
+    by one with the best drafter for its domain."""
 
     kind: Kind
     domains: tuple[str, ...]

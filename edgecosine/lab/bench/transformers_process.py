@@ -8,6 +8,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from edgecosine.lab.bench.transformers_messages import (
     Kind,
     TransformersAnswer,
@@ -54,11 +56,16 @@ class StockProcess:
 
 
 @asynccontextmanager
-async def stock_process(ballast: int, cores: str) -> AsyncIterator[StockProcess]:
-    """Start the process; it ends with the block.
+async def stock_process(
+    ballast: int, cores: str, chosen: TransformersReady | None = None
+) -> AsyncIterator[StockProcess]:
+    """Start the process with settings that were `chosen` before, or let it choose them; it ends
+    with the block.
 
     Raises LabError when it does not start.
     """
-    command = (sys.executable, "-m", "edgecosine.lab.bench.transformers_worker", str(ballast))
+    worker = "edgecosine.lab.bench.transformers_worker"
+    known = () if chosen is None else (msgspec.json.encode(chosen).decode(),)
+    command = (sys.executable, "-m", worker, str(ballast), *known)
     async with line_process("transformers", command, cores) as process:
         yield StockProcess(process, await process.read(TransformersReady))

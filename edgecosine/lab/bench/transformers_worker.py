@@ -1,8 +1,9 @@
 """transformers on the target's weights and core: a child process of the benchmark.
 
-`python -m edgecosine.lab.bench.transformers_worker BALLAST` first reports the quickest settings on
-this machine and uses them, so that the baseline does not suffer from a wrong dtype. It then answers
-each `TransformersOrder` by a list of `TransformersAnswer`.
+`python -m edgecosine.lab.bench.transformers_worker BALLAST [READY]` first reports the quickest
+settings on this machine and uses them, so that the baseline does not suffer from a wrong dtype;
+READY is a former report, which saves the trials. It then answers each `TransformersOrder` by a list
+of `TransformersAnswer`.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Stock:
         quickest: dict[Kind, Setting] = {}
         lengths: dict[Kind, tuple[int | None, ...]] = {
             "batched": (None,),
+            "plain": (None,),
             "assisted": DRAFT_LENGTHS,
         }
         for kind, tried in lengths.items():
@@ -86,9 +88,12 @@ class Stock:
             answer
             for domain, prompt in zip(order.domains, order.prompts, strict=True)
             for answer in self._generate(
-                [prompt], order.max_tokens, setting, self._drafters[self._best[domain], setting]
+                [prompt], order.max_tokens, setting, self._drafter(order.kind, domain, setting)
             )
         ]
+
+    def _drafter(self, kind: Kind, domain: str, setting: Setting) -> Any:
+        return self._drafters[self._best[domain], setting] if kind == "assisted" else None
 
     def _generate(
         self, prompts: Sequence[str], max_tokens: int, setting: Setting, drafter: Any = None
@@ -112,7 +117,11 @@ def start(_: Iterator[bytes]) -> tuple[TransformersReady, Answer]:
     """Load the models and choose their settings."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     stock = Stock(int(sys.argv[1]))
-    ready = stock.choose_settings()
+    ready = (
+        msgspec.json.decode(sys.argv[2], type=TransformersReady)
+        if len(sys.argv) > 2
+        else stock.choose_settings()
+    )
 
     def answer(line: bytes) -> list[TransformersAnswer]:
         order = msgspec.json.decode(line, type=TransformersOrder)

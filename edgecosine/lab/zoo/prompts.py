@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 PROMPT_TOKENS = 48
 _ADDRESS = re.compile(r"[\w.]+@\w")
+_SENTENCE = re.compile(r"^(?=(?:System|User): )|(?<=[.?] )(?=[A-Z])", re.MULTILINE)
+_LINE = re.compile(r"^(?=[^\n]*\w)", re.MULTILINE)
 _STARTS = {
     "python": re.compile(
         r"^(?=(?:class|def|async def|@\w+|    def|import|from|if|try)\b)", re.MULTILINE
@@ -68,3 +70,17 @@ def held_out_prompts(
             if text is not None and text not in chosen:
                 chosen[text] = Prompt(f"{domain}-{len(chosen):02d}", text)
     return list(chosen.values())
+
+
+def next_prompt(
+    tokenizer: PreTrainedTokenizerFast, domain: str, document: str, start: int
+) -> tuple[str, int] | None:
+    """The first prompt that begins at a line from `start` on, and where it ends; None when there is
+    none. A `home` prompt begins at a turn or a sentence, and ends where the answer begins."""
+    begins = _SENTENCE if domain == "home" else _LINE
+    ending = "\nAssistant:" if domain == "home" else ""
+    for match in begins.finditer(document, start):
+        text = _prompt_at(tokenizer, document, match.start(), ending)
+        if text is not None:
+            return text, match.start() + len(text)
+    return None

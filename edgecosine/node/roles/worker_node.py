@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
+from edgecosine.engine.base import DraftEngine
 from edgecosine.engine.options import Loaded
 from edgecosine.errors import LinkError
 from edgecosine.mqtt.name_check import check_name
@@ -31,7 +32,7 @@ from edgecosine.node.roles.state_report import drafter_state, member_state
 from edgecosine.node.runtime.drain import Drain
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.held_prefixes import MAX_TOKEN
-from edgecosine.node.runtime.load_engine import load_drafter, load_target
+from edgecosine.node.runtime.load_engine import load_target
 from edgecosine.node.runtime.service_manager import notify_ready, notify_stopping
 from edgecosine.protocol.api.request import NodeState
 from edgecosine.protocol.wire.messages import AnyMessage, Leave, Work
@@ -58,17 +59,23 @@ class Worker(Protocol):
 
 
 State = Callable[[Peers, Counters], NodeState]
+LoadDrafter = Callable[[NodeConfig], tuple[DraftEngine, Loaded]]
+"""Runs in the engine's thread."""
 
 
 async def run_drafter(
-    config: NodeConfig, thread: EngineThread, membership: Membership, drain: Drain
+    load: LoadDrafter,
+    config: NodeConfig,
+    thread: EngineThread,
+    membership: Membership,
+    drain: Drain,
 ) -> None:
     """Load the engine, then draft for the cluster's targets until cancelled.
 
     Raises EngineError, and ConfigError when another node has this one's name.
     """
     logger.info("loading: node=%s model=%s", config.node_id, config.engine.model)
-    engine, loaded = await thread.run(functools.partial(load_drafter, config))
+    engine, loaded = await thread.run(functools.partial(load, config))
     worker = DraftWorker(
         engine=engine,
         thread=thread,

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from edgecosine.errors import LabError
 from edgecosine.lab.adversarial_drafter import write_adversarial_drafter
-from edgecosine.lab.bench.cells import ALONE, OURS, in_turn
+from edgecosine.lab.bench.cells import ALONE, OURS
 from edgecosine.lab.bench.peers import figures as names
 from edgecosine.lab.bench.peers.inputs import (
     CONTEXT,
@@ -43,6 +43,7 @@ from edgecosine.lab.bench.peers.server import (
 from edgecosine.lab.bench.peers.start import StartedPeers, idle_shares
 from edgecosine.lab.engine_calls import quiet_transformers
 from edgecosine.lab.figures import Keep, Notify
+from edgecosine.lab.paired_runs import balanced_order
 
 _AT_EIGHT: Final = (ALONE, OURS, names.LLAMACPP)
 _ONE_BY_ONE: Final = 4
@@ -100,7 +101,7 @@ async def _measure(
     )
     for cell, at_once, turns, chosen in cells:
         for turn, prompts in enumerate(turns):
-            for name in in_turn(chosen, turn):
+            for name in balanced_order(chosen, turn):
                 if name in found.refused:
                     continue
                 try:

@@ -1,0 +1,89 @@
+"""Drafters that harm on purpose, in three ways. Their models are honest ones, so that a draft costs
+what it costs otherwise, and only results and times reveal them.
+
+wrong    every token is another one than the model's, with the model's confidence
+turning  right for 200 draft tokens, wrong for the next 200, and so on
+late     right, but as late as is in time: the answer is delayed by more while tokens of it are
+         committed, and by less when none is
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal, get_args
+
+from edgecosine.engine.base import DraftEngine, DraftResult, DraftWork, never
+
+Harm = Literal["wrong", "turning", "late"]
+HARMS: tuple[Harm, ...] = get_args(Harm)
+
+TURN_TOKENS = 200
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.002, 1.0
+_LATER, _SOONER = 1.2, 0.8
+_MOST_REQUESTS = 256
+
+
+class HostileDrafter:
+    """Implements `DraftEngine` by another one, and harms."""
+
+    def __init__(
+        self,
+        honest: DraftEngine,
+        harm: Harm,
+        num_vocabulary: int,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._honest, self._harm, self._num_vocabulary = honest, harm, num_vocabulary
+        self._sleep = sleep
+        self._num_drafted = 0
+        self._delay_s = _FIRST_DELAY_S
+        self._proposed: OrderedDict[str, tuple[int, frozenset[int]]] = OrderedDict()
+        """By request: the position of the last draft, and its first tokens."""
+
+    def draft(
+        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+    ) -> list[DraftResult]:
+        """As the honest engine, but for the harm."""
+        results = self._honest.draft(batch, is_awaited)
+        if self._harm == "late":
+            self._wait(batch, results)
+            return results
+        return [self._falsified(result) for result in results]
+
+    def release(self, key: str) -> None:
+        """End a request."""
+        self._proposed.pop(key, None)
+        self._honest.release(key)
+
+    def _falsified(self, result: DraftResult) -> DraftResult:
+        tokens = []
+        for token in result.tokens:
+            is_wrong = self._harm == "wrong" or self._num_drafted // TURN_TOKENS % 2
+            tokens.append((token + 1) % self._num_vocabulary if is_wrong else token)
+            self._num_drafted += 1
+        return replace(result, tokens=tuple(tokens))
+
+    def _wait(self, batch: Sequence[DraftWork], results: Sequence[DraftResult]) -> None:
+        awaited = [pair for pair in zip(batch, results, strict=True) if pair[0].ahead is None]
+        if not awaited:
+            return
+        for work, result in awaited:
+            if (former := self._proposed.pop(work.key, None)) is not None:
+                place, firsts = former
+                was_in_time = len(work.tokens) > place + 1 and work.tokens[place] in firsts
+                changed_s = self._delay_s * (_LATER if was_in_time else _SOONER)
+                self._delay_s = min(max(changed_s, _FIRST_DELAY_S), _LONGEST_DELAY_S)
+            self._proposed[work.key] = len(work.tokens), _firsts(result)
+        while len(self._proposed) > _MOST_REQUESTS:
+            self._proposed.popitem(last=False)
+        self._sleep(self._delay_s)
+
+
+def _firsts(result: DraftResult) -> frozenset[int]:
+    parents = result.parents or range(-1, len(result.tokens) - 1)
+    return frozenset(
+        token for token, parent in zip(result.tokens, parents, strict=True) if parent == -1
+    )
