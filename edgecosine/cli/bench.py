@@ -25,6 +25,7 @@ from edgecosine.cli.up import split_cores
 from edgecosine.engine.options import WeightForm
 from edgecosine.errors import EdgecosineError, LabError
 from edgecosine.lab.bench.cells import CELL_NAMES, all_cells, only, quick_cells, schedule
+from edgecosine.lab.bench.staleness import staleness
 from edgecosine.lab.bench.table import fill, read_report, tables
 from edgecosine.lab.cluster import NetworkKind
 from edgecosine.lab.figures import Figure, keeping
@@ -328,8 +329,13 @@ def plot(record: Path, directory: Path, kind: Literal["svg", "png"]) -> None:
 @click.option("--into", "document", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Replace the marked table in this document.")  # fmt: skip
 def table(record: Path, document: Path | None) -> None:
-    """Print the documentation's tables of a record."""
-    made = tables(read_report(record))
+    """Print the documentation's tables of a record.
+
+    Above them stands whether the code that the record describes has changed since its commit.
+    """
+    read = read_report(record)
+    made = tables(read)
+    click.echo(staleness(read), err=document is not None)
     if document is None:
         click.echo(made)
         return
