@@ -15,6 +15,9 @@ class JudgedRows:
     """The rows of a message, the root's first; `also` are the tokens that the request named beside
     the lists.
 
+    A member's rows may be longer than the vocabulary, as models of one family have outputs for
+    tokens that do not exist: these have no part in the mixture.
+
     Raises ValueError where the sizes of the message do not fit each other or the request.
     """
 
@@ -28,9 +31,11 @@ class JudgedRows:
         self._logits = _floats(judgement.logits).reshape(size, -1)
         self._also = _floats(judgement.also).reshape(size, -1)
         self._named: Ids = np.array([*also], dtype=np.int64)
-        num_named = vocabulary if is_dense else self._named.size
-        if self._also.shape[1] != num_named:
-            raise ValueError(f"{self._also.shape[1]} logits for {num_named} tokens")
+        num_named, num_sent = self._named.size, self._also.shape[1]
+        if num_sent < vocabulary if is_dense else num_sent != num_named:
+            raise ValueError(
+                f"{num_sent} logits for {vocabulary if is_dense else num_named} tokens"
+            )
         self._score_bounds = _bounds(judgement.score_bounds, size)
         self._logit_bounds = _bounds(judgement.logit_bounds, size)
 
@@ -44,11 +49,12 @@ class JudgedRows:
         """
         lse = float(self._lse[row])
         if self._is_dense:
-            return Ballot.dense(lse, self._also[row])
+            return Ballot.dense(lse, self._also[row, : self._vocabulary])
+        exists = self._ids[row] < self._vocabulary
         return Ballot.of(
             lse,
-            np.concatenate([self._ids[row], self._named]),
-            np.concatenate([self._logits[row], self._also[row]]),
+            np.concatenate([self._ids[row, exists], self._named]),
+            np.concatenate([self._logits[row, exists], self._also[row]]),
             vocabulary=self._vocabulary,
             score_bound=float(self._score_bounds[row]),
             logit_bound=float(self._logit_bounds[row]),

@@ -41,7 +41,8 @@ class CommitteeLinks:
     """
 
     def __init__(self, config: NodeConfig, loaded: Loaded, own: MemberWorker | None) -> None:
-        options = config.committee
+        options, codec = config.committee, loaded.codec
+        assert codec is not None, "a target has a tokenizer"
         self._own, self._loaded = config.node_id, loaded
         self._links: dict[str, dict[str, Link]] = {name: {} for name in options.weights}
         self._known: dict[str, KnownMember] = {}
@@ -59,8 +60,8 @@ class CommitteeLinks:
             )
         self.committee = Committee(
             seats,
-            vocabulary=loaded.num_rows,
-            eos_tokens=loaded.codec.eos_tokens if loaded.codec else (),
+            vocabulary=codec.num_tokens,
+            eos_tokens=codec.eos_tokens,
             listed=options.listed,
         )
         self.complete = asyncio.Event()

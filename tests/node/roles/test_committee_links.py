@@ -10,6 +10,7 @@ import pytest
 
 from edgecosine.config import CommitteeOptions, NodeConfig
 from edgecosine.engine.options import Loaded, LoadOptions
+from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.node.links.link import Link
 from edgecosine.node.roles.committee_links import CommitteeLinks
 from edgecosine.protocol.wire.messages import PROTOCOL_VERSION, Hello
@@ -38,7 +39,8 @@ def _links() -> CommitteeLinks:
         "target", "t", LoadOptions("m"),
         committee=CommitteeOptions(committee=("legal=0.5", "python=0.5")),
     )  # fmt: skip
-    return CommitteeLinks(config, Loaded("m", "none", None, 100, "none", 0, num_rows=8), None)
+    codec = TextCodec(range(8), ())
+    return CommitteeLinks(config, Loaded("m", "none", codec, 100, "none", 0), None)
 
 
 def _add(links: CommitteeLinks, **changed: Any) -> Greeted:
