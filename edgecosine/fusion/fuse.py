@@ -50,6 +50,9 @@ class DraftUnion:
         """Probability that the accepted path ends at a leaf, below which nothing is drafted."""
 
     def _merge(self, bit: int, draft: DrafterTree, chances: Sequence[float]) -> None:
+        if not (self._tokens or draft.trunk):
+            self._begin(bit, draft, chances)
+            return
         trunk, nodes = draft.trunk, list[int]()
         index, proposers, rejected = self._index, self._proposers, self._rejected
         for number, (token, probability, above) in enumerate(
@@ -67,6 +70,16 @@ class DraftUnion:
                 rejected[node] *= 1.0 - min(probability, _MAX_PROBABILITY)
                 proposers[node] |= bit
             nodes.append(node)
+
+    def _begin(self, bit: int, draft: DrafterTree, chances: Sequence[float]) -> None:
+        """Take a draft over as it is, as the first one."""
+        tree = draft.tree
+        self._tokens, self._parents = [*tree.tokens], [*tree.parents]
+        self._rejected = [1.0 - min(probability, _MAX_PROBABILITY) for probability in chances]
+        self._proposers = [bit] * len(tree)
+        self._index = dict(
+            zip(zip(tree.parents, tree.tokens, strict=True), range(len(tree)), strict=True)
+        )
 
     def tree(self, budget: int) -> TokenTree:
         """The tree of the `budget` most probable nodes; bit i of `proposers` is drafts[i]."""

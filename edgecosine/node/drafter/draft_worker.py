@@ -34,6 +34,7 @@ from edgecosine.protocol.wire.messages import (
     DraftRequest,
     OutOfStep,
     Release,
+    pack_parents,
     pack_shares,
     pack_tokens,
     read_tree,
@@ -277,7 +278,7 @@ def _shares(waiting: _WaitingRequest) -> tuple[float, ...]:
     shares = waiting.request.outcome_shares
     if waiting.tree is None or len(shares) != 1 + len(waiting.tree):
         return ()
-    return tuple(byte / 255 for byte in shares)
+    return tuple([byte / 255 for byte in shares])
 
 
 def _draft(request: DraftRequest, result: DraftResult, compute_s: float) -> Draft:
@@ -286,7 +287,7 @@ def _draft(request: DraftRequest, result: DraftResult, compute_s: float) -> Draf
         round=request.round,
         tokens=pack_tokens(result.tokens),
         confidences=pack_shares(result.confidences),
-        parents=bytes(parent + 1 for parent in result.parents),
+        parents=pack_parents(result.parents),
         compute_us=round(compute_s * 1e6),
         is_ahead=request.is_ahead,
         top1_matches=bytes(result.prompt_score.top1_matches),

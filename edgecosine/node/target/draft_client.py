@@ -30,6 +30,7 @@ from edgecosine.protocol.wire.messages import (
     OutOfStep,
     Release,
     SharedNoise,
+    pack_parents,
     pack_shares,
     pack_tokens,
     prefix_digest,
@@ -343,7 +344,7 @@ class DraftClient:
             coupling=self._noise,
             is_ahead=asked.is_ahead,
             tree_tokens=pack_tokens(tree.tokens),
-            tree_parents=bytes([parent + 1 for parent in tree.parents]),
+            tree_parents=pack_parents(tree.parents),
             tree_confidences=pack_shares(tree.confidences),
             outcome_shares=plan.shares.get(asked.node_id, b""),
         )

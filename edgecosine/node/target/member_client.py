@@ -22,6 +22,7 @@ from edgecosine.protocol.wire.messages import (
     Release,
     Reveal,
     SharedNoise,
+    pack_parents,
     pack_tokens,
 )
 from edgecosine.protocol.wire.prefix import Prefix
@@ -211,7 +212,7 @@ class MemberClient:
             prefix_digest=prefix.digest(),
             new_tokens=pack_tokens(prefix.tokens[start:]),
             tree_tokens=pack_tokens(tree.tokens),
-            tree_parents=bytes(parent + 1 for parent in tree.parents),
+            tree_parents=pack_parents(tree.parents),
             coupling=subject.noise,
             num_scores=subject.num_scores,
             num_logits=subject.num_logits,

@@ -54,9 +54,12 @@ class RequestMetrics:
         self.by_length[len(result.path)] += 1
         self.num_draft_tokens += len(tree)
         proposed, accepted = Counter[str](), Counter[str]()
-        for bit, drafter in enumerate(drafters):
-            proposed[drafter] = sum(each >> bit & 1 for each in tree.proposers)
-            accepted[drafter] = sum(tree.proposers[node] >> bit & 1 for node in result.path)
+        for counts, sets in (
+            (proposed, Counter(tree.proposers)),
+            (accepted, Counter([tree.proposers[node] for node in result.path])),
+        ):
+            for bit, drafter in enumerate(drafters):
+                counts[drafter] = sum([n for each, n in sets.items() if each >> bit & 1])
         self.proposed += proposed
         self.accepted += accepted
         self.totals.count_round(len(tree), len(result.path), proposed, accepted)

@@ -262,12 +262,17 @@ def unpack_tokens(packed: bytes) -> list[int]:
     return np.frombuffer(packed, dtype="<u4").tolist()  # type: ignore[no-any-return]
 
 
+def pack_parents(parents: Sequence[int]) -> bytes:
+    """Parents of nodes as one byte each: index + 1, so that the root is 0."""
+    return bytes([parent + 1 for parent in parents])
+
+
 _SHARES = tuple(byte / 255 for byte in range(256))
 
 
 def pack_shares(shares: Sequence[float]) -> bytes:
     """Probabilities as one byte each."""
-    return bytes([round(255 * share) for share in shares])
+    return np.rint(255.0 * np.asarray(shares)).astype(np.uint8).tobytes()
 
 
 def read_tree(tokens: bytes, parents: bytes, confidences: bytes) -> TokenTree | None:
