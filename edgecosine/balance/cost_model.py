@@ -28,7 +28,7 @@ class DrafterSpeed:
     """Times of one drafter."""
 
     token_s: float | None = None
-    """Compute per draft token."""
+    """Compute per step, which makes the draft a token longer."""
     overhead_s: float | None = None
     """Request to answer without the compute: network, queue, both event loops."""
     ahead_step_s: float | None = None
@@ -37,16 +37,17 @@ class DrafterSpeed:
     """Request to answer of a draft ahead without the compute of its steps."""
 
     def observe(
-        self, elapsed_s: float, compute_s: float, num_tokens: int, *, is_disturbed: bool = False
+        self, elapsed_s: float, compute_s: float, num_steps: int, *, is_disturbed: bool = False
     ) -> None:
-        """Learn from one answer.
+        """Learn from one answer, and the steps that were made for it: none, if the drafter had
+        drafted all of it ahead.
 
         `is_disturbed` if other drafters or the target computed at the same time. If they share a
         machine, they slow each other down, so such an answer may only lower an estimate; it never
         sets the first overhead.
         """
-        if num_tokens:
-            token_s = compute_s / num_tokens
+        if num_steps:
+            token_s = compute_s / num_steps
             if not is_disturbed or self.token_s is None:
                 self.token_s = smooth(self.token_s, token_s)
             else:

@@ -57,12 +57,20 @@ class DrafterState:
         self.rest = self.back_at = 0
 
     def observe_answer(
-        self, elapsed_s: float, compute_s: float, num_tokens: int, *, is_disturbed: bool
+        self,
+        elapsed_s: float,
+        compute_s: float,
+        num_tokens: int,
+        num_steps: int | None,
+        *,
+        is_disturbed: bool,
     ) -> bool:
         """Learn from an answer in time; returns whether the drafter became much quicker."""
         self.num_drafted += num_tokens
         self.rest = 0
-        self.speed.observe(elapsed_s, compute_s, num_tokens, is_disturbed=is_disturbed)
+        if num_steps is None:
+            num_steps = num_tokens
+        self.speed.observe(elapsed_s, compute_s, num_steps, is_disturbed=is_disturbed)
         expected_s = self.speed.expected_s(PROBE_GAMMA)
         is_much_quicker = expected_s < MUCH_QUICKER * self.slowest_s
         self.slowest_s = expected_s if is_much_quicker else max(self.slowest_s, expected_s)

@@ -195,13 +195,16 @@ class Statistics:
         elapsed_s: float,
         compute_s: float,
         num_tokens: int,
+        num_steps: int | None = None,
         *,
         is_disturbed: bool = False,
     ) -> None:
-        """Learn from a draft of depth `num_tokens` in time; `is_disturbed` if other drafters or the
-        target computed at the same time."""
+        """Learn from a draft of `num_tokens` in time, for which its drafter made `num_steps` (None:
+        unknown); `is_disturbed` if other drafters or the target computed at the same time."""
         state = self.drafters.get(node_id)
-        if state.observe_answer(elapsed_s, compute_s, num_tokens, is_disturbed=is_disturbed):
+        if state.observe_answer(
+            elapsed_s, compute_s, num_tokens, num_steps, is_disturbed=is_disturbed
+        ):
             self._reconsider()
 
     def observe_ahead(

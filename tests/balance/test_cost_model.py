@@ -90,10 +90,17 @@ def test_smoothed_value_lies_between_old_and_new(old: float, new: float, share: 
 def test_speed_separates_compute_from_overhead() -> None:
     speed = DrafterSpeed()
     assert speed.expected_s(4) == 0.0
-    speed.observe(elapsed_s=0.05, compute_s=0.04, num_tokens=4)
+    speed.observe(elapsed_s=0.05, compute_s=0.04, num_steps=4)
     assert speed.token_s == pytest.approx(0.01)
     assert speed.overhead_s == pytest.approx(0.01)
     assert speed.expected_s(8) == pytest.approx(0.09)
+
+
+def test_draft_that_was_made_before_says_nothing_about_the_time_of_a_step() -> None:
+    speed = DrafterSpeed()
+    speed.observe(elapsed_s=0.05, compute_s=0.04, num_steps=4)
+    speed.observe(elapsed_s=0.002, compute_s=0.0004, num_steps=0, is_disturbed=True)
+    assert speed.token_s == pytest.approx(0.01)
 
 
 @given(seconds, seconds)

@@ -82,6 +82,8 @@ class DraftWorker:
         made; read by the engine's thread between steps."""
         self._num_steps, self._is_interrupted = 0, False
         """Of the running batch; written by the engine's thread."""
+        self._counts_steps = False
+        """Whether the engine has ever counted a step."""
         self._released: deque[str] = deque(maxlen=MAX_REQUESTS)
         """Beyond its bound the engine reclaims the slots itself when it needs them."""
         self._arrived = asyncio.Event()
@@ -105,7 +107,7 @@ class DraftWorker:
             self._add(key, message, reply)
         except Exception as error:  # noqa: BLE001 -- the error is this request's alone
             self._log_failure(key, error)
-            _send(reply, _draft(message, _EMPTY_DRAFT, 0.0))
+            _send(reply, _draft(message, _EMPTY_DRAFT))
 
     def _add(self, key: str, message: DraftRequest, reply: Reply) -> None:
         tokens = self._prefixes.update(key, message)
@@ -185,7 +187,7 @@ class DraftWorker:
             if self._is_interrupted and self._resume(each):
                 continue
             self.num_tokens += len(result.tokens)
-            _send(each.reply, self._answer(each.request, result, each.spent_s))
+            _send(each.reply, self._answer(each, result))
 
     def _resume(self, each: _WaitingRequest) -> bool:
         """Let a draft ahead go on in the next batch, unless it is complete or replaced."""
@@ -201,16 +203,18 @@ class DraftWorker:
     def _ends_early(self, *, is_full: bool) -> bool:
         """Whether drafts ahead are interrupted after this step."""
         self._num_steps += 1
+        self._counts_steps = True
         if self._is_awaited or (self._may_join and not is_full):
             self._is_interrupted = True
         return self._is_interrupted
 
-    def _answer(self, request: DraftRequest, result: DraftResult, elapsed_s: float) -> Draft:
+    def _answer(self, each: _WaitingRequest, result: DraftResult) -> Draft:
+        num_steps = each.num_steps if self._counts_steps else -1
         try:
-            return _draft(request, result, elapsed_s)
+            return _draft(each.request, result, each.spent_s, num_steps)
         except Exception as error:  # noqa: BLE001 -- a draft may not fit the wire format
-            self._log_failure(request.request_id, error)
-            return _draft(request, _EMPTY_DRAFT, elapsed_s)
+            self._log_failure(each.request.request_id, error)
+            return _draft(each.request, _EMPTY_DRAFT, each.spent_s, num_steps)
 
     async def _draft_batch(
         self, works: list[DraftWork], released: list[str]
@@ -281,7 +285,9 @@ def _shares(waiting: _WaitingRequest) -> tuple[float, ...]:
     return tuple([byte / 255 for byte in shares])
 
 
-def _draft(request: DraftRequest, result: DraftResult, compute_s: float) -> Draft:
+def _draft(
+    request: DraftRequest, result: DraftResult, compute_s: float = 0.0, num_steps: int = -1
+) -> Draft:
     return Draft(
         request_id=request.request_id,
         round=request.round,
@@ -292,6 +298,7 @@ def _draft(request: DraftRequest, result: DraftResult, compute_s: float) -> Draf
         is_ahead=request.is_ahead,
         top1_matches=bytes(result.prompt_score.top1_matches),
         nll=min(MAX_NLL, result.prompt_score.nll),
+        num_steps=num_steps,
     )
 
 

@@ -275,6 +275,7 @@ class DraftClient:
         """A drafter answered; its draft is None if it cannot follow the sequence."""
         elapsed_s, plan, node_id = now() - asked.asked_s, asked.plan, asked.node_id
         compute_s = draft.compute_us * 1e-6 if draft else 0.0
+        num_steps = draft.num_steps if draft and draft.num_steps >= 0 else None
         asked.tree = tree = self._checked(node_id, asked.prefix_len, draft)
         if draft is not None:
             self._note_drafter(node_id)
@@ -282,10 +283,11 @@ class DraftClient:
             num_tokens = min(plan.gamma, len(tree))
             is_disturbed = plan.is_probe or len(plan.drafters) > 1
             self._statistics.observe_answer(
-                node_id, elapsed_s, compute_s, num_tokens, is_disturbed=is_disturbed
+                node_id, elapsed_s, compute_s, num_tokens, num_steps, is_disturbed=is_disturbed
             )
         elif draft is not None:
-            self._statistics.observe_ahead(node_id, elapsed_s, compute_s, plan.gamma)
+            num_steps = num_steps or plan.gamma
+            self._statistics.observe_ahead(node_id, elapsed_s, compute_s, num_steps)
         self._end(asked, draft)
 
     def _lose(self, asked: AskedDraft) -> None:

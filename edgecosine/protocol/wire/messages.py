@@ -175,6 +175,9 @@ class Draft(Message, frozen=True, tag="draft"):
     most probable token, else 0."""
     nll: Annotated[float, msgspec.Meta(ge=0.0, le=MAX_NLL)] = 0.0
     """Mean of -log q over the same tokens, in nats."""
+    num_steps: Annotated[int, msgspec.Meta(ge=-1, le=1 << 31)] = -1
+    """Steps that `compute_us` was spent on; 0 if all tokens were drafted before. -1 for unknown, as
+    from releases before this field."""
 
 
 class OutOfStep(Message, frozen=True, tag="outofstep"):

@@ -158,6 +158,32 @@ def test_draft_ahead_joins_another_one_between_two_steps() -> None:
     run(main())
 
 
+def test_draft_reports_the_steps_that_its_time_was_spent_on() -> None:
+    """An engine that has counted none in any draft may not count at all."""
+
+    class CountingDrafter(ScriptedDrafter):
+        def draft(
+            self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+        ) -> list[DraftResult]:
+            for _ in range(batch[0].num_tokens // 2):
+                is_awaited()
+            return super().draft(batch)
+
+    async def main() -> None:
+        post = Post()
+        with EngineThread("drafter") as thread:
+            for engine in (ScriptedDrafter(LANGUAGE), CountingDrafter(LANGUAGE)):
+                worker = drafting_with(engine, thread)
+                async with at_work(worker):
+                    for number, tokens in ((1, 6), (2, 1)):
+                        worker.on_request(ask(PREFIX, number=number, size=tokens), post)
+                        await post.drafts(len(post.answers) + 1)
+            drafts = await post.drafts(4)
+        assert [draft.num_steps for draft in drafts] == [-1, -1, 3, 0]
+
+    run(main())
+
+
 def test_drafter_out_of_step_reports_its_prefix_and_recovers() -> None:
     async def main() -> None:
         post = Post()

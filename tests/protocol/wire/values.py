@@ -92,6 +92,7 @@ def drafts(draw: st.DrawFn) -> Draft:
         parents=parents,
         compute_us=draw(counts),
         is_ahead=draw(st.booleans()),
+        num_steps=draw(st.integers(-1, 1 << 31)),
     )
 
 
