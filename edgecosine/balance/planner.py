@@ -56,7 +56,8 @@ FIRST_ASKED = 8
 PROMISING = 5
 """Those among them that are chosen by their expected rate; the others have the least evidence."""
 FIRST_ASKED_PER_HOST = 2
-"""Those of one machine in one of `OTHERS_TURN` requests, else one: they slow each other down."""
+"""Those of one machine in one of `OTHERS_TURN` requests, else one, and in any case as many as are
+expected to be done within the prefill: they slow each other down."""
 AHEAD_WIDTH = 6
 """Nodes that a drafter reads per step while it drafts ahead, with a pass's time."""
 AHEAD_STEPS = (1, 24)
@@ -150,24 +151,55 @@ class Planner:
             candidates, key=lambda c: self.statistics.drafter(c.node_id).record.rate.evidence
         )
         asked = list[Candidate]()
-        self._extend(asked, by_rate, PROMISING, per_host=1)
+        prefill_s = self.statistics.pass_s(request.num_prompt)
+        self._extend(asked, by_rate, PROMISING, 1, prefill_s)
         per_host = 1 if request.number % OTHERS_TURN else FIRST_ASKED_PER_HOST
-        self._extend(asked, by_evidence, FIRST_ASKED, per_host=per_host)
+        self._extend(asked, by_evidence, FIRST_ASKED, per_host, prefill_s)
         return asked
 
     def _extend(
-        self, asked: list[Candidate], ranked: Sequence[Candidate], most: int, per_host: int
+        self,
+        asked: list[Candidate],
+        ranked: Sequence[Candidate],
+        most: int,
+        per_host: int,
+        prefill_s: float,
     ) -> None:
-        """Add the first of `ranked`, up to `most` in all and `per_host` of a known machine."""
+        """Add the first of `ranked`, up to `most` in all and `per_host` of a known machine, or more
+        if they have the time."""
         hosts = Counter(self.statistics.drafter(c.node_id).host for c in asked)
         for candidate in ranked:
             host = self.statistics.drafter(candidate.node_id).host
-            if candidate in asked or (host and hosts[host] >= per_host):
+            if candidate in asked:
+                continue
+            is_full = host and hosts[host] >= per_host
+            if is_full and not self._has_time(asked, candidate, ranked, prefill_s):
                 continue
             if len(asked) == most:
                 return
             asked.append(candidate)
             hosts[host] += 1
+
+    def _has_time(
+        self,
+        asked: Sequence[Candidate],
+        candidate: Candidate,
+        others: Sequence[Candidate],
+        prefill_s: float,
+    ) -> bool:
+        """Whether the candidate and those asked of its machine, one after the other, are expected
+        to have drafted within the prefill; of one that was never measured the slowest of the others
+        is expected."""
+        host = self.statistics.drafter(candidate.node_id).host
+        beside = [c for c in asked if self.statistics.drafter(c.node_id).host == host]
+        known_s = [c.overhead_s + PROBE_GAMMA * c.token_s for c in others if c.is_measured]
+        if not known_s:
+            return False
+        seconds = (
+            c.overhead_s + PROBE_GAMMA * c.token_s if c.is_measured else max(known_s)
+            for c in (candidate, *beside)
+        )  # fmt: skip
+        return sum(seconds) <= prefill_s
 
     def start_round(
         self, request: RequestState, plan: Plan, ahead: Sequence[DrafterTree] = ()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.drafter_table import MAX_KNOWN
-from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES, Plan
+from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES, PROBE_GAMMA, Plan
 from edgecosine.balance.planner import FIRST_ASKED, FIRST_ASKED_PER_HOST, Planner
 from edgecosine.balance.policy import POLICIES
 from edgecosine.balance.probes import OTHERS_TURN
@@ -22,11 +22,11 @@ PASS_S = 0.03
 TRUTH = tuple(range(100, 140))
 
 
-def planner() -> Planner:
-    """A planner that has measured 30 ms for any pass."""
+def planner(pass_s: float = PASS_S) -> Planner:
+    """A planner that has measured 30 ms, or another time, for any pass."""
     made = Planner()
     for rows in (1, MAX_NODES + 1):
-        made.statistics.observe_pass(PassReport(rows, PASS_S))
+        made.statistics.observe_pass(PassReport(rows, pass_s))
     return made
 
 
@@ -69,8 +69,8 @@ def test_new_requests_probe_the_best_of_many_drafters_and_the_others_in_turn() -
     assert all("d33" in each for each in asked[met:])
 
 
-def test_prefill_probes_few_drafters_of_one_machine_and_all_in_turn() -> None:
-    made = planner()
+def test_short_prefill_probes_few_drafters_of_one_machine_and_all_in_turn() -> None:
+    made = planner(0.003)
     for name in "abcdef":
         made.statistics.add_link(name, "192.0.2.1")
     made.statistics.add_link("g", "192.0.2.2")
@@ -86,6 +86,20 @@ def test_prefill_probes_few_drafters_of_one_machine_and_all_in_turn() -> None:
     assert set.union(*asked) == set("abcdefg")
     met = next(number for number, each in enumerate(asked) if "c" in each)
     assert all("c" in each for each in asked[met:])
+
+
+def test_prefill_probes_those_of_one_machine_that_it_has_the_time_for() -> None:
+    made = planner()
+    for name in "abcdef":
+        made.statistics.add_link(name, "192.0.2.1")
+    for seconds, fitting in ((0.004, 6), (0.010, 3), (0.040, 1)):
+        for _ in range(30):
+            made.statistics.observe_answer("a", seconds, seconds / 2, PROBE_GAMMA)
+        made.statistics.open("edgecosine")
+        request = made.statistics.open("edgecosine")
+        asked = made.first_plan(request, "abcdef", 100).drafters
+        assert "a" in asked
+        assert abs(len(asked) - fitting) <= 1
 
 
 @pytest.mark.parametrize("size", [0, 4])
