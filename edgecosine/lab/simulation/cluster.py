@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgecosine.lab.simulation.costs import Costs
@@ -13,7 +13,7 @@ from edgecosine.lab.simulation.engines import check_room
 from edgecosine.lab.simulation.nodes import SimulatedDrafterNode, SimulatedTargetNode
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
 from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
-from edgecosine.protocol.api.request import Answer, Delta, Request, Sampling
+from edgecosine.protocol.api.request import Answer, Delta, DrafterShare, Request, Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class Scenario:
     """Sequence slots of a node's cache, and the most sessions of a pass or a step."""
     targets: int = 1
     """Each with its own planner, its share of the requests, and links to all drafters."""
+    host: str = ""
+    """The machine of all drafters; empty: each has one of its own."""
     has_device: bool = False
     """Whether a target's passes run beside its event loop, on an accelerator."""
 
@@ -70,6 +72,8 @@ class Outcome:
     num_accepted: int = 0
     """Accepted draft tokens of complete answers, whose `num_answer_rounds` exclude prefills."""
     num_answer_rounds: int = 0
+    drafters: dict[int, Mapping[str, DrafterShare]] = field(default_factory=dict)
+    """By request, what each drafter did for it."""
     decisions: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Calls of the planner, and the real seconds that they took on this machine."""
 
@@ -100,12 +104,14 @@ class _Answers:
 
     latencies_s: list[float] = field(default_factory=list)
     tokens: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    drafters: dict[int, Mapping[str, DrafterShare]] = field(default_factory=dict)
     num_accepted: int = 0
     num_rounds: int = 0
 
     def add(self, number: int, answer: Answer, latency_s: float) -> None:
         self.latencies_s.append(latency_s)
         self.tokens[number] = answer.tokens
+        self.drafters[number] = answer.metrics.drafters
         self.num_accepted += answer.metrics.num_accepted_tokens
         self.num_rounds += answer.metrics.num_rounds
 
@@ -131,7 +137,7 @@ class VirtualCluster:
             SimulatedTargetNode(
                 loop, f"target-{number}", self.drafters,
                 slots=scenario.slots, costs=costs, texts=texts, traffic_core=shared,
-                has_device=scenario.has_device,
+                has_device=scenario.has_device, host=scenario.host,
             )
             for number in range(scenario.targets)
         ]  # fmt: skip
@@ -208,6 +214,7 @@ class VirtualCluster:
             loop_s=spent["loop_s"],
             latencies_s=answers.latencies_s,
             answers=answers.tokens,
+            drafters=answers.drafters,
             num_accepted=answers.num_accepted,
             num_answer_rounds=answers.num_rounds,
             decisions=_together(target.planner.times for target in self.targets),

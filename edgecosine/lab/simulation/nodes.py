@@ -66,6 +66,7 @@ class SimulatedTargetNode:
         texts: Texts,
         traffic_core: Core | None,
         has_device: bool,
+        host: str = "",
     ) -> None:
         core = Core(loop)
         self.strand = Strand(loop, name, core)
@@ -81,7 +82,7 @@ class SimulatedTargetNode:
         self._codec = TextCodec(_Letters(texts.num_vocabulary), ())
         self._links: dict[str, VirtualLink] = {}
         for drafter in drafters:
-            self.planner.statistics.add_link(drafter.node_id)
+            self.planner.statistics.add_link(drafter.node_id, host)
             self._links[drafter.node_id] = VirtualLink(
                 loop=loop, costs=costs, target=self.strand, drafter=drafter.strand,
                 worker=drafter.worker, traffic_core=traffic_core,

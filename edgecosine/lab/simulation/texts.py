@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -70,6 +70,18 @@ class Texts:
     def longest_answer(self) -> int:
         """Recorded tokens after each prompt."""
         return len(self.lists[0]) - NUM_PROMPT
+
+    def only(self, numbers: Sequence[int]) -> Texts:
+        """Some of the texts, in this order."""
+        chosen = list(numbers)
+        return replace(
+            self,
+            tokens=self.tokens[chosen],
+            domains=tuple(self.domains[number] for number in chosen),
+            guesses=self.guesses[:, chosen],
+            shares=self.shares[:, chosen],
+            surprises=self.surprises[:, chosen],
+        )
 
     def turns(self) -> list[int]:
         """The texts' numbers, domains in turn."""

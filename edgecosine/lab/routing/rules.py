@@ -1,0 +1,169 @@
+"""Rules that choose one drafter for each round, to compare with EdgeCoSine's routing: pure
+functions of recorded texts.
+
+In a round the chosen drafter drafts a chain of `GAMMA` tokens, of which those before its first
+wrong one are accepted; the target adds one. A rule sees what its published form sees, at no cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
+
+GAMMA = 6
+Lengths = npt.NDArray[np.int64]
+"""[drafters, texts, positions]: accepted tokens of a chain from each position on."""
+Led = dict[str, dict[str, dict[str, int]]]
+"""Rounds `led` and `first` rounds, by drafter and domain, as in the record of a run."""
+
+
+class Rule(Protocol):
+    """Chooses drafters; one object serves all requests of a run, in their order."""
+
+    def open(self, surprises: Sequence[float]) -> None:
+        """A request begins; `surprises` are the drafters' NLLs of its prompt, in nats a token."""
+
+    def choose(self) -> int:
+        """The drafter of the next round."""
+
+    def observe(self, chosen: int, accepted: Sequence[float]) -> None:
+        """Share of `GAMMA` that each drafter had got accepted in this round; a bandit may only read
+        that of `chosen`."""
+
+
+class PromptScore:
+    """The drafter that is least surprised by the prompt, for the whole request."""
+
+    def open(self, surprises: Sequence[float]) -> None:
+        """As in `Rule`."""
+        self._best = min(range(len(surprises)), key=surprises.__getitem__)
+
+    def choose(self) -> int:
+        """As in `Rule`."""
+        return self._best
+
+    def observe(self, chosen: int, accepted: Sequence[float]) -> None:
+        """Learns nothing."""
+
+
+class Hedge:
+    """Weights over drafters by full information: each round multiplies the weight of every drafter
+    by exp(rate * accepted share), and the heaviest one leads. Weights are uniform at the start of a
+    request, and among equals the drafter that was best so far leads.
+
+    Not-a-Bandit (arXiv 2510.20064), where every drafter is scored on the committed text.
+    """
+
+    def __init__(self, num_drafters: int, rate: float) -> None:
+        self._rate = rate
+        self._total = [0.0] * num_drafters
+        self._logs = [0.0] * num_drafters
+
+    def open(self, surprises: Sequence[float]) -> None:
+        """As in `Rule`."""
+        self._logs = [0.0] * len(surprises)
+
+    def choose(self) -> int:
+        """As in `Rule`."""
+        return max(range(len(self._logs)), key=lambda d: (self._logs[d], self._total[d]))
+
+    def observe(self, chosen: int, accepted: Sequence[float]) -> None:
+        """As in `Rule`."""
+        for drafter, share in enumerate(accepted):
+            self._logs[drafter] += self._rate * share
+            self._total[drafter] += share
+
+
+class Bandit:
+    """UCB1 within each request: the highest mean accepted share plus sqrt(rate ln n / n_d); a
+    drafter without a round in the request goes first, in the order of the means over all requests.
+
+    Auer, Cesa-Bianchi and Fischer (2002); as in BanditSpec (arXiv 2505.15141).
+    """
+
+    def __init__(self, num_drafters: int, rate: float) -> None:
+        self._rate = rate
+        self._ever = [(0, 0.0)] * num_drafters
+        self._here = [(0, 0.0)] * num_drafters
+
+    def open(self, surprises: Sequence[float]) -> None:
+        """As in `Rule`."""
+        self._here = [(0, 0.0)] * len(surprises)
+
+    def choose(self) -> int:
+        """As in `Rule`."""
+        return max(range(len(self._here)), key=self._bound)
+
+    def _bound(self, drafter: int) -> tuple[float, float]:
+        ever = self._ever[drafter][1] / max(1, self._ever[drafter][0])
+        count, total = self._here[drafter]
+        if not count:
+            return math.inf, ever
+        num_rounds = sum(n for n, _ in self._here)
+        return total / count + math.sqrt(self._rate * math.log(num_rounds) / count), ever
+
+    def observe(self, chosen: int, accepted: Sequence[float]) -> None:
+        """As in `Rule`."""
+        for known in (self._here, self._ever):
+            count, total = known[chosen]
+            known[chosen] = count + 1, total + accepted[chosen]
+
+
+def accepted_lengths(texts: Texts, num_tokens: int) -> Lengths:
+    """Accepted tokens of every drafter at every position of each answer's first `num_tokens`; at
+    least `GAMMA` more must be recorded."""
+    is_right = texts.guesses[..., 0] == texts.tokens[None, :, NUM_PROMPT:]
+    lengths = np.zeros((*is_right.shape[:2], num_tokens), np.int64)
+    alive = np.ones_like(lengths, dtype=bool)
+    for step in range(GAMMA):
+        alive &= is_right[:, :, step : step + num_tokens]
+        lengths += alive
+    return lengths
+
+
+def worth(texts: Texts, lengths: Lengths, numbers: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Mean accepted tokens of a round of each drafter alone, drafter by domain, over the texts of
+    these numbers."""
+    found: dict[str, dict[str, float]] = {}
+    for which, name in enumerate(texts.drafters):
+        rounds: dict[str, list[int]] = {}
+        for number in numbers:
+            walked = _rounds(lengths[:, number], partial(int, which))
+            rounds.setdefault(texts.domains[number], []).extend(a[which] for _, a in walked)
+        found[name] = {domain: sum(each) / len(each) for domain, each in rounds.items()}
+    return found
+
+
+def leaders(rule: Rule, texts: Texts, lengths: Lengths, numbers: Sequence[int]) -> Led:
+    """Which drafters lead by a rule, over the texts of these numbers."""
+    led: Led = {name: {} for name in texts.drafters}
+    for number in numbers:
+        rule.open(texts.surprises[:, number].tolist())
+        for place, (chosen, accepted) in enumerate(_rounds(lengths[:, number], rule.choose)):
+            rule.observe(chosen, [length / GAMMA for length in accepted])
+            count_led(led, texts.drafters[chosen], texts.domains[number], 1, int(not place))
+    return led
+
+
+def count_led(led: Led, drafter: str, domain: str, rounds: int, first: int) -> None:
+    """Add rounds that a drafter led, and how many of them were the first of their request."""
+    row = led.setdefault(drafter, {}).setdefault(domain, {"led": 0, "first": 0})
+    row["led"] += rounds
+    row["first"] += first
+
+
+def _rounds(lengths: Lengths, choose: Callable[[], int]) -> Iterator[tuple[int, list[int]]]:
+    """The rounds of one text: the chosen drafter, and what each one had got accepted; `lengths` are
+    [drafters, positions]."""
+    place = 0
+    while place < lengths.shape[1]:
+        chosen, accepted = choose(), lengths[:, place].tolist()
+        yield chosen, accepted
+        place += accepted[chosen] + 1
