@@ -60,8 +60,9 @@ FIRST_ASKED_PER_HOST = 2
 expected to be done within the prefill: they slow each other down."""
 AHEAD_WIDTH = 6
 """Nodes that a drafter reads per step while it drafts ahead, with a pass's time."""
-AHEAD_STEPS = (1, 24)
-"""Fewest and most steps ahead."""
+AHEAD_STEPS = (2, 24)
+"""Fewest and most steps ahead: the first one finds likely tokens of the target's own, below which
+only the second one drafts."""
 LEAST_STRENGTH = 0.01
 """Least acceptance rate of a drafter for the fan-out of endpoints."""
 

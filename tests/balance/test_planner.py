@@ -15,7 +15,7 @@ from edgecosine.balance.probes import OTHERS_TURN
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.round import Round
 from edgecosine.balance.speculation_switch import FIRST_REST
-from edgecosine.protocol.wire.tree import chain
+from edgecosine.protocol.wire.tree import EMPTY_TREE, chain
 from tests.fusion.drafts import draft_of
 
 PASS_S = 0.03
@@ -352,6 +352,13 @@ def test_only_several_drafters_share_the_endpoints() -> None:
         assert ahead.drafters == drafters
         assert len(ahead.shares) == shared
         assert all(len(own) == 1 + len(tree) for own in ahead.shares.values())
+
+
+def test_slow_drafters_draft_below_the_targets_own_token() -> None:
+    """A single step ahead of an empty tree only guesses that token."""
+    made, request = planner(), RequestState()
+    made.statistics.observe_ahead("slow", 0.9 * PASS_S, 0.9 * PASS_S, 1)
+    assert made.ahead(request, ("slow",), Plan(("slow",), gamma=3), EMPTY_TREE).gamma == 2
 
 
 def rounds_until(
