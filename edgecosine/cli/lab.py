@@ -56,10 +56,14 @@ def command() -> None:
               show_default=True,
               help="Emulated network; namespaces need root on Linux.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of losses and jitter.")
+@click.option("--pass-ms", type=click.FloatRange(0), default=0.0, show_default=True,
+              help="Least milliseconds of a pass of the target, as of a larger model.")  # fmt: skip
+@click.option("--step-ms", type=click.FloatRange(0), default=0.0, show_default=True,
+              help="Least milliseconds of a step of each drafter.")  # fmt: skip
 @_network_options
 def up(
     target: str, drafters: tuple[str, ...], ballast: int, network: NetworkKind, seed: int,
-    **fields: Any,
+    pass_ms: float, step_ms: float, **fields: Any,
 ) -> None:  # fmt: skip
     """Run a cluster in the lab until interrupted."""
     require_packages(target)
@@ -68,7 +72,7 @@ def up(
     plan = LabPlan(
         drafters=drafters or drafter_names(), target=target, ballast=ballast, network=network,
         seed=seed, conditions=_conditions(fields), target_cores=target_cores,
-        drafter_cores=drafter_cores,
+        drafter_cores=drafter_cores, least_pass_s=pass_ms / 1e3, least_step_s=step_ms / 1e3,
     )  # fmt: skip
     run_command(_up(plan))
 

@@ -28,6 +28,7 @@ from edgecosine.lab.network.hosts import Host, Network, Spawn, free_port
 from edgecosine.lab.network.netns import namespaces
 from edgecosine.lab.network.netns.namespaces import NamespaceNetwork
 from edgecosine.lab.network.tcp_relay.relays import LOOPBACK, RelayNetwork
+from edgecosine.lab.slowed_command import slowed
 from edgecosine.local import child_processes
 from edgecosine.local.cluster import Environment, LocalCluster
 from edgecosine.local.cluster_plan import ClusterPlan, LocalNode, node_name
@@ -60,6 +61,9 @@ class LabPlan:
     target_options: tuple[str, ...] = ()
     """More options of `edgecosine node`."""
     drafter_options: tuple[str, ...] = ()
+    least_pass_s: float = 0.0
+    """Least seconds of a pass of the target, and below of a drafter's step; 0: as they are."""
+    least_step_s: float = 0.0
     on_one_host: bool = False
     """Drafters run on the target's host and use its loopback, without network conditions."""
     members: tuple[str, ...] = ()
@@ -194,7 +198,7 @@ async def lab_cluster(
             )
         cluster = f"lab-{secrets.token_hex(3)}"
         harms = {} if plan.harm is None else dict.fromkeys(dict(plan.drafter_nodes), plan.harm)
-        launcher = _HostLauncher(network, broker, port, hosts, environment, harms)
+        launcher = _HostLauncher(plan, network, broker, port, hosts, environment, harms)
         local = LocalCluster(
             await _cluster_plan(plan, cluster, url, launcher), notify, launcher.launch
         )
@@ -207,6 +211,7 @@ async def lab_cluster(
 class _HostLauncher:
     """Starts nodes on their hosts, with the addresses of the broker and of each other."""
 
+    plan: LabPlan
     network: Network
     broker: Host
     broker_port: int
@@ -222,6 +227,9 @@ class _HostLauncher:
             # `command` begins with python -m edgecosine node.
             hostile = ("-m", "edgecosine.cli.hostile_drafter", self.harms[node_id])
             command = (command[0], *hostile, *command[4:])
+        else:
+            plan = self.plan
+            command = slowed(command, plan.least_pass_s if node_id == TARGET else plan.least_step_s)
         return await self.hosts[node_id].start(command, log=log, env=whole)
 
     async def options(self, node_id: str, target_port: int) -> tuple[str, ...]:
