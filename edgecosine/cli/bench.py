@@ -17,6 +17,8 @@ from edgecosine.cli.fault_bench import command as faults
 from edgecosine.cli.fuzz import command as fuzz
 from edgecosine.cli.http_bench import command as http
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.map_bench import command as map_bench
+from edgecosine.cli.map_validation import command as map_validation
 from edgecosine.cli.peers_bench import command as peers
 from edgecosine.cli.rounds_bench import command as rounds
 from edgecosine.cli.running import run_command
@@ -386,3 +388,5 @@ command.add_command(peers)
 command.add_command(http)
 command.add_command(rounds)
 command.add_command(committee)
+command.add_command(map_bench)
+command.add_command(map_validation)

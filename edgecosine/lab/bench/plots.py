@@ -23,6 +23,7 @@ from edgecosine.lab.bench.charts import (
     timelines,
 )
 from edgecosine.lab.bench.committee.curves import reconstruction_curves
+from edgecosine.lab.regime_map.map_curves import map_curves
 from edgecosine.lab.simulation.curves import Curves, sweep_curves
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def write_plots(record: Path, directory: Path, kind: Format = "svg") -> list[Pat
 def _figures(runs: list[dict[str, Any]]) -> Iterator[tuple[str, Figure]]:
     for curves in sweep_curves(runs):
         yield _name("sweep", curves.title), _draw_curves(curves)
+    for curves in map_curves(runs):
+        yield _name("map", curves.title), _draw_curves(curves)
     for curves in reconstruction_curves(runs):
         yield _name("specfed", curves.title), _draw_curves(curves)
     runs = [run for run in runs if "kind" not in run]

@@ -19,6 +19,7 @@ from edgecosine.lab.bench.cells import ALONE, OURS
 from edgecosine.lab.bench.charts import compared
 from edgecosine.lab.bench.figures import Runs, compare, latency_s, ratios, tokens_per_s
 from edgecosine.lab.figures import LEAST_SAMPLES, Figure, interval
+from edgecosine.lab.regime_map.map_table import HEAD, map_rows
 
 _PLACE = re.compile(
     r"(?P<start><!-- table of (?P<record>[^ ]+) -->\n)(?P<table>.*?)(?P<end><!-- end of table -->)",
@@ -29,12 +30,16 @@ _FEW = f"\nOf figures below n = {LEAST_SAMPLES} the table has the single runs.\n
 
 
 def tables(report: Mapping[str, Any]) -> str:
-    """All tables of a record as Markdown: each cell with all its policies, then the figures as the
-    record has them, by the definitions of its time. Records from before prompts were fresh have one
-    table of the policies on the fastest network."""
-    runs = report["runs"]
+    """All tables of a record as Markdown: each cell with all its policies, or those of a map, then
+    the figures as the record has them, by the definitions of its time. Records from before prompts
+    were fresh have one table of the policies on the fastest network."""
+    runs, on_map = report["runs"], map_rows(report["runs"])
     is_fresh = any("first_prompt" in run for run in runs)
-    parts = [cell_table(runs) if is_fresh else policy_table(runs), figure_table(report["figures"])]
+    parts = [
+        cell_table(runs) if is_fresh else policy_table(runs),
+        _markdown(HEAD, on_map) if on_map else "",
+        figure_table(report["figures"]),
+    ]
     return "\n".join(part for part in parts if part)
 
 

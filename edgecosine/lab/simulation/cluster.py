@@ -31,6 +31,8 @@ class Scenario:
     """The machine of all drafters; empty: each has one of its own."""
     has_device: bool = False
     """Whether a target's passes run beside its event loop, on an accelerator."""
+    is_colocated: bool = False
+    """Whether drafters share the one target's accelerator."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +125,15 @@ class VirtualCluster:
         self._loop, self._costs, self._texts = loop, costs, texts
         self._turns, self._numbers = texts.turns(), itertools.count()
         shared = Core(loop) if scenario.is_core_shared else None
+        devices = [Core(loop) if scenario.has_device else None for _ in range(scenario.targets)]
+        beside = devices[0] if scenario.is_colocated else None
         self._is_core_shared = scenario.is_core_shared
         self._clients = Strand(loop, "askers", shared)
         """Broker and clients, as one sequential event loop."""
         self.drafters = [
             SimulatedDrafterNode(
                 loop, f"{model}-{number}", model,
-                core=shared or Core(loop), slots=scenario.slots, costs=costs, texts=texts,
+                core=shared or beside or Core(loop), slots=scenario.slots, costs=costs, texts=texts,
             )
             for number, model in enumerate(scenario.drafters)
         ]  # fmt: skip
@@ -137,9 +141,9 @@ class VirtualCluster:
             SimulatedTargetNode(
                 loop, f"target-{number}", self.drafters,
                 slots=scenario.slots, costs=costs, texts=texts, traffic_core=shared,
-                has_device=scenario.has_device, host=scenario.host,
+                device=device, host=scenario.host,
             )
-            for number in range(scenario.targets)
+            for number, device in enumerate(devices)
         ]  # fmt: skip
 
     async def play(self, loads: Sequence[SimulatedLoad]) -> list[Outcome]:

@@ -8,6 +8,9 @@ from functools import cached_property
 
 from edgecosine.balance.cost_model import PassCost
 
+FLAT_PASS_ROWS = 256
+FLAT_STEP_ROWS = 64
+
 
 @dataclass(frozen=True)
 class Costs:
@@ -71,6 +74,22 @@ class Costs:
         """The same with passes of one row's cost up to `rows` rows, and proportional beyond."""
         one_s = self.target_pass(1)
         return replace(self, pass_s={1: one_s, rows: one_s, 2 * rows: 2 * one_s}, session_s=0.0)
+
+    def on_accelerators(self, pass_s: float, step_s: float) -> Costs:
+        """The same with passes and steps that memory bounds: a pass takes `pass_s` up to
+        `FLAT_PASS_ROWS` rows and a step `step_s` up to `FLAT_STEP_ROWS`, both proportional beyond.
+        """
+        flat, steps = FLAT_PASS_ROWS, FLAT_STEP_ROWS
+        return replace(
+            self,
+            pass_s={1: pass_s, flat: pass_s, 2 * flat: 2 * pass_s},
+            session_s=0.0,
+            step_s={1: step_s, steps: step_s, 2 * steps: 2 * step_s},
+        )
+
+    def with_rtt(self, seconds: float) -> Costs:
+        """The same with messages between target and drafter that take half as long each way."""
+        return replace(self, one_way_s=seconds / 2)
 
 
 def _table(by_rows: Mapping[int, float]) -> PassCost:

@@ -65,7 +65,7 @@ class SimulatedTargetNode:
         costs: Costs,
         texts: Texts,
         traffic_core: Core | None,
-        has_device: bool,
+        device: Core | None,
         host: str = "",
     ) -> None:
         core = Core(loop)
@@ -76,7 +76,7 @@ class SimulatedTargetNode:
             statistics=self.planner.statistics,
             max_batch=slots,
             costs=costs,
-            core=Core(loop) if has_device else core,
+            core=device or core,
             strand=self.strand,
         )
         self._codec = TextCodec(_Letters(texts.num_vocabulary), ())

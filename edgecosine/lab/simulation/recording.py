@@ -17,7 +17,7 @@ from edgecosine.protocol.api.request import Sampling
 from edgecosine.protocol.wire.messages import SharedNoise, pack_shares
 from edgecosine.protocol.wire.tree import EMPTY_TREE
 
-PROMPTS = 16
+PROMPTS = 31
 """Number for each domain."""
 ANSWER = 144
 """Tokens of each answer: 128, and those that drafts may look ahead."""

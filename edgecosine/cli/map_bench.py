@@ -1,0 +1,64 @@
+"""`edgecosine bench map`: where speculation across machines pays, and which part of it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import click
+
+from edgecosine.cli.logs import log_to_stderr
+from edgecosine.errors import EdgecosineError
+from edgecosine.lab.figures import keeping
+
+_RECORD = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command("map")
+@click.option("--costs", "record", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              required=True, metavar="RECORD",
+              help="Record of `bench simulation` with the costs of event loops and links."
+              )  # fmt: skip
+@click.option("--only", "names", multiple=True, metavar="PART",
+              help="Simulate only the cells whose names contain PART; may be repeated."
+              )  # fmt: skip
+@click.option("--repeats", type=click.IntRange(1, 5), default=5, show_default=True,
+              help="Repetitions, each with prompts of its own.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(1, 256), default=os.cpu_count() or 1,
+              show_default=True, help="Processes; they yield to other load.")  # fmt: skip
+@click.option("--json", "report", type=_RECORD, metavar="FILE",
+              help="Write figures and cells to FILE as JSON, after each cell.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Simulate only the cells that FILE lacks.")
+@click.option("--renew", is_flag=True,
+              help="Simulate EdgeCoSine again in the cells of FILE, and keep their baselines."
+              )  # fmt: skip
+def command(
+    record: Path, names: tuple[str, ...], repeats: int, workers: int, report: Path | None, *,
+    resume: bool, renew: bool,
+) -> None:  # fmt: skip
+    """Simulate a map of hardware, network, text and load: EdgeCoSine, and all baselines with
+    constants that are tuned for each cell on other prompts.
+
+    Passes of 42 ms and drafting steps of 0.02 to 0.4 of them replace the measured ones; texts and
+    drafts are those of the zoo.
+    """
+    from edgecosine.lab.regime_map.cells import all_cells, only
+    from edgecosine.lab.regime_map.run_map import former_runs, run_map
+    from edgecosine.lab.simulation.run_simulation import read_costs
+
+    log_to_stderr("warning")
+    if (resume or renew) and report is None:
+        raise click.UsageError("--resume and --renew need the FILE of --json")
+    try:
+        figures = run_map(
+            only(all_cells(), names),
+            read_costs(record),
+            former_runs(report) if (resume or renew) and report is not None else [],
+            is_renewed=renew, repeats=repeats, workers=workers,
+            notify=functools.partial(click.echo, err=True), keep=keeping(report),
+        )  # fmt: skip
+    except EdgecosineError as error:
+        raise click.ClickException(str(error)) from error
+    for name, figure in figures.items():
+        click.echo(f"{name}: {figure}")

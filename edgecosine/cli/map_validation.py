@@ -1,0 +1,58 @@
+"""`edgecosine bench map-lab`: some cells of the map on real nodes, beside their simulation."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.running import run_command
+from edgecosine.cli.up import split_cores
+from edgecosine.lab.cluster import NetworkKind
+from edgecosine.lab.figures import keeping
+
+
+@click.command("map-lab")
+@click.option("--costs", "record", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              required=True, metavar="RECORD",
+              help="Record of `bench simulation` with the costs of plans.")  # fmt: skip
+@click.option("--repeats", type=click.IntRange(1, 20), default=3, show_default=True,
+              help="Repetitions of each load.")  # fmt: skip
+@click.option("--requests", type=click.IntRange(4, 64), default=16, show_default=True,
+              help="Requests of a run of 8 at a time.")  # fmt: skip
+@click.option("--max-tokens", type=click.IntRange(8, 128), default=96, show_default=True,
+              help="Tokens in each answer.")  # fmt: skip
+@click.option("--clusters", type=click.IntRange(1), help="Only so many clusters of the five.")
+@click.option("--network", type=click.Choice(["auto", "namespaces", "relays"]), default="auto",
+              show_default=True,
+              help="Emulated network; namespaces need root on Linux.")  # fmt: skip
+@click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Write figures and runs to FILE as JSON, after each cluster.")  # fmt: skip
+def command(
+    record: Path, repeats: int, requests: int, max_tokens: int, clusters: int | None,
+    network: NetworkKind, report: Path | None,
+) -> None:  # fmt: skip
+    """Measure eight cells of `bench map` on real nodes whose passes and steps are slowed, and
+    simulate the same loads; minutes.
+    """
+    from edgecosine.lab.regime_map.validation import SITES, ValidationSettings, validate_map
+    from edgecosine.lab.simulation.run_simulation import read_costs
+    from edgecosine.lab.simulation.texts import load_texts
+
+    log_to_stderr("warning")
+    target_cores, drafter_cores = split_cores()
+    settings = ValidationSettings(
+        repeats, requests, max_tokens, network, target_cores, drafter_cores, SITES[:clusters]
+    )
+
+    async def validate() -> None:
+        keep = keeping(report, settings=asdict(settings))
+        notify = functools.partial(click.echo, err=True)
+        figures = await validate_map(settings, read_costs(record), load_texts(), notify, keep)
+        for name, figure in figures.items():
+            click.echo(f"{name}: {figure}")
+
+    run_command(validate())

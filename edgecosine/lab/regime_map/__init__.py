@@ -1,0 +1,1 @@
+"""Where speculation across machines pays, and which part of it: simulated on slowed processors."""

@@ -1,0 +1,110 @@
+"""Runs one cell of the map: tunes the baselines, then measures them beside EdgeCoSine."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from edgecosine.lab.bench.cells import ALONE, COLOCATED, GENERALIST, OURS, WITH_COPIES
+from edgecosine.lab.regime_map.cells import ONE_DRAFTER, PASS_S, MapCell
+from edgecosine.lab.regime_map.sweeps import SWEEPS, tune
+from edgecosine.lab.regime_map.texts import domain_of, measured, swept
+from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
+from edgecosine.lab.simulation.costs import Costs
+from edgecosine.lab.simulation.texts import Texts
+
+Record = dict[str, Any]
+
+MAX_TOKENS = 80
+SWEPT_TOKENS = 40
+MEASURED = 2
+"""Baselines that are measured in a cell outside CoSine's setting: the best ones of the sweep."""
+
+
+def run_cell(
+    cell: MapCell, repeats: int, costs: Costs, texts: Texts, former: Record | None = None
+) -> Record:
+    """The cell's record: every setting of its sweep, and of each policy and repetition tokens per
+    second, mean latency, accepted tokens of a round and rows of a pass.
+
+    Every run has a cluster of its own, so policies share no learning; those of a repetition have
+    the same texts. The baselines of a `former` record are kept.
+    """
+    record = former or _with_baselines(cell, repeats, costs, texts)
+    own = {OURS: OURS, ONE_DRAFTER: OURS}
+    own |= {name: name for part in cell.parts for name in [f"{OURS}-without-{part}"]}
+    measured_ones = _measure(cell, own, repeats, costs, texts)
+    return {**record, "repeats": {**record["repeats"], **measured_ones}}
+
+
+def _with_baselines(cell: MapCell, repeats: int, costs: Costs, texts: Texts) -> Record:
+    trials = {
+        name: list(tune(name, lambda policy: _swept_speed(cell, policy, costs, texts)))
+        for name in SWEEPS
+    }
+    chosen = {name: max(tried, key=lambda each: each[1]) for name, tried in trials.items()}
+    ranked = sorted(chosen, key=lambda name: -chosen[name][1])
+    rivals = ranked if cell.is_of_the_paper else ranked[:MEASURED]
+    policies = {ALONE: ALONE, **{name: chosen[name][0] for name in rivals}}
+    return {
+        "kind": "map",
+        "cell": cell.name,
+        **asdict(cell),
+        "sweep": {name: [[p, round(s, 1)] for p, s in tried] for name, tried in trials.items()},
+        "settings": {name: policy for name, (policy, _) in chosen.items()},
+        "repeats": _measure(cell, policies, repeats, costs, texts),
+    }
+
+
+def _measure(
+    cell: MapCell, policies: Mapping[str, str], repeats: int, costs: Costs, texts: Texts
+) -> dict[str, list[list[float]]]:
+    return {
+        name: [
+            _repetition(play(cell, name, policy, costs, texts, repeat)) for repeat in range(repeats)
+        ]
+        for name, policy in policies.items()
+    }
+
+
+def _swept_speed(cell: MapCell, policy: str, costs: Costs, texts: Texts) -> float:
+    name = policy.partition(":")[0]
+    return play(cell, name, policy, costs, texts, None).tokens_per_s
+
+
+def play(
+    cell: MapCell, name: str, policy: str, costs: Costs, texts: Texts, repeat: int | None
+) -> Outcome:
+    """One run on a fresh cluster; `repeat` None is the sweep."""
+    chosen = swept(texts, cell) if repeat is None else measured(texts, cell, repeat)
+    single = domain_of(repeat or 0) if cell.mix == "one" and repeat is not None else GENERALIST
+    models = cell.models()
+    if name in WITH_COPIES:
+        models = (single,) * cell.drafters
+    elif name in (COLOCATED, ONE_DRAFTER):
+        models = (single,)
+    elif name == ALONE:
+        models = ()
+    if is_colocated := name == COLOCATED:
+        cell = replace(cell, rtt_ms=0.0)
+    scenario = Scenario(models, has_device=True, is_colocated=is_colocated)
+    tokens = SWEPT_TOKENS if repeat is None else MAX_TOKENS
+    load = SimulatedLoad(policy, cell.sessions, len(chosen.lists), tokens)
+    [outcome] = simulate(scenario, [load], costs_of(cell, costs), chosen)
+    return outcome
+
+
+def costs_of(cell: MapCell, costs: Costs) -> Costs:
+    """The measured costs with the cell's hardware and network."""
+    slowed = costs.on_accelerators(PASS_S, cell.ratio * PASS_S)
+    return slowed.with_rtt(cell.rtt_ms / 1e3)
+
+
+def _repetition(outcome: Outcome) -> list[float]:
+    latency_s = statistics.fmean(outcome.latencies_s)
+    return [
+        round(outcome.tokens_per_s, 2), round(latency_s, 4), round(outcome.acceptance_length, 3),
+        round(outcome.num_rows / outcome.num_passes, 1),
+    ]  # fmt: skip

@@ -1,0 +1,72 @@
+"""Runs the map: cells in a pool of processes that yield to other load, recorded one by one."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+from edgecosine.lab.bench.table import read_report
+from edgecosine.lab.figures import Figure, Keep, Notify
+from edgecosine.lab.regime_map.cells import MapCell, all_cells
+from edgecosine.lab.regime_map.map_figures import map_figures, over_best
+from edgecosine.lab.regime_map.run_cell import Record, run_cell
+from edgecosine.lab.simulation.costs import Costs
+from edgecosine.lab.simulation.run_simulation import costs_record
+from edgecosine.lab.simulation.texts import Texts, load_texts
+
+_NICENESS = 10
+
+
+def run_map(
+    cells: Sequence[MapCell],
+    costs: Costs,
+    former: Sequence[Record],
+    *,
+    is_renewed: bool = False,
+    repeats: int,
+    workers: int,
+    notify: Notify,
+    keep: Keep,
+) -> dict[str, Figure]:
+    """Run the cells that `former` records lack; figures and records are saved after each cell.
+
+    `is_renewed` runs EdgeCoSine again in the recorded cells, too, and keeps their baselines.
+    """
+    known = {run["cell"]: run for run in former}
+    todo = [cell for cell in cells if is_renewed or cell.name not in known]
+    call = functools.partial(_run, repeats=repeats, costs=costs)
+    with ProcessPoolExecutor(workers, initializer=_yield_to_others) as pool:
+        futures = [pool.submit(call, cell, known.get(cell.name)) for cell in todo]
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                record = future.result()
+                known[record["cell"]] = record
+                runs = [known[cell.name] for cell in all_cells() if cell.name in known]
+                keep(map_figures(runs), runs, costs=costs_record(costs))
+                notify(f"[{number}/{len(todo)}] {record['cell']}: {over_best(record):.2f}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return map_figures(list(known.values()))
+
+
+def former_runs(record: Path) -> list[Record]:
+    """The cells of a record; none where there is no such file. Raises LabError."""
+    runs: list[Record] = read_report(record)["runs"] if record.exists() else []
+    return runs
+
+
+def _yield_to_others() -> None:
+    os.nice(_NICENESS)
+
+
+def _run(cell: MapCell, former: Record | None, *, repeats: int, costs: Costs) -> Record:
+    return run_cell(cell, repeats, costs, _texts(cell.temperature), former)
+
+
+@functools.cache
+def _texts(temperature: float) -> Texts:
+    return load_texts(temperature)

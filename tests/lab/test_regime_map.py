@@ -1,0 +1,140 @@
+"""The regime map: no text of a sweep is measured, every setting is a policy, and figures compare
+EdgeCoSine with the best baseline of each cell."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+
+from edgecosine.balance.policy import find_policy
+from edgecosine.errors import LabError
+from edgecosine.lab.bench.cells import ALONE, OURS
+from edgecosine.lab.regime_map.cells import ONE_DRAFTER, MapCell, all_cells, only
+from edgecosine.lab.regime_map.map_curves import map_curves
+from edgecosine.lab.regime_map.map_figures import best_baseline, map_cell, map_figures
+from edgecosine.lab.regime_map.map_table import HEAD, map_rows
+from edgecosine.lab.regime_map.run_cell import costs_of, run_cell
+from edgecosine.lab.regime_map.sweeps import SWEEPS, tune
+from edgecosine.lab.regime_map.texts import SEGMENT, measured, swept
+from edgecosine.lab.simulation.costs import FLAT_PASS_ROWS
+from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
+from tests.lab.test_simulation import COSTS, TEXTS
+
+MIXED, ONE = MapCell(), MapCell(mix="one")
+
+
+def prompts(texts: Texts) -> set[tuple[int, ...]]:
+    return set(texts.by_prompt)
+
+
+def test_every_cell_has_its_own_name_and_as_many_drafters_as_it_says() -> None:
+    cells = all_cells()
+    assert len({cell.name for cell in cells}) == len(cells)
+    assert all(len(cell.models()) == cell.drafters for cell in cells)
+    assert {cell.ratio for cell in cells} >= {0.02, 0.15, 0.4}
+    assert only(cells, ["rtt50"]) == tuple(cell for cell in cells if cell.rtt_ms == 50)
+    with pytest.raises(LabError, match="no cell has rtt7"):
+        only(cells, ["rtt7"])
+
+
+@pytest.mark.parametrize("cell", [MIXED, ONE, MapCell(sessions=1)])
+def test_repetitions_and_sweeps_share_no_prompt(cell: MapCell) -> None:
+    used = [prompts(swept(TEXTS, cell)), *(prompts(measured(TEXTS, cell, n)) for n in range(5))]
+    assert all(used)
+    assert not any(first & second for first, second in itertools.combinations(used, 2))
+
+
+def test_text_that_changes_its_domain_keeps_each_pieces_drafts() -> None:
+    spliced, plain = (measured(TEXTS, replace(MIXED, mix=mix), 0) for mix in ("within", "mixed"))
+    second = slice(NUM_PROMPT + SEGMENT, NUM_PROMPT + 2 * SEGMENT)
+    assert spliced.lists[0][:NUM_PROMPT] == plain.lists[0][:NUM_PROMPT]
+    assert spliced.lists[0][second] == plain.lists[1][second]
+    guesses = spliced.guesses[:, 0, SEGMENT : 2 * SEGMENT]
+    assert (guesses == plain.guesses[:, 1, SEGMENT : 2 * SEGMENT]).all()
+
+
+def test_sweep_finds_the_better_constants_and_tries_policies_only() -> None:
+    for name in SWEEPS:
+        tried = list(tune(name, lambda policy: float(len(policy))))
+        assert tried[0][0] == name
+        assert all(find_policy(policy) is not None for policy, _ in tried)
+    speeds = dict(tune("specedge", lambda policy: float("groups=1" in policy)))
+    assert max(speeds, key=lambda policy: speeds[policy]) == "specedge:groups=1"
+    assert "specedge:groups=1,proactive=8" in speeds
+
+
+def test_hardware_of_a_cell_replaces_passes_steps_and_round_trip_only() -> None:
+    costs = costs_of(MapCell(ratio=0.25, rtt_ms=8.0), COSTS)
+    assert costs.target_pass(1) == costs.target_pass(FLAT_PASS_ROWS, sessions=8)
+    assert costs.drafter_step(8) == pytest.approx(0.25 * costs.target_pass(1))
+    assert costs.one_way_s == 0.004
+    assert (costs.round_s, costs.message_s) == (COSTS.round_s, COSTS.message_s)
+
+
+def record(cell: MapCell, **speeds: list[float]) -> dict[str, Any]:
+    repeats = {
+        name.replace("_", "-"): [[speed, 1 / speed, 1.0, 1.0] for speed in each]
+        for name, each in speeds.items()
+    }
+    return {"kind": "map", "cell": cell.name, **asdict(cell), "repeats": repeats}
+
+
+def test_figures_compare_with_the_best_baseline_of_each_cell() -> None:
+    five = [100.0] * 5
+    runs = [
+        record(MIXED, edgecosine=[150.0] * 5, specedge=five, specinfer=[90.0] * 5,
+               target_alone=[50.0] * 5, edgecosine_one_drafter=[120.0] * 5),
+        record(replace(MIXED, rtt_ms=50.0), edgecosine=[95.0] * 5, target_alone=five,
+               edgecosine_one_drafter=five, colocated=[200.0] * 5),
+    ]  # fmt: skip
+    assert map_cell(runs[0]) == MIXED
+    assert best_baseline(runs[0]) == "specedge"
+    figures = map_figures(runs)
+    throughput = figures["cosine_throughput_over_best_baseline"]
+    assert (throughput.value, throughput.n, throughput.p) == (pytest.approx(1.5), 5, 1 / 32)
+    assert figures["cosine_latency_over_best_baseline"].value == pytest.approx(1 / 1.5)
+    assert figures["cooperation_worth"].value == pytest.approx(1.25)
+    assert figures["never_worse_than_best_baseline"].value == pytest.approx(0.475)
+    assert figures["never_worse_with_the_same_drafters"].value == pytest.approx(0.95)
+    assert figures["cells_lost"].value == 1
+
+
+def test_curves_have_a_point_for_each_cell_of_a_line_through_the_centre() -> None:
+    runs = [
+        record(cell, edgecosine=[150.0], target_alone=[100.0], edgecosine_one_drafter=[120.0],
+               edgecosine_without_fusion=[75.0])
+        for cell in (MIXED, replace(MIXED, ratio=0.4), replace(MIXED, ratio=0.4, drafters=8))
+    ]  # fmt: skip
+    for run in runs:
+        for part in map_cell(run).parts:
+            run["repeats"].setdefault(f"{OURS}-without-{part}", [[150.0, 1.0, 1.0, 1.0]])
+    others, parts = map_curves(runs)
+    assert others.lines["best baseline"] == [(0.15, 1.5), (0.4, 1.5)]
+    assert others.lines[ONE_DRAFTER] == [(0.15, 1.25), (0.4, 1.25)]
+    assert parts.lines["fusion"] == [(0.15, 2.0), (0.4, 2.0)]
+
+
+def test_table_has_a_row_for_each_cell_won_or_lost() -> None:
+    runs = [
+        record(cell, edgecosine=[speed] * 5, target_alone=[100.0] * 5, specedge=[110.0] * 5,
+               edgecosine_one_drafter=[100.0] * 5) | {"settings": {"specedge": "specedge:depth=2"}}
+        for cell, speed in ((MIXED, 121.0), (replace(MIXED, rtt_ms=50.0), 99.0))
+    ]  # fmt: skip
+    won, lost = map_rows(runs)
+    assert len(won) == len(lost) == len(HEAD)
+    assert won[6:10] == ["100", "110 (`specedge:depth=2`)", "121", "1.10 (1.10 to 1.10)"]
+    assert lost[8:10] == ["99", "0.90 (0.90 to 0.90)"]
+
+
+def test_renewed_cell_keeps_its_baselines_and_runs_edgecosine() -> None:
+    cell = MapCell(sessions=1, drafters=1, ratio=0.1)
+    former = record(cell, target_alone=[1.0], specedge=[2.0], edgecosine=[3.0])
+    renewed = run_cell(cell, 1, COSTS, TEXTS, former)
+    assert renewed["repeats"].keys() == {ALONE, "specedge", OURS, ONE_DRAFTER}
+    for name in (ALONE, "specedge"):
+        assert renewed["repeats"][name] == former["repeats"][name]
+    assert renewed["repeats"][OURS] == renewed["repeats"][ONE_DRAFTER]
+    assert renewed["repeats"][OURS][0][0] > 30
