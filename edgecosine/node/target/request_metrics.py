@@ -52,6 +52,9 @@ class RequestMetrics:
     ) -> None:
         """Count a verified tree; bit i of a node's proposers is drafters[i]."""
         self.by_length[len(result.path)] += 1
+        if not len(tree):
+            self.totals.count_round(0, 0, {}, {})
+            return
         self.num_draft_tokens += len(tree)
         proposed, accepted = Counter[str](), Counter[str]()
         for counts, sets in (
