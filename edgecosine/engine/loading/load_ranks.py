@@ -15,7 +15,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from edgecosine.engine.loading.device import resolve_device
 from edgecosine.engine.loading.load_model import load_model
-from edgecosine.engine.loading.load_plan import read_config
+from edgecosine.engine.loading.load_plan import plan_load, read_config
 from edgecosine.engine.options import Loaded, LoadOptions
 from edgecosine.engine.tensor_parallel.messages import (
     BeginServing,
@@ -52,6 +52,8 @@ def load_over_ranks(
     # `check_shards` explains better why an explicit device cannot be used.
     asked = resolve_device("auto") if options.device == "auto" else options.device
     device = check_shards(options, read_config(options), asked)
+    # What no rank could load is refused before any of them is started.
+    plan_load(replace(options, device=device))
     if dist.is_initialized():
         raise ModelUnsupported("this process already has a tensor-parallel model")
     threads = options.threads or max(1, torch.get_num_threads() // size)
