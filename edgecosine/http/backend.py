@@ -83,7 +83,7 @@ class Backend(Protocol):
 
 
 LOADING = Refusal(
-    "the node is starting: it loads its model",
+    "the node is starting: it loads its model, or waits for the members of its committee",
     code="loading",
     status=503,
     retry_after_s=_LOADING_RETRY_S,

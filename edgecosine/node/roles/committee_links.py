@@ -14,7 +14,7 @@ from edgecosine.engine.options import Loaded
 from edgecosine.node.links.link import Link
 from edgecosine.node.member.local_member import LocalMember
 from edgecosine.node.member.member_worker import MemberWorker
-from edgecosine.node.roles.common import checkpoint_of
+from edgecosine.node.roles.identity import checkpoint_of
 from edgecosine.node.target.committee import Committee, Seat
 from edgecosine.node.target.member_client import MemberClient, MemberLink
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Coroutine
@@ -17,6 +16,7 @@ from edgecosine.errors import EdgecosineError, PeerFlooded, ungrouped
 from edgecosine.node.credentials.membership import Membership
 from edgecosine.node.links.link import Link, LinkSettings
 from edgecosine.node.links.peers import Peers
+from edgecosine.node.roles.identity import checkpoint_of
 from edgecosine.protocol.api.home_assistant import cluster_device, node_device
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.topics import Topics
@@ -97,15 +97,6 @@ def linked_peers(
         on_joined=on_joined,
         on_lost=on_lost,
     )
-
-
-def checkpoint_of(config: NodeConfig, loaded: Loaded) -> str:
-    """Digest of everything but the request that determines a model's texts."""
-    facts = (
-        loaded.digest, loaded.dtype, loaded.form, loaded.exactness, loaded.max_context,
-        config.engine.ballast, config.engine.tensor_parallel,
-    )  # fmt: skip
-    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
 
 def count_lost(counters: Counters, link: Link) -> None:

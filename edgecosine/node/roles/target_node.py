@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,7 +13,6 @@ from edgecosine.client.client import Client
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
 from edgecosine.engine.base import MemberEngine
-from edgecosine.engine.grammar_compiler import grammar_version
 from edgecosine.engine.options import Loaded
 from edgecosine.engine.target.pass_table import pass_table
 from edgecosine.http.cluster_events import ClusterEvents
@@ -34,7 +32,6 @@ from edgecosine.node.links.link import Link
 from edgecosine.node.member.member_worker import MemberWorker
 from edgecosine.node.roles.committee_links import CommitteeLinks
 from edgecosine.node.roles.common import (
-    checkpoint_of,
     client_ids_of,
     count_lost,
     devices_of,
@@ -42,6 +39,7 @@ from edgecosine.node.roles.common import (
     run_all,
 )
 from edgecosine.node.roles.http_frontend import open_frontend
+from edgecosine.node.roles.identity import identity_of, served_name
 from edgecosine.node.roles.state_report import target_state
 from edgecosine.node.runtime.drain import Drain
 from edgecosine.node.runtime.engine_thread import EngineThread
@@ -151,7 +149,7 @@ class TargetNode:
         )
         self._drafters: dict[str, Link] = {}
         self._service = TextService(
-            model=_name_of(config, loaded),
+            model=served_name(config, loaded),
             codec=loaded.codec,
             max_context=loaded.max_context,
             max_sessions=config.max_sessions,
@@ -235,26 +233,24 @@ class TargetNode:
 
     async def _take_requests(self, on_open: Callable[[], object]) -> NoReturn:
         """Serve, once all models are known that determine the texts."""
-        if self._committee is not None:
-            await self._committee.complete.wait()
-        self._gateway.queue.identify(self._identity())
+        if (links := self._committee) is not None and not links.complete.is_set():
+            logger.info("waiting for the committee: members=%s", ",".join(links.committee.away))
+            await links.complete.wait()
+        identity = self._identity()
+        logger.info(
+            "taking requests: model=%s identity=%s", self._service.info["models"][0], identity
+        )
+        self._gateway.queue.identify(identity)
         on_open()
         await self._gateway.run()
 
     def _identity(self) -> str:
-        """Digest of everything but the request that determines the texts; empty while a member of
-        the committee is unknown."""
-        config, loaded = self._config, self._loaded
-        members: list[tuple[float, str]] = []
-        if self._committee is not None:
-            if not self._committee.complete.is_set():
-                return ""
-            members = self._committee.checkpoints
-        facts = (
-            checkpoint_of(config, loaded), grammar_version(), members,
-            config.committee.on_member_loss,
-        )  # fmt: skip
-        return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+        """What the texts depend on; empty while a member of the committee is unknown."""
+        if (links := self._committee) is None:
+            return identity_of(self._config, self._loaded)
+        if not links.complete.is_set():
+            return ""
+        return identity_of(self._config, self._loaded, links.checkpoints)
 
     def metrics(self) -> list[Family]:
         """All metrics, as they are now."""
@@ -314,12 +310,6 @@ class TargetNode:
         else:
             notify_status(f"unavailable: {reason}")
             self._counters.count("stalls")
-
-
-def _name_of(config: NodeConfig, loaded: Loaded) -> str:
-    """The name of the served model: that of the target's own, and the names of other members."""
-    others = config.committee.weights
-    return "+".join([loaded.name, *others] if config.committee.own_weight else others)
 
 
 def _verifier(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import msgspec
@@ -13,6 +13,7 @@ from edgecosine.engine.options import Loaded, LoadOptions
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.node.links.link import Link
 from edgecosine.node.roles.committee_links import CommitteeLinks
+from edgecosine.node.roles.identity import identity_of
 from edgecosine.protocol.wire.messages import PROTOCOL_VERSION, Hello
 
 HELLO = Hello(
@@ -80,3 +81,17 @@ def test_committee_is_known_once_every_member_was_linked() -> None:
     assert links.complete.is_set()
     assert links.committee.away == ["legal"]
     assert links.checkpoints == [(0.5, "c1"), (0.5, "c3")]
+
+
+def test_committees_of_other_models_weights_or_order_have_another_identity() -> None:
+    config = NodeConfig("target", "t", LoadOptions("m"))
+    loaded = Loaded("m", "none", None, 100, "none", 0)
+    members = [(0.5, "c1"), (0.3, "c2"), (0.2, "c3")]
+    others = [
+        [], members[:2], members[::-1], [(0.5, "c1"), (0.3, "c2"), (0.2, "c4")],
+        [(0.4, "c1"), (0.4, "c2"), (0.2, "c3")],
+    ]  # fmt: skip
+    identities = [identity_of(config, loaded, each) for each in (members, *others)]
+    assert len(set(identities)) == len(identities)
+    elsewhere = replace(config, node_id="u", cluster="other")
+    assert identity_of(elsewhere, loaded, members) == identities[0]
