@@ -62,7 +62,7 @@ def command(
         drafters=drafters or models.drafters_of(target or TARGET),
         generalist=GENERALIST if generalist is None else generalist,
         prompts_per_domain=prompts or (1 if quick else 8),
-        eight_turns=eight_turns or (1 if quick else 4), max_tokens=max_tokens,
+        eight_turns=eight_turns or (1 if quick else 5), max_tokens=max_tokens,
         trial_tokens=8 if quick else 32, dtype=dtype,
         target_cores=target_cores, drafter_cores=drafter_cores,
     )  # fmt: skip

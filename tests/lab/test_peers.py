@@ -145,13 +145,13 @@ def test_turns_are_balanced_and_continue_without_a_failed_server() -> None:
         ALONE: FakeServer(ALONE, order), OURS: FakeServer(OURS, order),
         LLAMACPP: FakeServer(LLAMACPP, order, fails_at=1),
     }  # fmt: skip
-    settings = PeerSettings(eight_turns=0)
+    settings = PeerSettings()
     kept: list[int] = []
 
     def keep(_: object, runs: Sequence[Any], **__: object) -> None:
         kept.append(len(runs))
 
-    run_patiently(peers_bench._measure(settings, servers, PROMPTS * 2, found, print, keep))
+    run_patiently(peers_bench._measure(settings, servers, PROMPTS * 2, (), found, print, keep))
     assert kept == [3, 5, 7, 9]
     assert order[:3] == list(balanced_order(tuple(servers), 0))
     assert order[3:6] == [LLAMACPP, OURS, ALONE]

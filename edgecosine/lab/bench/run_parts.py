@@ -20,6 +20,7 @@ from edgecosine.engine.loading.gguf_weights import read_gguf_tokenizer
 from edgecosine.engine.loading.sources import locate
 from edgecosine.lab.demo import ALONE
 from edgecosine.lab.distill.fresh_prompts import fresh_prompts
+from edgecosine.lab.engine_calls import quiet_transformers
 from edgecosine.lab.figures import Figure, Keep, Notify
 from edgecosine.lab.harness import fresh_plan, running_cluster
 from edgecosine.lab.load_generator import GREEDY, ask
@@ -63,6 +64,7 @@ def policies() -> tuple[str, ...]:
 async def run_parts(settings: PartsSettings, notify: Notify, keep: Keep) -> list[dict[str, Any]]:
     """Tokens per second and acceptance for each repetition, policy and temperature; saved after
     every repetition."""
+    quiet_transformers()
     notify(f"the target writes {settings.num_prompts} prompts")
     prompts = iter(fresh_prompts(models.DEFAULT_TARGET, settings.num_prompts))
     plan = fresh_plan(

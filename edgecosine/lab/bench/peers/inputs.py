@@ -42,7 +42,7 @@ class PeerSettings:
     generalist: str = GENERALIST
     """Also the peers' draft model, and the source of an adversarial one; empty: none."""
     prompts_per_domain: int = 8
-    eight_turns: int = 4
+    eight_turns: int = 5
     """Repetitions with 16 prompts, eight at a time."""
     max_tokens: int = 128
     trial_tokens: int = 32
@@ -87,12 +87,17 @@ def held_out(tokenizer: Any, per_domain: int) -> tuple[list[PeerPrompt], list[Pe
 
     def prompts(numbers: Sequence[int]) -> Iterator[PeerPrompt]:
         for number, (domain, each) in itertools.product(numbers, texts.items()):
-            turn = [{"role": "user", "content": each[number]}]
-            text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            tokens = tokenizer.encode(text, add_special_tokens=False)
-            yield PeerPrompt(domain, each[number], tuple(tokens))
+            yield in_template(tokenizer, domain, each[number])
 
     return list(prompts(range(per_domain))), list(prompts(range(-NUM_TRIALS, 0)))
+
+
+def in_template(tokenizer: Any, domain: str, text: str) -> PeerPrompt:
+    """A user's turn with the tokens of the model's chat template."""
+    turn = [{"role": "user", "content": text}]
+    whole = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    tokens = tokenizer.encode(whole, add_special_tokens=False)
+    return PeerPrompt(domain, text, tuple(tokens))
 
 
 def target_file(settings: PeerSettings) -> Path:

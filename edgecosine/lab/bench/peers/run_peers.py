@@ -1,12 +1,14 @@
 """Runs the comparison with peers: all servers are loaded once, then alternate prompt by prompt.
 
+Eight requests at a time are of prompts that no turn before had, written by the target; the target
+alone has a cluster of its own, so that no cache of prompts serves two policies.
+
 Peers use all cores; in EdgeCoSine the target uses the first core and the drafters the others.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import tempfile
 from collections.abc import Sequence
@@ -27,6 +29,7 @@ from edgecosine.lab.bench.peers.inputs import (
     PeersRecord,
     digest,
     held_out,
+    in_template,
     plain_generalist,
     target_file,
 )
@@ -41,11 +44,14 @@ from edgecosine.lab.bench.peers.server import (
     record,
 )
 from edgecosine.lab.bench.peers.start import StartedPeers, idle_shares
+from edgecosine.lab.distill.fresh_prompts import fresh_prompts
 from edgecosine.lab.engine_calls import quiet_transformers
 from edgecosine.lab.figures import Keep, Notify
 from edgecosine.lab.paired_runs import balanced_order
 
 _AT_EIGHT: Final = (ALONE, OURS, names.LLAMACPP)
+_PER_TURN: Final = 4 * EIGHT
+"""Prompts of a turn with eight requests at a time."""
 _ONE_BY_ONE: Final = 4
 """Trial prompts that a peer answers one by one; as in `llamacpp_worker.py`."""
 
@@ -62,6 +68,11 @@ async def run_peers_bench(
     gguf = target_file(settings)
     tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     measured, trials = held_out(tokenizer, settings.prompts_per_domain)
+    notify("the target writes prompts")
+    written = await asyncio.to_thread(
+        fresh_prompts, settings.target, _PER_TURN * settings.eight_turns
+    )
+    eights = [in_template(tokenizer, domain, text) for domain, text in written]
     found.notes["target_file"] = {"name": gguf.name, "sha256": digest(gguf)}
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgecosine-")))
@@ -86,18 +97,18 @@ async def run_peers_bench(
             await _repeat_trial(
                 servers[names.LLAMACPP], trials, settings.trial_tokens, found, notify
             )
-        await _measure(settings, servers, measured, found, notify, keep)
+        await _measure(settings, servers, measured, eights, found, notify, keep)
 
 
 async def _measure(
     settings: PeerSettings, servers: dict[str, Server], measured: Sequence[PeerPrompt],
-    found: PeersRecord, notify: Notify, keep: Keep,
+    eights: Sequence[PeerPrompt], found: PeersRecord, notify: Notify, keep: Keep,
 ) -> None:  # fmt: skip
-    repeated = itertools.cycle(measured)
-    eights = [list(itertools.islice(repeated, 2 * EIGHT)) for _ in range(settings.eight_turns)]
+    starts = range(0, len(eights), _PER_TURN)
+    turns_of_eight = [list(eights[start : start + _PER_TURN]) for start in starts]
     cells: tuple[tuple[str, int, list[list[PeerPrompt]], tuple[str, ...]], ...] = (
         (names.SINGLE, 1, [[prompt] for prompt in measured], tuple(servers)),
-        (names.EIGHT, EIGHT, eights, tuple(name for name in servers if name in _AT_EIGHT)),
+        (names.EIGHT, EIGHT, turns_of_eight, tuple(name for name in servers if name in _AT_EIGHT)),
     )
     for cell, at_once, turns, chosen in cells:
         for turn, prompts in enumerate(turns):
@@ -121,8 +132,10 @@ async def _our_servers(
     layout = CoreLayout(
         settings.target, settings.target_cores, settings.drafter_cores, settings.dtype
     )  # fmt: skip
-    client = await stack.enter_async_context(our_cluster(layout, settings.drafters, notify))
-    servers: dict[str, Server] = {ALONE: Ours(client, ALONE), OURS: Ours(client, OURS)}
+    servers: dict[str, Server] = {}
+    for policy, drafters in ((ALONE, ()), (OURS, settings.drafters)):
+        client = await stack.enter_async_context(our_cluster(layout, drafters, notify))
+        servers[policy] = Ours(client, policy)
     if plain is None:
         for name in (names.HOSTILE, names.HOSTILE_ALONE):
             found.refuse(name, "there is no model to make adversarial", notify)
