@@ -96,87 +96,101 @@ struct ExactSum {
 #endif
 };
 
-// The outputs of a strip for a group of rows.
+// The outputs of a panel for a group of rows. An input is loaded for two columns at a time, since a
+// processor loads at most as many inputs as it multiplies.
 template <int Rows, class Form>
-void multiply_strip(const RoundedInputs* group, const Strip<Form>& strip, float* c, int64_t ldc,
+void multiply_panel(const RoundedInputs* group, const Panel<Form>& panel, float* c, int64_t ldc,
                     int64_t steps, Ahead ahead) {
-  Vector sums[Rows];
-#pragma GCC unroll 12
-  for (int r = 0; r < Rows; r++) sums[r] = Vector{};
+  Vector sums[Rows][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; r++) sums[r][0] = sums[r][1] = Vector{};
   for (int64_t k = 0; k < steps; k++) {
     ahead.fetch_all(k);
     const int32_t* words = group[k * Rows].words;
-    ExactSum<Form> exact[Rows];
-#pragma GCC unroll 12
-    for (int r = 0; r < Rows; r++) exact[r].start(words + kUnbias * Rows, r);
+    ExactSum<Form> exact[Rows][2];
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; r++)
+      for (int half = 0; half < 2; half++) exact[r][half].start(words + kUnbias * Rows, r);
 #pragma GCC unroll 4
     for (int i = 0; i < kQuads / 2; i++) {
-      Ints low, high;
-      strip.load(k, i, low, high);
-      low = ExactSum<Form>::prepared(low), high = ExactSum<Form>::prepared(high);
-#pragma GCC unroll 12
-      for (int r = 0; r < Rows; r++) exact[r].add(low, words[2 * i * Rows + r]);
-#pragma GCC unroll 12
-      for (int r = 0; r < Rows; r++) exact[r].add(high, words[(2 * i + 1) * Rows + r]);
+      Ints columns[2][2];
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; half++) {
+        panel.load(k, half, i, columns[0][half], columns[1][half]);
+        for (Ints(&two)[2] : columns) two[half] = ExactSum<Form>::prepared(two[half]);
+      }
+#pragma GCC unroll 2
+      for (int quad = 0; quad < 2; quad++)
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; r++)
+#pragma GCC unroll 2
+          for (int half = 0; half < 2; half++)
+            exact[r][half].add(columns[quad][half], words[(2 * i + quad) * Rows + r]);
     }
-    const Vector scales = load_halves(strip.scales(k));
     const auto number = [&](int word) {
       float value;
       std::memcpy(&value, words + word, 4);
       return value;
     };
-#pragma GCC unroll 12
-    for (int r = 0; r < Rows; r++)
-      sums[r] = fused(exact[r].finished(), scales * number(kScale * Rows + r), sums[r]);
-    if constexpr (Form::kHasMinimum) {
-      const Vector minima = load_halves(strip.minima(k));
-#pragma GCC unroll 12
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+      const Vector scales = load_halves(panel.scales(k, half));
+#pragma GCC unroll 8
       for (int r = 0; r < Rows; r++)
-        sums[r] = fused(minima, Vector{} + number(kSum * Rows + r), sums[r]);
+        sums[r][half] = fused(exact[r][half].finished(), scales * number(kScale * Rows + r), sums[r][half]);
+      if constexpr (Form::kHasMinimum) {
+        const Vector minima = load_halves(panel.minima(k, half));
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; r++)
+          sums[r][half] = fused(minima, Vector{} + number(kSum * Rows + r), sums[r][half]);
+      }
     }
   }
-#pragma GCC unroll 12
-  for (int r = 0; r < Rows; r++) store(c + r * ldc, sums[r]);
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; r++)
+    for (int half = 0; half < 2; half++) store(c + r * ldc + half * kLanes, sums[r][half]);
 }
 
 // The same with float32 inputs, slowly.
 template <int Rows, class Form>
-void multiply_strip(const WideInputs* group, const Strip<Form>& strip, float* c, int64_t ldc,
+void multiply_panel(const WideInputs* group, const Panel<Form>& panel, float* c, int64_t ldc,
                     int64_t steps, Ahead) {
-  for (int r = 0; r < Rows; r++) store(c + r * ldc, Vector{});
-  for (int64_t k = 0; k < steps; k++) {
-    const Vector scales = load_halves(strip.scales(k));
-    const Vector minima = Form::kHasMinimum ? load_halves(strip.minima(k)) : Vector{};
-    for (int64_t i = 0; i < kBlock; i++) {
-      Ints quads[2];
-      strip.load(k, i / 8, quads[0], quads[1]);
-      const Ints whole = (quads[i / 4 % 2] >> 8 * (i % 4)) & 0xff;
-      const Vector weight =
-          fused(__builtin_convertvector(whole - (Form::kHasMinimum ? 0 : kBias), Vector), scales, minima);
-      for (int r = 0; r < Rows; r++) {
-        float* at = c + r * ldc;
-        store(at, load(at) + group[k * Rows + r].values[i] * weight);
+  for (int half = 0; half < 2; half++) {
+    for (int r = 0; r < Rows; r++) store(c + r * ldc + half * kLanes, Vector{});
+    for (int64_t k = 0; k < steps; k++) {
+      const Vector scales = load_halves(panel.scales(k, half));
+      const Vector minima = Form::kHasMinimum ? load_halves(panel.minima(k, half)) : Vector{};
+      for (int64_t i = 0; i < kBlock; i++) {
+        Ints quads[2];
+        panel.load(k, half, i / 8, quads[0], quads[1]);
+        const Ints whole = (quads[i / 4 % 2] >> 8 * (i % 4)) & 0xff;
+        const Vector weight =
+            fused(__builtin_convertvector(whole - (Form::kHasMinimum ? 0 : kBias), Vector), scales, minima);
+        for (int r = 0; r < Rows; r++) {
+          float* at = c + r * ldc + half * kLanes;
+          store(at, load(at) + group[k * Rows + r].values[i] * weight);
+        }
       }
     }
   }
 }
 
 template <int Rows, class Input, class Form, class... Arguments>
-void multiply_strip_of(int64_t rows, const Input* group, const Strip<Form>& strip,
+void multiply_panel_of(int64_t rows, const Input* group, const Panel<Form>& panel,
                        Arguments... arguments) {
-  if (rows == Rows) return multiply_strip<Rows, Form>(group, strip, arguments...);
-  if constexpr (Rows > 1) multiply_strip_of<Rows - 1>(rows, group, strip, arguments...);
+  if (rows == Rows) return multiply_panel<Rows, Form>(group, panel, arguments...);
+  if constexpr (Rows > 1) multiply_panel_of<Rows - 1>(rows, group, panel, arguments...);
 }
 
 constexpr int64_t kRowsNear = 128;             // rows whose inputs stay in the second cache
 constexpr int64_t kFewRows = 5;                // rows for which the processor's own prefetching is quicker
 
-// Weights that a group prefetches while it multiplies a strip: its part of those that come next.
+// Weights that a group prefetches while it multiplies a panel: its part of those that come next.
 template <class Form>
-Ahead next_weights(const Strip<Form>& strip, int64_t steps, int64_t rows, int64_t group, int64_t groups) {
-  const int64_t bytes = Strip<Form>::kBlockBytes, pace = rows > kFewRows ? bytes / groups : 0;
+Ahead next_weights(const Panel<Form>& panel, int64_t steps, int64_t rows, int64_t group, int64_t groups) {
+  const int64_t bytes = Panel<Form>::kBlockBytes, pace = rows > kFewRows ? bytes / groups : 0;
   const int64_t distance = groups == 1 ? kBlocksAhead : steps * bytes;
-  return {reinterpret_cast<const char*>(strip.blocks) + distance + group * pace * steps, pace, false};
+  return {reinterpret_cast<const char*>(panel.blocks) + distance + group * pace * steps, pace, false};
 }
 
 // Panels begin to end of the outputs of all rows.
@@ -186,16 +200,15 @@ void multiply_panels(int64_t begin, int64_t end, int64_t rows, int64_t steps, co
   const int64_t groups = block_groups_of(rows), near = kRowsNear / kMostBlockRows;
   for (int64_t first = 0; first < groups; first += near) {
     const int64_t last = std::min(groups, first + near);
-    for (int64_t panel = begin; panel < end; panel++)
-      for (int half = 0; half < 2; half++) {
-        const Strip<Form> strip(w + panel * steps * kPanel, half, steps);
-        float* at = c + panel * kPanel + half * kLanes;
-        for (int64_t g = first; g < last; g++) {
-          const int64_t row = rows * g / groups, size = rows * (g + 1) / groups - row;
-          const Ahead ahead = next_weights(strip, steps, rows, g - first, last - first);
-          multiply_strip_of<kMostBlockRows>(size, x + row * steps, strip, at + row * ldc, ldc, steps, ahead);
-        }
+    for (int64_t number = begin; number < end; number++) {
+      const Panel<Form> panel(w + number * steps * kPanel);
+      for (int64_t g = first; g < last; g++) {
+        const int64_t row = rows * g / groups, size = rows * (g + 1) / groups - row;
+        const Ahead ahead = next_weights(panel, steps, rows, g - first, last - first);
+        multiply_panel_of<kMostBlockRows>(size, x + row * steps, panel, c + row * ldc + number * kPanel, ldc,
+                                          steps, ahead);
       }
+    }
   }
 }
 

@@ -25,53 +25,54 @@ constexpr int kQuads = kBlock / 4;             // groups of four inputs, which o
 constexpr int kBias = 128;                     // added to bytes, since the instructions take them unsigned
 constexpr int64_t kRoundingWork = 8;           // products in the time of rounding an input
 #ifdef __AVX512F__
-constexpr int kMostBlockRows = 12;             // rows whose exact and float sums fit in registers
+constexpr int kMostBlockRows = 8;              // rows whose exact sums fit in registers beside two columns
 #else
-constexpr int kMostBlockRows = 6;
+constexpr int kMostBlockRows = 4;
 #endif
 
 // The size of a column's part of a block: bytes that hold weight + kBias, or nibbles, whose weight is
-// minimum + scale * nibble. The columns are held in strips, so a column's data is not in its own struct.
+// minimum + scale * nibble. The data of columns are interleaved, so a column's data is not in its own struct.
 struct Bytes {
   uint8_t data[2 + kBlock];
   static constexpr bool kHasMinimum = false;
-  static constexpr int64_t kQuadBytes = kBlock * kLanes;
 };
 struct Nibbles {
   uint8_t data[2 + 2 + kBlock / 2];
   static constexpr bool kHasMinimum = true;
-  static constexpr int64_t kQuadBytes = kBlock * kLanes / 2;
 };
 struct WideBytes : Bytes {};
 struct WideNibbles : Nibbles {};
 
-// Half of a panel: kLanes columns over all steps, block after block. Blocks follow each other without a
-// gap over strips and panels: processors recognise one distance between reads, and prefetch by it.
+// The columns of a panel over all steps, block after block. Blocks follow each other without a gap over
+// all panels: processors recognise one distance between reads, and prefetch by it.
 template <class Form>
-struct Strip {
-  static constexpr int64_t kBlockBytes = kLanes * sizeof(Form);
+struct Panel {
+  static constexpr int64_t kBlockBytes = kPanel * sizeof(Form);
   const uint8_t* blocks;
 
-  Strip(const Form* panel, int half, int64_t steps) : blocks(panel->data + half * steps * kBlockBytes) {}
+  explicit Panel(const Form* panel) : blocks(panel->data) {}
 
-  // In a block, the scales come first, then the minima, then the quads.
-  const uint8_t* scales(int64_t step) const { return blocks + step * kBlockBytes; }
-  const uint8_t* minima(int64_t step) const { return scales(step) + 2 * kLanes; }
+  // In a block, the scales come first, then the minima, then the quads, each in two halves of kLanes columns.
+  const uint8_t* scales(int64_t step, int half) const {
+    return blocks + step * kBlockBytes + half * 2 * kLanes;
+  }
+  const uint8_t* minima(int64_t step, int half) const { return scales(step, half) + 2 * kPanel; }
   const uint8_t* quads(int64_t step) const {
-    return scales(step) + (Form::kHasMinimum ? 4 : 2) * kLanes;
+    return scales(step, 0) + (Form::kHasMinimum ? 4 : 2) * kPanel;
   }
 
-  // The quads 2 * i and 2 * i + 1 of a block. A vector of nibbles has one in its low halves and the next
-  // one in its high halves.
-  void load(int64_t step, int i, Ints& low, Ints& high) const {
-    const uint8_t* at = quads(step) + i * Form::kQuadBytes / (kQuads / 2);
-    const Ints first = *reinterpret_cast<const LooseInts*>(at);
+  // The quads 2 * i and 2 * i + 1 of half a block. A vector of nibbles has one in its low halves and the
+  // next one in its high halves.
+  void load(int64_t step, int half, int i, Ints& low, Ints& high) const {
+    const auto vector = [&](int number) {
+      return *reinterpret_cast<const LooseInts*>(quads(step) + (2 * number + half) * kLanes * 4);
+    };
     if constexpr (Form::kHasMinimum) {
-      low = first & 0x0f0f0f0f;
-      high = (first >> 4) & 0x0f0f0f0f;
+      low = vector(i) & 0x0f0f0f0f;
+      high = (vector(i) >> 4) & 0x0f0f0f0f;
     } else {
-      low = first;
-      high = *reinterpret_cast<const LooseInts*>(at + kLanes * 4);
+      low = vector(2 * i);
+      high = vector(2 * i + 1);
     }
   }
 };
@@ -224,20 +225,21 @@ void pack_blocks(const int8_t* bytes, const uint16_t* scales, const uint16_t* mi
   prefer_huge_pages(packed, panels * steps * kPanel * sizeof(Form));
   std::memset(packed, 0, panels * steps * kPanel * sizeof(Form));
   for (int64_t n = 0; n < outputs; n++) {
-    const int64_t half = n % kPanel / kLanes, column = n % kLanes;
-    const Strip<Form> strip(packed + n / kPanel * steps * kPanel, half, steps);
+    const int half = static_cast<int>(n % kPanel / kLanes);
+    const int64_t column = n % kLanes;
+    const Panel<Form> panel(packed + n / kPanel * steps * kPanel);
     const auto at = [&](const uint8_t* p, int64_t i) { return const_cast<uint8_t*>(p) + i; };
     for (int64_t k = 0; k < steps; k++) {
-      std::memcpy(at(strip.scales(k), 2 * column), scales + n * steps + k, 2);
+      std::memcpy(at(panel.scales(k, half), 2 * column), scales + n * steps + k, 2);
       if (Form::kHasMinimum)
-        std::memcpy(at(strip.minima(k), 2 * column), minima + n * steps + k, 2);
-      uint8_t* quads = at(strip.quads(k), column * 4);
+        std::memcpy(at(panel.minima(k, half), 2 * column), minima + n * steps + k, 2);
+      uint8_t* quads = at(panel.quads(k), (half * kLanes + column) * 4);
       for (int64_t i = 0; i < kBlock; i++) {
         const int64_t quad = i / 4, value = bytes[(n * steps + k) * kBlock + i];
         if (Form::kHasMinimum)
-          quads[quad / 2 * kLanes * 4 + i % 4] |= value << 4 * (quad % 2);
+          quads[quad / 2 * kPanel * 4 + i % 4] |= value << 4 * (quad % 2);
         else
-          quads[quad * kLanes * 4 + i % 4] = static_cast<uint8_t>(value + kBias);
+          quads[quad * kPanel * 4 + i % 4] = static_cast<uint8_t>(value + kBias);
       }
     }
   }
