@@ -55,30 +55,47 @@ struct View {
   }
 };
 
-// query . key, lane by lane. `Fixed` is the size of a key in vectors; 0: known at run time only.
-template <int Fixed, class Value>
-[[gnu::always_inline]] inline Vector products(const float* query, const Value* key, int64_t size) {
-  Vector sum{};
-  for (int64_t i = 0; i < (Fixed ? Fixed * kLanes : size / kLanes * kLanes); i += kLanes)
-    sum += load(query + i) * load(key + i);
-  return sum;
+// The products of a key with the queries of heads [Heads, Fixed * kLanes], lane by lane.
+template <int Heads, int Fixed, class Value>
+[[gnu::always_inline]] inline Lot<Heads> products(const float* queries, const Value* key) {
+  Lot<Heads> sums{};
+#pragma GCC unroll 8
+  for (int v = 0; v < Fixed; v++) {
+    const Vector part = load(key + v * kLanes);
+#pragma GCC unroll 4
+    for (int h = 0; h < Heads; h++) sums.of[h] += load(queries + (h * Fixed + v) * kLanes) * part;
+  }
+  return sums;
 }
 
-// scores[j] = query . key for kLanes positions from `first` on, summed as by `dot`; -infinity outside
-// of the view.
-template <int Fixed, class Value>
-void score(const float* query, const Value* keys, int64_t size, const View& view, int64_t first,
-           float* scores) {
-  if (Fixed && first >= view.begin && first + kLanes <= std::min(view.end, view.length)) {
-    const Value* key = keys + first * size;
-    const auto of = [&](int i) __attribute__((always_inline)) {
-      return products<Fixed>(query, key + i * Fixed * kLanes, size);
+// scores[head][j] = query . key for kLanes positions from `first` on, summed as by `dot`; -infinity outside
+// of the view. `Fixed` is the size of a key in vectors; 0: known at run time only.
+template <int Heads, int Fixed, class Value>
+void score(const float* queries, const Value* keys, int64_t size, const View& view, int64_t first,
+           float* scores, int64_t lds) {
+  const int64_t last = first + kLanes;
+  if constexpr (Fixed > 0) {
+    const auto store_all = [&](const Lot<Heads>& lot) __attribute__((always_inline)) {
+      for (int h = 0; h < Heads; h++) store(scores + h * lds + first, lot.of[h]);
     };
-    return store(scores + first, totals(of));
+    const Value* next = keys + first * size;
+    if (first >= view.begin && last <= std::min(view.end, view.length))
+      return store_all(totals<Heads>([&](int i) __attribute__((always_inline)) {
+        return products<Heads, Fixed>(queries, next + i * Fixed * kLanes);
+      }));
+    const Value* at[kLanes];
+    for (int64_t j = first; j < last; j++)
+      at[j - first] = keys + view.kv_position(std::clamp(j, view.begin, view.end - 1)) * size;
+    store_all(totals<Heads>([&](int i) __attribute__((always_inline)) {
+      return products<Heads, Fixed>(queries, at[i]);
+    }));
   }
-  for (int64_t j = first; j < first + kLanes; j++) {
+  for (int64_t j = first; j < last; j++) {
     const bool is_seen = view.begin <= j && j < view.end;
-    scores[j] = is_seen ? dot(query, keys + view.kv_position(j) * size, size) : -INFINITY;
+    if (is_seen && Fixed > 0) continue;
+    for (int h = 0; h < Heads; h++)
+      scores[h * lds + j] =
+          is_seen ? dot(queries + h * size, keys + view.kv_position(j) * size, size) : -INFINITY;
   }
 }
 
@@ -92,8 +109,7 @@ inline float exponentiate(const Shape& s, float* scores, const View& view, const
     const Vector next = load(scores + j);
     mosts = next > mosts ? next : mosts;
   }
-  float most = sink ? *sink : -INFINITY;
-  for (int i = 0; i < kLanes; i++) most = std::max(most, mosts[i]);
+  const float most = std::max(sink ? *sink : -INFINITY, greatest(mosts));
   for (int64_t j = 0; j < view.end; j += kLanes) {
     const Vector shifted = load(scores + j) - most;
     const Vector weight = shifted > -87.0f ? exponential(shifted) : Vector{};
@@ -113,7 +129,7 @@ void weigh(const Value* values, int64_t size, const View& view, int64_t begin, i
     for (int v = 0; v < Vectors; v++) part[h][v] = load(sums + h * size + v * kLanes);
   const auto add = [&](int64_t j, const Value* at) {
     for (int v = 0; v < Vectors; v++) {
-      const Vector value = load(at + v * kLanes);
+      const Vector value = in_register(load(at + v * kLanes));
       for (int h = 0; h < Heads; h++) part[h][v] += weights[h * ldw + j] * value;
     }
   };
@@ -132,10 +148,18 @@ void weigh_all(const Value* values, int64_t size, const View& view, int64_t begi
     weigh<Heads, 4>(values + column, size, view, begin, end, weights, ldw, sums + column);
   for (; column + kLanes <= size; column += kLanes)
     weigh<Heads, 1>(values + column, size, view, begin, end, weights, ldw, sums + column);
-  for (int64_t j = begin; j < end; j++)
+  for (int64_t j = begin; j < end && column < size; j++)
     for (int64_t i = column; i < size; i++)
       for (int h = 0; h < Heads; h++)
         sums[h * size + i] += weights[h * ldw + j] * scalar(values + view.kv_position(j) * size + i);
+}
+
+// y = x * scale
+template <class Value>
+void scale_values(const Value* x, float scale, int64_t size, float* y) {
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) store(y + i, load(x + i) * scale);
+  for (; i < size; i++) y[i] = scalar(x + i) * scale;
 }
 
 struct Room {
@@ -164,18 +188,17 @@ void attend(const Shape& s, const Value* query, const Value* keys, const Value* 
   room.sums.assign(rows * Heads * s.value_size, 0.0f);
   for (int64_t t = 0; t < rows; t++)
     for (int h = 0; h < Heads; h++)
-      for (int64_t i = 0; i < s.key_size; i++)
-        room.queries[(t * Heads + h) * s.key_size + i] =
-            scalar(query + t * s.query_row + h * s.query_head + i) * s.scale;
-  const auto scored = s.key_size == 4 * kLanes   ? score<4, Value>
-                      : s.key_size == 8 * kLanes ? score<8, Value>
-                                                 : score<0, Value>;
+      scale_values(query + t * s.query_row + h * s.query_head, s.scale, s.key_size,
+                   &room.queries[(t * Heads + h) * s.key_size]);
+  const auto scored = s.key_size == 4 * kLanes   ? score<Heads, 4, Value>
+                      : s.key_size == 8 * kLanes ? score<Heads, 8, Value>
+                                                 : score<Heads, 0, Value>;
   for (int64_t first = 0; first < longest; first += kLanes) {
     fetch(values + first * s.value_size, std::min<int64_t>(kLanes, longest - first) * s.value_size);
     for (int64_t t = 0; t < rows; t++)
-      for (int h = 0; h < Heads && first < views[t].end; h++)
-        scored(&room.queries[(t * Heads + h) * s.key_size], keys, s.key_size, views[t], first,
-               &room.scores[(t * Heads + h) * lds]);
+      if (first < views[t].end)
+        scored(&room.queries[t * Heads * s.key_size], keys, s.key_size, views[t], first,
+               &room.scores[t * Heads * lds], lds);
   }
   float norms[kTile][Heads];
   for (int64_t t = 0; t < rows; t++)
