@@ -75,20 +75,17 @@ void score(const float* queries, const Value* keys, int64_t size, const View& vi
            float* scores, int64_t lds) {
   const int64_t last = first + kLanes;
   if constexpr (Fixed > 0) {
-    const auto store_all = [&](const Lot<Heads>& lot) __attribute__((always_inline)) {
-      for (int h = 0; h < Heads; h++) store(scores + h * lds + first, lot.of[h]);
-    };
-    const Value* next = keys + first * size;
-    if (first >= view.begin && last <= std::min(view.end, view.length))
-      return store_all(totals<Heads>([&](int i) __attribute__((always_inline)) {
-        return products<Heads, Fixed>(queries, next + i * Fixed * kLanes);
-      }));
+    const bool is_whole = first >= view.begin && last <= std::min(view.end, view.length);
     const Value* at[kLanes];
-    for (int64_t j = first; j < last; j++)
-      at[j - first] = keys + view.kv_position(std::clamp(j, view.begin, view.end - 1)) * size;
-    store_all(totals<Heads>([&](int i) __attribute__((always_inline)) {
+    for (int64_t j = first; j < last; j++) {
+      const int64_t seen = is_whole ? j : view.kv_position(std::clamp(j, view.begin, view.end - 1));
+      at[j - first] = keys + seen * size;
+    }
+    const Lot<Heads> all = totals<Heads>([&](int i) __attribute__((always_inline)) {
       return products<Heads, Fixed>(queries, at[i]);
-    }));
+    });
+    for (int h = 0; h < Heads; h++) store(scores + h * lds + first, all.of[h]);
+    if (is_whole) return;
   }
   for (int64_t j = first; j < last; j++) {
     const bool is_seen = view.begin <= j && j < view.end;

@@ -16,6 +16,7 @@ constexpr int kLanes = 8;
 typedef float Vector __attribute__((vector_size(kLanes * 4)));
 typedef int32_t Ints __attribute__((vector_size(kLanes * 4)));
 typedef float LooseVector __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+typedef uint16_t LooseShorts __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
 typedef int32_t LooseInts __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 
 inline float widen(uint16_t x) {
@@ -35,9 +36,7 @@ inline uint16_t narrow(float value) {          // round to nearest even, as torc
 inline Vector load(const float* p) { return *reinterpret_cast<const LooseVector*>(p); }
 
 inline Vector load(const uint16_t* p) {
-  Vector v;
-  for (int i = 0; i < kLanes; i++) v[i] = widen(p[i]);
-  return v;
+  return (Vector)(__builtin_convertvector(*reinterpret_cast<const LooseShorts*>(p), Ints) << 16);
 }
 
 inline void store(float* p, Vector v) { *reinterpret_cast<LooseVector*>(p) = v; }
