@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from edgecosine.engine.attention import NAME, BatchRows, attending_by
 from edgecosine.engine.cpu.deterministic_activations import replace_activations
+from edgecosine.engine.cpu.experts import pack_experts
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.cpu.packing import PackedLinear, pack_linear_layers
 from edgecosine.engine.float32_reference import computing_in
@@ -48,6 +49,7 @@ class SlotModel:
                 pack_shards(model, kernels, threads)
             else:
                 pack_linear_layers(model, kernels, threads, form)
+                pack_experts(model, kernels, threads)
             replace_activations(model)
         self._model = model.eval()  # type: ignore[no-untyped-call]
         # Threads split elementwise operators at places that depend on the number of rows, and the

@@ -62,6 +62,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, **_HEADS}),
+    "olmoe": ("olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 48,
+        },
+    ),
+}
+"""Further mixtures of experts, in which only the experts differ from the families above."""
+
 
 def build(
     family: str,
@@ -72,7 +87,7 @@ def build(
     **changes: Any,
 ) -> PreTrainedModel:
     """A random model of a family, with weights large enough that attention matters."""
-    name, extra = FAMILIES[family]
+    name, extra = (FAMILIES | MIXTURES)[family]
     settings = {**_BASE, **extra, "num_hidden_layers": layers, **changes}
     if kinds := settings.get("layer_types"):
         settings["layer_types"] = [kinds[i % len(kinds)] for i in range(layers)]

@@ -89,7 +89,9 @@ def stock_products(modules: nn.Module) -> str | None:
     for name, module in modules.named_modules():
         if type(module) in {nn.Linear, Conv1D, PackedLinear} or isinstance(module, nn.Embedding):
             continue
-        if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
+        # Biases of experts have two dimensions, too.
+        weights = (p for name, p in module.named_parameters(recurse=False) if "bias" not in name)
+        if any(weight.dim() > 1 for weight in weights):
             return f"torch computes the products of {type(module).__name__} ({name})"
     return None
 

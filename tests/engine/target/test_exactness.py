@@ -16,7 +16,7 @@ from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.exactness import cobatching_fault, confirm, decide
 from edgecosine.errors import ModelUnsupported
 from tests.engine.loading.test_load import save
-from tests.engine.models import build
+from tests.engine.models import MIXTURES, build
 
 try:
     KERNELS = load_kernels()
@@ -37,7 +37,16 @@ def test_bitwise_holds_for_dense_models() -> None:
     assert confirm(decision, "bitwise", fused, built).policy == "bitwise"
 
 
-def test_mixture_of_experts_is_not_bitwise() -> None:
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", *MIXTURES])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_bitwise_holds_for_mixtures_of_experts(family: str, dtype: torch.dtype) -> None:
+    decision = decide("cpu", dtype)
+    found = confirm(decision, "bitwise", *_layered(family, dtype=dtype))
+    assert found.policy == "bitwise"
+
+
+def test_stock_experts_are_not_bitwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgecosine.engine.cpu.experts.FAMILIES", ())
     decision = decide("cpu", torch.float32)
     found = confirm(decision, "auto", *_layered("qwen3_moe"))
     assert found.policy == "rounding"
