@@ -31,6 +31,8 @@ class DrafterSpeed:
     """Compute per step, which makes the draft a token longer."""
     overhead_s: float | None = None
     """Request to answer without the compute: network, queue, both event loops."""
+    beside_others_s: float | None = None
+    """The least such time of answers beside which other drafters or the target computed."""
     ahead_step_s: float | None = None
     """Compute per step of a draft ahead."""
     ahead_overhead_s: float = 0.0
@@ -55,8 +57,10 @@ class DrafterSpeed:
         overhead_s = max(0.0, elapsed_s - compute_s)
         if not is_disturbed:
             self.overhead_s = smooth(self.overhead_s, overhead_s)
-        elif self.overhead_s is not None:
-            self.overhead_s = min(self.overhead_s, overhead_s)
+        else:
+            self.beside_others_s = min(overhead_s, self.beside_others_s or overhead_s)
+            if self.overhead_s is not None:
+                self.overhead_s = min(self.overhead_s, overhead_s)
 
     def observe_ahead(self, elapsed_s: float, compute_s: float, num_steps: int) -> None:
         """Learn from a draft ahead of `num_steps` steps."""

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgecosine.balance.plan import Candidate, Plan, probe_plan
-from edgecosine.balance.policy import FIXED_GAMMA, Policy
+from edgecosine.balance.policy import FIXED_DRAFTERS, FIXED_GAMMA, Policy
 
 
 def fixed_plan(policy: Policy, candidates: Sequence[Candidate], room: int) -> Plan:
     """The plan with the candidates of the highest rates."""
     gamma = min(FIXED_GAMMA, room - 1)
-    chosen = sorted(candidates, key=lambda c: -c.rate)[: policy.max_drafters]
+    chosen = sorted(candidates, key=lambda c: -c.rate)[: min(FIXED_DRAFTERS, policy.max_drafters)]
     if not chosen or gamma < 1:
         return Plan(reason=f"K=0: {policy.name}")
     return replace(

@@ -35,6 +35,13 @@ class Candidate:
     token_s: float
     overhead_s: float
     is_measured: bool
+    beside_others_s: float | None = None
+    """Overhead of answers beside which others computed; None before the first one."""
+
+    @property
+    def joining_s(self) -> float | None:
+        """Overhead as one of several drafters; None before a measurement."""
+        return self.overhead_s if self.is_measured else self.beside_others_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from edgecosine.balance.plan import (
     probe_plan,
     worthwhile_nodes,
 )
-from edgecosine.balance.policy import Policy
+from edgecosine.balance.policy import FIXED_DRAFTERS, Policy
 from edgecosine.balance.probes import (
     OTHERS_TURN,
     SHARED_PACE,
@@ -346,7 +346,7 @@ class Planner:
         conditional = self.statistics.acceptance.conditional.estimate
         contention = self.statistics.contention.factor
         plan = add_drafters(
-            plan, candidates, conditional, most, pass_s, co_batched, overlap, contention
+            plan, candidates, conditional, most, pass_s, co_batched, overlap, contention, room - 1
         )
         if plan.drafters and request.policy.may_step and not co_batched.requests:
             return self._stepwise_plan(request, candidates, plan, pass_s, room)
@@ -410,10 +410,11 @@ class Planner:
             token_s=state.speed.token_s or 0.0,
             overhead_s=state.speed.overhead_s or 0.0,
             is_measured=state.speed.overhead_s is not None,
+            beside_others_s=state.speed.beside_others_s,
         )
 
 
 def _drawn(request: RequestState, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """As many candidates as the policy allows, at random for each request."""
+    """As many candidates as are not chosen by what they add, at random for each request."""
     drawn = sorted(candidates, key=lambda each: weight(str(request.number), each.node_id))
-    return drawn[: request.policy.max_drafters]
+    return drawn[: min(FIXED_DRAFTERS, request.policy.max_drafters)]

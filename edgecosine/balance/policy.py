@@ -24,6 +24,8 @@ Routing = Literal["learned", "drawn"]
 
 FIXED_GAMMA = 5
 """Draft length of the policy that does not adapt it."""
+FIXED_DRAFTERS = 2
+"""Most drafters of a request under the policies that do not choose them by what they add."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class Policy:
 
     name: str
     baseline: Baseline | None = None
-    max_drafters: int = 2
+    max_drafters: int = 4
     routing: Routing = "learned"
     fuses: bool = True
     width: int = 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -43,6 +45,28 @@ def test_coverage_is_at_most_the_drafters_own_rate() -> None:
     drafters = [LEAD, candidate("b", 0.01)]
     plan = choose_plan(drafters, MEMORY_BOUND, 100)
     assert add_drafters(plan, drafters, lambda *_: 0.9, 2, MEMORY_BOUND).drafters == ("a",)
+
+
+def test_drafter_that_was_only_measured_beside_others_may_join() -> None:
+    """Else none could: all answers of drafters that are only probed come beside others."""
+    for beside_others_s, team in ((None, ("a",)), (OTHER.overhead_s, ("a", "b"))):
+        other = replace(OTHER, is_measured=False, beside_others_s=beside_others_s)
+        plan = choose_plan([LEAD], MEMORY_BOUND, 100)
+        joined = add_drafters(plan, [LEAD, other], lambda *_: 0.5, 2, MEMORY_BOUND)
+        assert joined.drafters == team
+
+
+def test_drafters_that_are_right_in_turns_draft_further() -> None:
+    lead, *others = (candidate(name, 0.5) for name in "abcd")
+    alone = choose_plan([lead], MEMORY_BOUND, 100)
+    team = add_drafters(alone, [lead, *others], lambda *_: 0.5, 4, MEMORY_BOUND, overlap=1.0)
+    assert len(team.drafters) == 4
+    assert team.gamma > alone.gamma
+    assert team.deadline_s >= team.draft_s > alone.draft_s
+    short = add_drafters(
+        alone, [lead, *others], lambda *_: 0.5, 4, MEMORY_BOUND, overlap=1.0, longest=alone.gamma
+    )
+    assert short.gamma == alone.gamma
 
 
 def test_plan_without_drafters_stays_plain() -> None:
