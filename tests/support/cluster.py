@@ -27,7 +27,7 @@ from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.drafter.draft_worker import DraftWorker
 from edgecosine.node.links.pending_requests import Reply
 from edgecosine.node.runtime.engine_thread import EngineThread
-from edgecosine.node.target.draft_client import DrafterLink
+from edgecosine.node.target.drafter_link import DrafterLink
 from edgecosine.node.target.text_service import TextService
 from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.channels import CONTENT

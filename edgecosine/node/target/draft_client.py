@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
 
 from edgecosine.balance.drafter_table import SHORTLIST
 from edgecosine.balance.plan import Plan
@@ -20,11 +19,11 @@ from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.node.links.pending_requests import Reply
 from edgecosine.node.runtime.clock import now
 from edgecosine.node.target.asked_draft import AskedDraft, DraftWait, all_over, any_over
+from edgecosine.node.target.drafter_link import DrafterLink, DrafterLinks
 from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.protocol.wire.messages import (
     MAX_DRAFT_TOKENS,
     MAX_PREFIX_TOKENS,
-    AnyMessage,
     Draft,
     DraftRequest,
     OutOfStep,
@@ -44,32 +43,6 @@ logger = logging.getLogger(__name__)
 
 LONGEST_PREFIX = MAX_PREFIX_TOKENS - MAX_DRAFT_TOKENS
 """Tokens of a sequence that fit into a draft request, with a trunk behind them."""
-
-
-class DrafterLink(Protocol):
-    """What a session needs of a link."""
-
-    @property
-    def max_context(self) -> int:
-        """Longest sequence of the drafter in tokens; 0 if unknown."""
-
-    @property
-    def is_leaving(self) -> bool:
-        """Whether the drafter accepts no more requests."""
-
-    def ask(self, request: DraftRequest) -> asyncio.Future[Reply]:
-        """A future of the reply. It fails by LinkLost when the link ends, and by TimeoutError when
-        the link gives the request up.
-
-        Raises LinkError when the link has ended.
-        """
-
-    def send(self, message: AnyMessage) -> None:
-        """Raises LinkLost when the link has ended."""
-
-
-DrafterLinks = Callable[[], Mapping[str, DrafterLink]]
-"""Returns the drafters that are linked now, by node id."""
 
 MAX_REQUESTS_OF_A_DRAFT = 2
 """A drafter that lacks tokens gets a second request with them."""
@@ -257,19 +230,23 @@ class DraftClient:
         match reply.exception() or reply.result():
             case Draft() as draft:
                 self._complete(asked, draft)
-            case OutOfStep(have=have) if asked.num_requests < MAX_REQUESTS_OF_A_DRAFT:
-                self._metrics.trace.drafted(asked.node_id, asked.asked_s, None)
-                self._num_sent[asked.node_id] = min(have, self._num_sent[asked.node_id])
-                self._statistics.observe_retry()
-                self._request(asked, link)
-            case OutOfStep(have=have):
-                self._num_sent[asked.node_id] = min(have, self._num_sent[asked.node_id])
-                self._complete(asked, None)
+            case OutOfStep() as answer:
+                self._fall_back(asked, link, answer.have)
             case TimeoutError():
                 self._end(asked, None)
                 self._note_late(asked)
             case _:
                 self._lose(asked)
+
+    def _fall_back(self, asked: AskedDraft, link: DrafterLink, have: int) -> None:
+        """The drafter has no more than `have` tokens in common: send the rest, once."""
+        self._num_sent[asked.node_id] = min(have, self._num_sent.get(asked.node_id, 0))
+        if asked.num_requests == MAX_REQUESTS_OF_A_DRAFT:
+            self._complete(asked, None)
+            return
+        self._metrics.trace.drafted(asked.node_id, asked.asked_s, None)
+        self._statistics.observe_retry()
+        self._request(asked, link)
 
     def _complete(self, asked: AskedDraft, draft: Draft | None) -> None:
         """A drafter answered; its draft is None if it cannot follow the sequence."""

@@ -23,7 +23,8 @@ from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.runtime.clock import now
 from edgecosine.node.target.answer_text import AnswerText
 from edgecosine.node.target.compared_drafters import ComparedDrafters
-from edgecosine.node.target.draft_client import DraftClient, DrafterLinks
+from edgecosine.node.target.draft_client import DraftClient
+from edgecosine.node.target.drafter_link import DrafterLinks
 from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.node.target.round_trace import RoundTrace
 from edgecosine.node.target.shared_noise import noise_of

@@ -17,7 +17,7 @@ from edgecosine.engine.dialect import PLAIN, Dialect, choose_dialect, describe_t
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import RequestError
 from edgecosine.metrics.measurements import Measurements
-from edgecosine.node.target.draft_client import DrafterLinks
+from edgecosine.node.target.drafter_link import DrafterLinks
 from edgecosine.node.target.grammar_cache import GrammarCache
 from edgecosine.node.target.session import Session
 from edgecosine.node.target.verifier import Verifier
