@@ -18,7 +18,7 @@ from edgecosine.lab.simulation.texts import Texts
 Record = dict[str, Any]
 
 MAX_TOKENS = 80
-SWEPT_TOKENS = 40
+SWEPT_TOKENS = 64
 MEASURED = 2
 """Baselines that are measured in a cell outside CoSine's setting: the best ones of the sweep."""
 

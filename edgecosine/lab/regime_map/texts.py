@@ -12,12 +12,11 @@ from edgecosine.lab.regime_map.cells import SPECIALISTS, MapCell
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
 
 SWEPT = 6
-"""The first texts of each domain, which serve to tune baselines; a sweep uses some of them."""
+"""The first texts of each domain, which serve to tune baselines and nothing else."""
 PER_REPEAT = 5
 """Texts of each domain in a repetition; there are recorded texts for five repetitions."""
 ONE_AT_A_TIME = 2
 """Texts of each domain in a sweep or repetition of single requests."""
-IN_SWEEP = 4
 ONE_DOMAIN = 12
 """Texts in a repetition of one domain."""
 SEGMENT = 24
@@ -26,7 +25,7 @@ SEGMENT = 24
 
 def swept(texts: Texts, cell: MapCell) -> Texts:
     """The texts of the sweep of a cell's baselines."""
-    return _mixed(texts, cell, range(IN_SWEEP if cell.sessions > 1 else ONE_AT_A_TIME))
+    return _mixed(texts, cell, range(SWEPT if cell.sessions > 1 else ONE_AT_A_TIME))
 
 
 def measured(texts: Texts, cell: MapCell, repeat: int) -> Texts:
