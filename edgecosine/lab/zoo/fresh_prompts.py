@@ -55,7 +55,7 @@ def _domain_prompts(domain: str) -> list[str]:
         rest = 0
         while (found := next_prompt(tokenizer, domain, document, rest)) is not None:
             text, rest = found
-            if text not in known and not any(text in other or other in text for other in known):
+            if not any(text in other or other in text for other in known):
                 chosen[text] = None
         if domain == "home" and len(chosen) >= PER_DOMAIN:
             break
