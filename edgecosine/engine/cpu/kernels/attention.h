@@ -74,6 +74,10 @@ template <int Heads, int Fixed, class Value>
 void score(const float* queries, const Value* keys, int64_t size, const View& view, int64_t first,
            float* scores, int64_t lds) {
   const int64_t last = first + kLanes;
+  if (last <= view.begin) {                    // before the window
+    for (int h = 0; h < Heads; h++) store(scores + h * lds + first, Vector{} - INFINITY);
+    return;
+  }
   if constexpr (Fixed > 0) {
     const bool is_whole = first >= view.begin && last <= std::min(view.end, view.length);
     const Value* at[kLanes];
