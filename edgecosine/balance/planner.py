@@ -26,6 +26,7 @@ from edgecosine.balance.plan import (
 )
 from edgecosine.balance.policy import FIXED_DRAFTERS, Policy
 from edgecosine.balance.probes import (
+    ENOUGH_EVIDENCE,
     OTHERS_TURN,
     SHARED_PACE,
     choose_probe,
@@ -37,6 +38,7 @@ from edgecosine.balance.rendezvous_hash import weight
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.round import Round, union_of
 from edgecosine.balance.second_drafter import add_drafters
+from edgecosine.balance.speculation_switch import Speed
 from edgecosine.balance.statistics import Statistics
 from edgecosine.balance.steps import (
     FUSED_ONCE_EVERY,
@@ -45,7 +47,7 @@ from edgecosine.balance.steps import (
     best_steps,
     explain,
 )
-from edgecosine.fusion.acceptance_rates import PRIOR_WEIGHT
+from edgecosine.fusion.acceptance_rates import PRIOR_WEIGHT, lower_bound
 from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.fusion.endpoints import fan_out
 from edgecosine.fusion.fuse import path_probabilities
@@ -53,6 +55,9 @@ from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 FIRST_ASKED = 8
 """Drafters asked during prefill, at most: each request takes time of the event loop."""
+FEWEST_ASKED, ASKED_TOGETHER = 2, 64
+"""Drafters asked for one request beside many, and for all together: what one request learns of a
+drafter serves the others."""
 PROMISING = 5
 """Those among them that are chosen by their expected rate; the others have the least evidence."""
 FIRST_ASKED_PER_HOST = 2
@@ -92,6 +97,8 @@ class Planner:
     ) -> None:
         """Learn from drafts whose tokens the target has accepted or rejected."""
         self.statistics.acceptance.observe_truth(request, drafts, committed)
+        if drafts:
+            request.trial.reconsider()
 
     @property
     def last_reason(self) -> str:
@@ -105,14 +112,20 @@ class Planner:
         decoding was measured to be better for so many requests. Such a round is counted, and costs
         no other decision."""
         statistics = self.statistics
+        if statistics.budget(request) is not None and request.trial.is_plain:
+            request.trial.count_plain()
+            return self._count_plain(request)
         if statistics.speculates(request):
             return False
         pace = pace_of(statistics.num_active, is_resting=True)
         if may_probe(request.rounds_since_probe + 1, pace):
             return False
-        statistics.count_plan()
+        return self._count_plain(request)
+
+    def _count_plain(self, request: RequestState) -> bool:
+        self.statistics.count_plan()
         if request.rows > 1:
-            statistics.set_size(request, 1, 1.0)
+            self.statistics.set_size(request, 1, 1.0)
         request.rounds_since_probe += 1
         self._last_plain = request.policy
         return True
@@ -128,11 +141,42 @@ class Planner:
         candidates = self._candidates(request, drafters)
         if policy.is_adaptive:
             plan = self._adaptive_plan(request, candidates, room)
+            plan = self._afforded(request, plan, candidates, room)
         else:
             plan = fixed_plan(policy, candidates, room)
         plan = replace(plan, width=max(1, policy.width))
         self._last_reason = plan.reason
         return plan
+
+    def _afforded(
+        self, request: RequestState, plan: Plan, candidates: Sequence[Candidate], room: int
+    ) -> Plan:
+        """The plan, if the request may follow it: it is certain to be faster than plain decoding,
+        was measured to be, or may be tried."""
+        budget = self.statistics.budget(request)
+        if budget is None:
+            return plan
+
+        def is_certain() -> bool:
+            lead = next(each for each in candidates if each.node_id == plan.drafters[0])
+            return self._is_certain(request, lead, room)
+
+        why = budget.why_plain(request.trial, request.pace, room, plan.drafters, is_certain)
+        if why is None:
+            return plan
+        if request.trial.rest_left:
+            request.pace = Speed()
+        return Plan(reason=f"K=0: {why}: {plan.reason}" if why else plan.reason)
+
+    def _is_certain(self, request: RequestState, candidate: Candidate, room: int) -> bool:
+        """Whether a known drafter pays even at the lower bound of its acceptance rate."""
+        if candidate.evidence < ENOUGH_EVIDENCE:
+            return False
+        lower = replace(candidate, rate=lower_bound(candidate.rate, candidate.evidence))
+        co_batched = self.statistics.co_batched(request)
+        pass_s = self.statistics.pass_times(co_batched)
+        least = choose_plan([lower], pass_s, room, co_batched, request.overlap)
+        return bool(least.drafters) and least.speed > self.statistics.plain_speed(co_batched)
 
     def first_plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
         """The probes during prefill: all drafters, or, of many or of many on one machine, the most
@@ -140,6 +184,10 @@ class Planner:
         if not self.statistics.speculates(request):
             return Plan()
         candidates = self._first_asked(request, self._candidates(request, drafters))
+        budget = self.statistics.budget(request)
+        if budget is not None:
+            certain = [each for each in candidates if self._is_certain(request, each, room)]
+            candidates = candidates[: budget.num_probes] or certain[:1]
         if not candidates or room < 2:
             return Plan()
         return replace(probe_plan(candidates, room), is_probe=True)
@@ -156,7 +204,7 @@ class Planner:
         self._extend(asked, by_rate, PROMISING, 1, prefill_s)
         per_host = 1 if request.number % OTHERS_TURN else FIRST_ASKED_PER_HOST
         self._extend(asked, by_evidence, FIRST_ASKED, per_host, prefill_s)
-        return asked
+        return asked[: max(FEWEST_ASKED, ASKED_TOGETHER // max(1, self.statistics.num_active))]
 
     def _extend(
         self,
@@ -274,7 +322,8 @@ class Planner:
         return Plan(
             drafters=asked,
             shares=self._endpoint_shares(request, asked, tree),
-            gamma=min(most, max(fewest, steps)),
+            # The first step reads the tree, the second one the guesses at the target's own token.
+            gamma=min(most, max(fewest + bool(len(tree)), steps)),
             width=AHEAD_WIDTH if policy.width else 1,
             deadline_s=pass_s + plan.deadline_s,
         )
@@ -311,6 +360,9 @@ class Planner:
         is_resting = not self.statistics.speculates(request)
         pace = pace_of(self.statistics.num_active, is_resting=is_resting)
         if not may_probe(since, pace):
+            return Plan()
+        budget = self.statistics.budget(request)
+        if budget is not None and not budget.num_probes:
             return Plan()
         busy = set(plan.drafters) | set(probed)
         hosts = self.statistics.hosts(probed if is_due(since, pace * SHARED_PACE) else busy)

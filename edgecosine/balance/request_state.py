@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from edgecosine.balance.policy import POLICIES, Policy
 from edgecosine.balance.speculation_switch import Speed
+from edgecosine.balance.trials import Trial
 from edgecosine.fusion.acceptance_rates import REQUEST_MEMORY, AcceptanceRate, RequestRates
 from edgecosine.fusion.text_similarity import Features
 
@@ -47,3 +48,4 @@ class RequestState:
     fused_once: Speed = field(default_factory=Speed)
     """Tokens per second of its rounds whose drafts were fused once."""
     rounds_since_fused_once: int = 0
+    trial: Trial = field(default_factory=Trial)

@@ -3,12 +3,13 @@
 Plans rest on estimates of drafters and passes. The costs that they leave out (the target's own
 bookkeeping, drafters that share a machine, requests that miss a pass) show in the tokens committed
 per second of the target's time. Where speculation commits fewer of them than plain decoding, it is
-switched off, and probed ever less often, or when drafters change. For a single request only its
-plans decide, since its probes cost no other request anything.
+switched off, and probed ever less often, or when drafters change. For a single request `trials`
+decides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 MEMORY = 0.95
@@ -126,8 +127,11 @@ class _Size:
 class SpeculationSwitch:
     """Whether to speculate, by the number of active requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, promises: Callable[[int], bool] = lambda _: True) -> None:
+        """`promises` tells whether good drafts would pay for so many requests, by the times of
+        passes; where they would not, the first trial comes after plain passes."""
         self._sizes: dict[int, _Size] = {}
+        self._promises = promises
 
     def speculates(self, num_requests: int) -> bool:
         """Whether requests should speculate while `num_requests` are active.
@@ -167,4 +171,5 @@ class SpeculationSwitch:
             if nearest is not None:
                 size.is_plain = self._sizes[nearest].is_plain
                 size.trial_cost = self._sizes[nearest].trial_cost
+            size.is_plain = size.is_plain or not self._promises(num_requests)
         return size

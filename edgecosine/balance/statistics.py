@@ -13,12 +13,22 @@ from edgecosine.balance.batch_wait import ExpectedArrival, batch_wait_s
 from edgecosine.balance.cost_model import ContentionFactor, PassCost, PassReport, smooth
 from edgecosine.balance.drafter_table import SHORTLIST, DrafterState, DrafterTable
 from edgecosine.balance.fresh_draft_gain import FreshDraftGain
-from edgecosine.balance.plan import MAX_NODES, CoBatchedRequests, Plan
+from edgecosine.balance.plan import (
+    MAX_NODES,
+    PROBE_GAMMA,
+    CoBatchedRequests,
+    Plan,
+    expected_tokens,
+)
 from edgecosine.balance.policy import Policy, find_policy
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.speculation_switch import SpeculationSwitch
 from edgecosine.balance.steps import StepwiseGain
+from edgecosine.balance.trials import PlainRound, TrialBudget
 
+GOOD_RATE, WORTH_TRYING = 0.8, 1.1
+"""Acceptance rate of drafts, and their speed-up in passes alone, for which they are tried at
+once."""
 BOOKKEEPING_SHARE, FORGOTTEN_SHARE = 0.05, 0.01
 """Weights of a round's time outside of passes and waits: of one more, and, for speculative rounds,
 of each plain round in which none was measured."""
@@ -36,7 +46,12 @@ class Statistics:
         self._pass_cost = PassCost()
         self._bookkeeping_s = {True: 0.0, False: 0.0}
         """Per round of one request, by whether it is plain; smoothed."""
-        self._switches: defaultdict[str, SpeculationSwitch] = defaultdict(SpeculationSwitch)
+        self._switches = defaultdict[str, SpeculationSwitch](
+            lambda: SpeculationSwitch(self._promises)
+        )
+        """By policy."""
+        self._plain_round = PlainRound()
+        self._budgets = defaultdict[str, TrialBudget](lambda: TrialBudget(self._plain_round))
         """By policy."""
         self._active: set[RequestState] = set()
         self._policies: Counter[str] = Counter()
@@ -133,11 +148,26 @@ class Statistics:
             return True
         return self._switches[request.policy.name].speculates(self.num_active)
 
+    def budget(self, request: RequestState) -> TrialBudget | None:
+        """The budget of trials, if the request is alone and its policy adapts to measurements."""
+        if len(self._active) > 1 or not request.policy.is_adaptive:
+            return None
+        return self._budgets[request.policy.name]
+
     def why_plain(self, policy: Policy) -> str:
         """The reason of plain rounds: the measured speeds that `speculates` rests on."""
         if policy.baseline is not None:
             return f"K=0: {policy.name}"
         return f"K=0: {self._switches[policy.name].reason(self.num_active)}"
+
+    def _promises(self, num_requests: int) -> bool:
+        """Whether good drafts of so many requests would pay by the times of passes alone."""
+        plain_s = self._pass_cost.expected_s(num_requests)
+        return not plain_s or any(
+            expected_tokens(GOOD_RATE, gamma) * plain_s
+            > WORTH_TRYING * self._pass_cost.expected_s(num_requests * (1 + gamma))
+            for gamma in range(1, PROBE_GAMMA + 1)
+        )
 
     def co_batched(self, request: RequestState) -> CoBatchedRequests:
         """The other requests of the next pass, as they were in their last pass."""
@@ -235,6 +265,24 @@ class Statistics:
             lowest_s = min(times_s.values())
             times_s[False] = smooth(times_s[False], lowest_s, FORGOTTEN_SHARE)
 
+    def observe_lone_round(
+        self, request: RequestState, num_tokens: int, round_s: float, *, is_quiet: bool
+    ) -> None:
+        """Learn from a round of a request what trials cost; `is_quiet` if it was plain and no
+        drafter worked beside it. Rounds beside other requests say nothing of it."""
+        if len(self._active) > 1:
+            return
+        self._plain_round.estimated_s = self._pass_cost.expected_s(1) + self._bookkeeping_s[True]
+        if is_quiet:
+            self._plain_round.observe(round_s)
+        budget = self.budget(request)
+        if budget is None:
+            return
+        if is_quiet:
+            budget.observe_plain(request.trial)
+        else:
+            budget.observe_trial(request.trial, num_tokens, round_s)
+
     def observe_wait(self, plan: Plan, waited_s: float) -> None:
         """Learn the time that the drafters of a plan took together."""
         count = len(plan.drafters)
@@ -269,3 +317,7 @@ class Statistics:
         """Drafters have become better: speculation may pay where it did not."""
         for switch in self._switches.values():
             switch.reconsider()
+        for budget in self._budgets.values():
+            budget.reconsider()
+        for request in self._active:
+            request.trial.reconsider()

@@ -91,6 +91,13 @@ class AcceptanceRate:
         return self.hits + self.misses
 
 
+def lower_bound(rate: float, evidence: float) -> float:
+    """A rate less one standard deviation of its Beta posterior, which rests on `evidence` tokens
+    and the prior."""
+    deviation = math.sqrt(rate * (1.0 - rate) / (evidence + PRIOR_WEIGHT + 1.0))
+    return max(0.0, rate - deviation)
+
+
 @dataclass(slots=True)
 class SelfReport:
     """A drafter's self-reported acceptance against the measured one, so that over-reporting does

@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import enum
 import itertools
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from edgecosine.balance.batch_wait import ExpectedArrival
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.planner import Planner
+from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.statistics import Statistics
 from edgecosine.engine.base import (
     DraftEngine,
@@ -276,6 +278,9 @@ async def harness(
     continue after its failure.
     """
     planner, measurements = Planner(), Measurements()
+    planner.statistics.observe_lone_round = partial(  # type: ignore[method-assign]
+        _observe_steady_round, planner.statistics.observe_lone_round, pass_s
+    )
     links: dict[str, FakeLink] = {}
 
     def look() -> Mapping[str, DrafterLink]:
@@ -315,6 +320,18 @@ async def harness(
                 link.close()
             for task in tasks:
                 task.cancel()
+
+
+def _observe_steady_round(
+    observe: Callable[..., None],
+    pass_s: float,
+    request: RequestState,
+    num_tokens: int,
+    round_s: float,
+    **named: bool,
+) -> None:
+    """Learn from a round as if it took a pass, like `SteadyCosts`."""
+    observe(request, num_tokens, pass_s, **named)
 
 
 async def _verify(verifier: Verifier, may_fail: bool) -> None:

@@ -42,6 +42,9 @@ class Costs:
     """From the end of a request to the start of the same client's next one."""
     one_way_s: float = 0.0
     """A message on the wire between target and drafter."""
+    contention: float = 0.0
+    """Seconds by which a pass is longer for each second in which the drafters' shared processor
+    computes meanwhile: both use the memory of one machine."""
     notes: Mapping[str, float] = field(default_factory=dict)
     """Other measurements, for the record."""
 

@@ -139,6 +139,7 @@ class SimulatedVerifier(Verifier):
         costs: Costs,
         core: Core,
         strand: Strand,
+        drafters_core: Core | None = None,
     ) -> None:
         super().__init__(
             engine=engine,
@@ -147,6 +148,7 @@ class SimulatedVerifier(Verifier):
             costs=statistics,
         )
         self._charges, self._core, self._strand = costs, core, strand
+        self._drafters_core = drafters_core
         self.num_rows = self.num_nodes = self.num_verdicts = self.num_tokens = 0
         self.on_pass: Callable[[], None] = _nothing
         """Charge the event loop after each pass."""
@@ -168,9 +170,17 @@ class SimulatedVerifier(Verifier):
         result = self._engine.step(works)
         await _pause(self._strand, self._charges.hop_s)
         started = now()
-        await self._core.spend(self._charges.target_pass(result.num_rows, len(works)))
+        await self._pass_time(self._charges.target_pass(result.num_rows, len(works)))
         self._count(works, result)
         return result, now() - started
+
+    async def _pass_time(self, pass_s: float) -> None:
+        """Use the processor for a pass, and for as long as drafters that compute delay it."""
+        rival = self._drafters_core
+        before_s = rival.used_s if rival else 0.0
+        await self._core.spend(pass_s)
+        if rival and self._charges.contention:
+            await self._core.spend(self._charges.contention * (rival.used_s - before_s))
 
     def _count(self, works: Sequence[VerifyWork], result: StepResult) -> None:
         self.num_rows += result.num_rows

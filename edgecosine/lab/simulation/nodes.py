@@ -78,6 +78,7 @@ class SimulatedTargetNode:
             costs=costs,
             core=device or core,
             strand=self.strand,
+            drafters_core=traffic_core,
         )
         self._codec = TextCodec(_Letters(texts.num_vocabulary), ())
         self._links: dict[str, VirtualLink] = {}

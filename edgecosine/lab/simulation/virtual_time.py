@@ -44,6 +44,12 @@ class Core:
         self._jobs[next(self._number)] = seconds, done
         self._schedule()
 
+    @property
+    def used_s(self) -> float:
+        """Seconds in which it was busy until now."""
+        self._advance()
+        return self.busy_s
+
     async def spend(self, seconds: float) -> None:
         """Wait until this processor was used for `seconds`."""
         had: asyncio.Future[None] = self._loop.create_future()

@@ -165,6 +165,11 @@ class DraftClient:
         """The probes whose drafts have not been taken, by node id."""
         return self._probes
 
+    @property
+    def has_probed(self) -> bool:
+        """Whether a probe has ended, or is late, whose draft was not taken."""
+        return bool(self._probes) and bool(self._ended_probes())
+
     def probe(self, plan: Plan) -> None:
         """Request drafts that no round waits for: a probe may take several rounds, and ends when
         its drafter is requested to draft again."""
@@ -176,11 +181,15 @@ class DraftClient:
         """The drafts of the probes that have ended; late ones are given up."""
         if not self._probes:
             return []
-        moment, ended = now(), list[AskedDraft]()
-        for asked in [*self._probes.values()]:
-            if asked.is_over or moment - asked.asked_s > asked.plan.deadline_s:
-                ended.append(self._probes.pop(asked.node_id))
-        return self.take(ended)
+        return self.take([self._probes.pop(asked.node_id) for asked in self._ended_probes()])
+
+    def _ended_probes(self) -> list[AskedDraft]:
+        moment = now()
+        return [
+            asked
+            for asked in self._probes.values()
+            if asked.is_over or moment - asked.asked_s > asked.plan.deadline_s
+        ]
 
     def _end_probe(self, node_id: str) -> None:
         probe = self._probes.get(node_id)

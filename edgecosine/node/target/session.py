@@ -139,7 +139,7 @@ class Session:
         drafts made ahead for the next round."""
         self._draft_client.begin_round()
         self._metrics.trace.begin()
-        may_be_plain = self._constraint is None and not (ahead or self._draft_client.probes)
+        may_be_plain = self._constraint is None and not (ahead or self._draft_client.has_probed)
         if may_be_plain and self._planner.is_plain(self._state):
             return await self._run_plain_round()
         started, room, client = now(), self._text.room, self._draft_client
@@ -159,9 +159,11 @@ class Session:
             tree = self._constraint.cut(self._text.tokens, tree).with_trunk(forced)
         plan_ahead = self._planner.ahead(self._state, client.able(plan.drafters), plan, tree)
         probe = self._planner.probe(self._state, self._compared.choose(), plan, client.probes)
+        is_quiet = not (plan.drafters or probe.drafters or client.probes)
         began_s, busy_s = self._round_ended_s, (now() - drafted) + (planned - self._round_ended_s)
         result, next_drafts, probed = await self._verify_beside(tree, plan_ahead, probe)
         self._note_bookkeeping(began_s, busy_s, waited_s, is_plain=not plan.drafters)
+        self._note_round(began_s, 1 + len(result.path), is_quiet=is_quiet)
         drafters = [draft.node_id for draft in current.drafts]
         self._metrics.count_round(tree, drafters, result)
         self._metrics.totals.count_times(
@@ -191,13 +193,14 @@ class Session:
 
     async def _run_plain_round(self) -> list[DrafterTree]:
         began_s, busy_s = self._round_ended_s, now() - self._round_ended_s
-        self._metrics.plan = (
-            self._statistics.why_plain(self._state.policy) if self._metrics.trace.is_on else ""
-        )
+        if not (self._metrics.plan and self._statistics.speculates(self._state)):
+            why = self._statistics.why_plain(self._state.policy)
+            self._metrics.plan = why if self._metrics.trace.is_on else ""
         submitted = now()
         result = await self._decode()
         self._metrics.count_plain_round(result, self._round_ended_s - submitted)
         self._note_bookkeeping(began_s, busy_s, 0.0, is_plain=True)
+        self._note_round(began_s, 1, is_quiet=not self._draft_client.probes)
         return []
 
     async def _decode(self) -> VerificationResult:
@@ -218,6 +221,11 @@ class Session:
             round_s = self._round_ended_s - began_s
             busy_s = max(busy_s, round_s - waited_s - self._verifier.last_pass_s)
         self._statistics.observe_bookkeeping(busy_s, is_plain=is_plain)
+
+    def _note_round(self, began_s: float, num_tokens: int, *, is_quiet: bool) -> None:
+        """Learn what a round took from the end of the former one."""
+        round_s = self._round_ended_s - began_s
+        self._statistics.observe_lone_round(self._state, num_tokens, round_s, is_quiet=is_quiet)
 
     async def _draft(self, current: Round) -> list[DrafterTree]:
         """Fresh drafts, and those made ahead by drafters that did not answer."""
