@@ -24,7 +24,7 @@ from edgecosine.cli.rounds_bench import command as rounds
 from edgecosine.cli.running import run_command
 from edgecosine.cli.soak import command as soak
 from edgecosine.cli.up import split_cores
-from edgecosine.engine.options import WeightForm
+from edgecosine.engine.options import KvDtype, WeightForm
 from edgecosine.errors import EdgecosineError, LabError
 from edgecosine.lab.bench.cells import CELL_NAMES, all_cells, only, quick_cells, schedule
 from edgecosine.lab.bench.staleness import staleness
@@ -207,11 +207,13 @@ def grammar(repeats: int, model: str, report: Path | None) -> None:
 @click.option("--weights", type=click.Choice(["bfloat16", "int8", "int4"]), default="bfloat16",
               show_default=True, help="Form of linear layers; int8 and int4 need a CPU."
               )  # fmt: skip
+@click.option("--kv-dtype", type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
+              default="auto", show_default=True, help="Number format of the KV cache.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Check about 40 answers, in about a minute.")
 @_report
 def exactness(
-    answers: int, max_tokens: int, seed: int, device: str, weights: WeightForm, quick: bool,
-    report: Path | None,
+    answers: int, max_tokens: int, seed: int, device: str, weights: WeightForm, kv_dtype: KvDtype,
+    quick: bool, report: Path | None,
 ) -> None:  # fmt: skip
     """Compare answers under random speculation with plain decoding by the same engine.
 
@@ -221,8 +223,11 @@ def exactness(
     from edgecosine.lab.exactness.run_exactness import ExactnessSettings, run_exactness_bench
 
     log_to_stderr("warning")
-    settings = ExactnessSettings(40 if quick else answers, max_tokens, seed, device, weights)
-    keep = keeping(report, weather="none", device=device, seed=seed, weights=weights)
+    settings = ExactnessSettings(
+        40 if quick else answers, max_tokens, seed, device, weights, kv_dtype
+    )
+    how = {"weights": weights, "kv_dtype": kv_dtype}
+    keep = keeping(report, weather="none", device=device, seed=seed, **how)
     found = run_exactness_bench(settings, click.echo, keep)
     _print(found.figures)
     if found.broken:

@@ -133,6 +133,14 @@ _MODEL: Final = [
     ),
     setting(
         LoadOptions,
+        "kv_dtype",
+        "Number format of the KV cache. int8: integers of 8 bits with a scale for each token and "
+        "head, about a quarter of float32; a target's text is then that of a model with this "
+        "cache. auto: float32 for families that run as one call on a CPU, else the computation "
+        "type.",
+    ),
+    setting(
+        LoadOptions,
         "exactness",
         "Guarantee of a target. bitwise: co-batched requests, drafts and restarts never change an "
         "answer; needs a CPU, float32 or bfloat16, and a C++ compiler. rounding: greedy texts may "

@@ -45,7 +45,8 @@ class BatchRows:
 
 @dataclass(slots=True)
 class LayerCache:
-    """Keys and values of one layer: [slots, groups, slot size, size], zeros where unused."""
+    """Keys and values of one layer: [slots, groups, slot size, cells of a row], zeros where unused
+    (`kv_cells.py`)."""
 
     keys: torch.Tensor
     values: torch.Tensor

@@ -14,6 +14,9 @@ WeightForm = Literal["bfloat16", "int8", "int4"]
 of 4 with 8 for matrices that need them."""
 Weights = WeightForm | Literal["auto"]
 """The setting; auto is int4 or int8 for a quantised file where the processor multiplies bytes."""
+KvDtype = Literal["auto", "float32", "bfloat16", "int8"]
+"""Number format of the KV cache; auto is float32 where a model runs as one call on a CPU, else that
+of computation."""
 Exactness = Policy | Literal["auto"]
 """The setting; auto is bitwise where it is available."""
 
@@ -37,6 +40,7 @@ class LoadOptions:
     tensor_parallel: int = 1
     exactness: Exactness = "auto"
     weights: Weights = "auto"
+    kv_dtype: KvDtype = "auto"
     gguf: str = ""
 
 
@@ -61,6 +65,8 @@ class Loaded:
     """The number format of computation."""
     form: str = ""
     """Storage of linear layers, a `WeightForm`."""
+    kv_dtype: str = ""
+    """The number format of keys and values in the cache."""
     digest: str = ""
     """Identity of the model's files."""
     num_rows: int = 0

@@ -9,6 +9,7 @@ from torch import nn
 
 from edgecosine.engine.attention import AttentionInputs, BatchRows, LayerCache
 from edgecosine.engine.cpu.kernel_library import Kernels
+from edgecosine.engine.kv_cells import from_cells, row_cells, to_cells
 
 
 @dataclass(slots=True)
@@ -19,6 +20,8 @@ class SlotAttention:
     slot_size: int
     threads: int
     kernels: Kernels | None
+    cells: torch.dtype | None = None
+    """Number format of the cache; None: that of computation."""
     layers: dict[nn.Module, LayerCache] = field(default_factory=dict)
     rows: BatchRows | None = None
 
@@ -26,10 +29,13 @@ class SlotAttention:
         """The cache of the layer `module`, allocated in its first forward pass."""
         cache = self.layers.get(module)
         if cache is None:
+            dtype = self.cells or key.dtype
             shape = (self.slots, key.shape[1], self.slot_size)
             cache = LayerCache(
-                key.new_zeros(*shape, key.shape[3]),
-                value.new_zeros(*shape, value.shape[3]),
+                *(
+                    new.new_zeros(*shape, row_cells(new.shape[3], dtype), dtype=dtype)
+                    for new in (key, value)
+                )
             )
             self.layers[module] = cache
         return cache
@@ -61,7 +67,7 @@ def _compiled(state: SlotAttention, cache: LayerCache, inputs: AttentionInputs) 
         None if sinks is None else sinks.data_ptr(), out.data_ptr(),
         count, heads, groups, key_size, value_size, state.slots, state.slot_size,
         rows.path.shape[1], inputs.scale, inputs.softcap, inputs.window, query.element_size(),
-        state.threads,
+        cache.keys.element_size(), state.threads,
     )  # fmt: skip
     if not is_done:
         raise IndexError(
@@ -74,15 +80,16 @@ def _plain(state: SlotAttention, cache: LayerCache, inputs: AttentionInputs) -> 
     rows, query, value = state.rows, inputs.query, inputs.value
     assert rows is not None
     slot, kv_position = rows.slot.long(), rows.kv_position.long()
-    cache.keys[slot, :, kv_position] = inputs.key[0].transpose(0, 1)
-    cache.values[slot, :, kv_position] = value[0].transpose(0, 1)
+    dtype = cache.keys.dtype
+    cache.keys[slot, :, kv_position] = to_cells(inputs.key[0].transpose(0, 1), dtype)
+    cache.values[slot, :, kv_position] = to_cells(value[0].transpose(0, 1), dtype)
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
     for number in sorted(set(slot.tolist())):
         at = (slot == number).nonzero()[:, 0]
         mask = _visible(rows, at, inputs.window)
         keys, values = (
-            cache.keys[number, :, : mask.shape[1]],
-            cache.values[number, :, : mask.shape[1]],
+            from_cells(cells[number, :, : mask.shape[1]], query.dtype)
+            for cells in (cache.keys, cache.values)
         )
         out[0, at] = _softmax_attention(query[0, :, at], keys, values, mask, inputs)
     return out

@@ -41,6 +41,7 @@ class SlotModel:
         threads: int,
         kernels: Kernels | None,
         form: WeightForm = "bfloat16",
+        cells: torch.dtype | None = None,
     ) -> None:
         model.set_attn_implementation(NAME)
         rotate_by_sequence(model)
@@ -57,7 +58,7 @@ class SlotModel:
         has_experts = any(p.dim() > 2 for p in model.parameters())
         self._torch_threads = threads if kernels is None or has_experts else 1
         self._state = SlotAttention(
-            slots=slots, slot_size=slot_size, threads=threads, kernels=kernels
+            slots=slots, slot_size=slot_size, threads=threads, kernels=kernels, cells=cells
         )
 
     @property
@@ -119,10 +120,11 @@ class SlotModel:
 
     @contextmanager
     def widely(self, slot_size: int) -> Iterator[ForwardModel]:
-        """Context in which the model computes in float32, with one slot of `slot_size` tokens."""
+        """Context in which the model computes in float32, with one slot of `slot_size` tokens that
+        are not rounded."""
         served = self._state
         packed = [module for module in self._model.modules() if isinstance(module, PackedLinear)]
-        self._state = replace(served, slots=1, slot_size=slot_size, layers={})
+        self._state = replace(served, slots=1, slot_size=slot_size, cells=None, layers={})
         for layer in packed:
             layer.is_wide = True
         try:

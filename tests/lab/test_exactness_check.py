@@ -49,6 +49,7 @@ def subject(
     fused: bool = False,
     kernels: Kernels | None = KERNELS,
     dtype: torch.dtype = torch.float32,
+    cells: torch.dtype | None = None,
     model: Callable[[ForwardModel], ForwardModel] = lambda model: model,
     engine: Callable[[TargetEngine], TargetEngine] = lambda engine: engine,
 ) -> Subject:
@@ -59,7 +60,12 @@ def subject(
         kind: Any = NativeLlama if fused else SlotModel
         fresh = copy.deepcopy(built)  # whoever packs weights takes them
         made = kind(
-            fresh, slots=shape.slots, slot_size=CELLS, threads=shape.threads, kernels=kernels
+            fresh,
+            slots=shape.slots,
+            slot_size=CELLS,
+            threads=shape.threads,
+            kernels=kernels,
+            cells=cells,
         )
         recorder = Recorder(made if shape == ALONE else model(made))
         target = TransformerTarget(
@@ -93,18 +99,20 @@ def _one_thread() -> Iterator[None]:
 
 @needs_kernels
 @pytest.mark.parametrize(
-    ("family", "fused", "dtype"),
+    ("family", "fused", "dtype", "cells"),
     [
-        ("llama", True, torch.float32),
-        ("mistral with a window", True, torch.float32),
-        ("llama", False, torch.bfloat16),
-        ("gemma2", False, torch.float32),
-        ("gpt2", False, torch.bfloat16),
+        ("llama", True, torch.float32, torch.int8),
+        ("mistral with a window", True, torch.float32, None),
+        ("llama", False, torch.bfloat16, None),
+        ("gemma2", False, torch.float32, torch.int8),
+        ("gpt2", False, torch.bfloat16, torch.bfloat16),
     ],
     ids=str,
 )
-def test_nothing_diverges_to_the_bit(family: str, fused: bool, dtype: torch.dtype) -> None:
-    found = check(subject(family, fused=fused, dtype=dtype))
+def test_nothing_diverges_to_the_bit(
+    family: str, fused: bool, dtype: torch.dtype, cells: torch.dtype | None
+) -> None:
+    found = check(subject(family, fused=fused, dtype=dtype, cells=cells))
     assert found.answers == 12
     assert (found.answers_diverging, found.tokens_diverging, found.logits_diverging) == (0, 0, 0)
     # Sessions that were cancelled are answered again, so their logits count twice.

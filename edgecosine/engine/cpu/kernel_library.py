@@ -195,7 +195,7 @@ def _declare(path: Path) -> Kernels:
         pointer, number, pointer, size, pointer, pointer, number, size, size, size, number
     ]  # fmt: skip
     library.edgecosine_attention.argtypes = (
-        [pointer] * 13 + [size] * 8 + [real, real, size, number, number]
+        [pointer] * 13 + [size] * 8 + [real, real, size, number, number, number]
     )
     library.edgecosine_decode.argtypes = [pointer] * 8 + [size] * 2 + [pointer, size, pointer]
     library.edgecosine_rank.argtypes = [pointer, size, size, *[pointer] * 3, size, *[pointer] * 2]

@@ -7,7 +7,7 @@ compares the results. Models of other kinds run as a `SlotModel`.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,7 @@ from edgecosine.engine.cpu.packing import (
     take_weight,
 )
 from edgecosine.engine.forward_pass import ForwardModel, bytes_of
+from edgecosine.engine.kv_cells import row_cells
 from edgecosine.engine.length_limits import WINDOW
 from edgecosine.engine.options import WeightForm
 from edgecosine.engine.shortlist import ShortlistHead, padded, spread
@@ -42,7 +43,7 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings that depend on the position only."""
 DTYPES = (torch.float32, torch.bfloat16)
 CACHE = torch.float32
-"""Number format of keys and values, for every format of computation."""
+"""Number format of keys and values unless another is requested, for every format of computation."""
 
 
 def can_fuse(model: PreTrainedModel) -> bool:
@@ -79,6 +80,7 @@ class NativeLlama:
         kernels: Kernels,
         takes_weights: bool = False,
         form: WeightForm = "bfloat16",
+        cells: torch.dtype | None = None,
     ) -> None:
         body: Any = model.model
         config: Any = model.config
@@ -92,11 +94,12 @@ class NativeLlama:
         attention = body.layers[0].self_attn
         head_size = int(attention.head_dim)
         groups = int(config.num_key_value_heads)
-        shape = (slots, groups, slot_size, head_size)
+        cells = cells or CACHE
+        shape = (slots, groups, slot_size, row_cells(head_size, cells))
         self._caches: list[LayerCache] = []
         layers = (NativeLayer * len(body.layers))(
             *(
-                self._layer(layer, shape, _window(config, index))
+                self._layer(layer, shape, cells, _window(config, index))
                 for index, layer in enumerate(body.layers)
             )
         )
@@ -126,6 +129,7 @@ class NativeLlama:
             threads=threads,
             vocabulary=embedding.shape[0],
             slots=slots,
+            cell_bytes=cells.itemsize,
             epsilon=config.rms_norm_eps,
             scale=float(attention.scaling),
         )
@@ -139,7 +143,7 @@ class NativeLlama:
     def held(self) -> tuple[int, int]:
         """Bytes of the weights, and of the cache."""
         cache = bytes_of(t for layer in self._caches for t in (layer.keys, layer.values))
-        return self._arena.used + bytes_of(self._kept) - cache, cache
+        return self._arena.used + bytes_of(self._kept), cache
 
     @torch.inference_mode()
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
@@ -195,7 +199,13 @@ class NativeLlama:
 
     @contextmanager
     def widely(self, _slot_size: int) -> Iterator[ForwardModel]:
-        """Context in which linear layers do not round their inputs."""
+        """Context in which linear layers do not round their inputs, nor the cache keys and values;
+        it then has one slot."""
+        caches = self._caches
+        if self._decoder.cell_bytes < CACHE.itemsize:
+            shape = (1, *caches[0].keys.shape[1:3], self._decoder.head_size)
+            # Pages that no test touches are never in memory.
+            self._use([_allocate(torch.empty, shape, CACHE) for _ in caches])
         layers = self._decoder.layers[: self._decoder.num_layers]
         weights = [getattr(layer, name) for layer in layers for name in MATRICES]
         weights.append(self._decoder.head)
@@ -207,6 +217,14 @@ class NativeLlama:
         finally:
             for weight, layout in zip(weights, layouts, strict=True):
                 weight.layout = layout
+            self._use(caches)
+
+    def _use(self, caches: list[LayerCache]) -> None:
+        """Store keys and values in these caches from now on."""
+        self._caches, decoder, keys = caches, self._decoder, caches[0].keys
+        decoder.slots, decoder.cell_bytes = keys.shape[0], keys.element_size()
+        for layer, cache in zip(decoder.layers[: decoder.num_layers], caches, strict=True):
+            layer.keys, layer.values = cache.keys.data_ptr(), cache.values.data_ptr()
 
     @contextmanager
     def shortened(self, limits: Mapping[str, int], _slot_size: int) -> Iterator[NativeLlama]:
@@ -241,7 +259,9 @@ class NativeLlama:
         values = packed.values.data_ptr()
         return NativeWeight(values, bias, outputs, linears[0].in_features, int(packed.layout))
 
-    def _layer(self, layer: Any, cache_shape: tuple[int, ...], window: int) -> NativeLayer:
+    def _layer(
+        self, layer: Any, cache_shape: tuple[int, ...], cells: torch.dtype, window: int
+    ) -> NativeLayer:
         attention, mlp = layer.self_attn, layer.mlp
         norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         query_norm, key_norm = (n and self._keep(n.weight.detach().float()) for n in norms)
@@ -252,7 +272,7 @@ class NativeLlama:
             "query_key_value": self._weight(attention.q_proj, attention.k_proj, attention.v_proj),
             "output": self._weight(attention.o_proj),
         }
-        cache = LayerCache(*(torch.zeros(cache_shape, dtype=CACHE) for _ in range(2)))
+        cache = _allocate(torch.zeros, cache_shape, cells)
         self._caches.append(cache)
         return NativeLayer(
             **packed,
@@ -260,10 +280,16 @@ class NativeLlama:
             middle_norm=self._keep(layer.post_attention_layernorm.weight.detach().float()),
             query_norm=query_norm,
             key_norm=key_norm,
-            keys=self._keep(cache.keys),
-            values=self._keep(cache.values),
+            keys=cache.keys.data_ptr(),
+            values=cache.values.data_ptr(),
             window=window,
         )
+
+
+def _allocate(
+    make: Callable[..., torch.Tensor], shape: tuple[int, ...], cells: torch.dtype
+) -> LayerCache:
+    return LayerCache(make(shape, dtype=cells), make(shape, dtype=cells))
 
 
 def _shortlist(model: PreTrainedModel) -> ShortlistHead | None:

@@ -95,7 +95,7 @@ class NativeDecoder(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in (
                 "num_layers", "hidden", "heads", "groups", "head_size", "inner", "slot_size",
-                "embedding_bytes", "threads", "vocabulary", "slots",
+                "embedding_bytes", "threads", "vocabulary", "slots", "cell_bytes",
             )
         ),
         ("epsilon", ctypes.c_float),

@@ -15,37 +15,44 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from edgecosine.engine.attention import AttentionInputs, LayerCache, attending_by
 from edgecosine.engine.cuda.padded_shapes import BatchInputs, BatchShape
+from edgecosine.engine.kv_cells import from_cells, row_cells, to_cells
 
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Shape and type of the keys or values of one layer."""
+    """Groups, cells of a row, and their type, of the keys or values of one layer."""
 
     groups: int
     size: int
     dtype: torch.dtype
 
     @staticmethod
-    def of(tensor: torch.Tensor) -> _Layout:
-        return _Layout(tensor.shape[1], tensor.shape[3], tensor.dtype)
+    def of(tensor: torch.Tensor, cells: torch.dtype | None) -> _Layout:
+        dtype = cells or tensor.dtype
+        return _Layout(tensor.shape[1], row_cells(tensor.shape[3], dtype), dtype)
 
 
 @dataclass(slots=True)
 class Layers:
     """Collects the layers of a model in one forward pass; implements `Attention`."""
 
+    cells: torch.dtype | None = None
+    """Number format of the cache; None: that of computation."""
     found: dict[nn.Module, tuple[_Layout, _Layout]] = field(default_factory=dict)
 
     def attend(self, module: nn.Module, inputs: AttentionInputs) -> torch.Tensor:
         """Record the layer; returns zeros [1, rows, heads, value size]."""
-        self.found[module] = (_Layout.of(inputs.key), _Layout.of(inputs.value))
+        self.found[module] = (
+            _Layout.of(inputs.key, self.cells),
+            _Layout.of(inputs.value, self.cells),
+        )
         query = inputs.query
         return query.new_zeros(1, query.shape[2], query.shape[1], inputs.value.shape[3])
 
 
-def find_layers(run: Callable[[], object]) -> Layers:
-    """The layers that compute attention while `run` runs."""
-    layers = Layers()
+def find_layers(run: Callable[[], object], cells: torch.dtype | None = None) -> Layers:
+    """The layers that compute attention while `run` runs, with a cache in the format `cells`."""
+    layers = Layers(cells)
     with attending_by(layers):
         run()
     return layers
@@ -100,9 +107,17 @@ class PaddedAttention:
         assert shape is not None
         assert batch is not None
         cache = self._caches[module]
-        cache.keys[batch.slot, :, batch.kv_position] = inputs.key[0].transpose(0, 1)
-        cache.values[batch.slot, :, batch.kv_position] = inputs.value[0].transpose(0, 1)
-        keys, values = self._visible(cache.keys), self._visible(cache.values)
+        dtype = cache.keys.dtype
+        cache.keys[batch.slot, :, batch.kv_position] = to_cells(
+            inputs.key[0].transpose(0, 1), dtype
+        )
+        cache.values[batch.slot, :, batch.kv_position] = to_cells(
+            inputs.value[0].transpose(0, 1), dtype
+        )
+        keys, values = (
+            from_cells(self._visible(cells), inputs.query.dtype)
+            for cells in (cache.keys, cache.values)
+        )
         heads, groups = inputs.query.shape[1], keys.shape[1]
         share = heads // groups
         # Heads that share a key are folded into rows, so that no key is copied.
@@ -128,7 +143,7 @@ class PaddedAttention:
         return placed.index_select(0, batch.grid)[None]
 
     def _visible(self, cache: torch.Tensor) -> torch.Tensor:
-        """[slots, groups, slot size, size] -> [groups of rows, groups, visible positions, size]."""
+        """[slots, groups, slot size, cells] -> [groups of rows, groups, positions, cells]."""
         assert self._shape is not None
         assert self._inputs is not None
         view = cache[:, :, : self._shape.num_visible]

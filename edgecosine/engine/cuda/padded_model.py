@@ -63,7 +63,13 @@ class PaddedModel:
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, slots: int, slot_size: int, capture: Capture | None
+        self,
+        model: PreTrainedModel,
+        *,
+        slots: int,
+        slot_size: int,
+        capture: Capture | None,
+        cells: torch.dtype | None = None,
     ) -> None:
         model.set_attn_implementation(NAME)
         rotate_by_sequence(model)
@@ -73,7 +79,7 @@ class PaddedModel:
                 # It would wait for the device to look for padding, of which a flat batch has none.
                 part.warn_if_padding_and_no_attention_mask = _ignore  # type: ignore[method-assign]
         self._device = model.device
-        self._slots, self._slot_size = slots, slot_size
+        self._slots, self._slot_size, self._cells = slots, slot_size, cells
         self._capacity = capacity(slot_size)
         self._attention = self._make_attention()
         self._moves: list[tuple[int, Sequence[int], Sequence[int]]] = []
@@ -134,7 +140,8 @@ class PaddedModel:
 
     @contextmanager
     def widely(self, slot_size: int) -> Iterator[ForwardModel]:
-        """Context of the same model in float32, one slot of `slot_size` tokens, not recorded."""
+        """Context of the same model in float32, also in the cache, with one slot of `slot_size`
+        tokens, not recorded."""
         with computing_in(torch.float32, self._model):
             yield PaddedModel(self._model, slots=1, slot_size=slot_size, capture=None)
 
@@ -143,7 +150,9 @@ class PaddedModel:
         """Context of the same model with the length limits `limits`, with one slot of `slot_size`
         tokens, not recorded."""
         with shortened(self._model, limits):
-            yield PaddedModel(self._model, slots=1, slot_size=slot_size, capture=None)
+            yield PaddedModel(
+                self._model, slots=1, slot_size=slot_size, capture=None, cells=self._cells
+            )
 
     @torch.inference_mode()
     def _make_attention(self) -> PaddedAttention:
@@ -151,7 +160,8 @@ class PaddedModel:
         layers = find_layers(
             lambda: self._model(
                 input_ids=one, position_ids=one, attention_mask=None, use_cache=False
-            )
+            ),
+            self._cells,
         )
         if not layers.found:
             raise ModelUnsupported(

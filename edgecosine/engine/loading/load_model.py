@@ -103,7 +103,7 @@ def load_model(
         name, _format(plan, options), codec, plan.context, decision.policy, num_parameters,
         decision.reason, weights=weights, cache=cache, planned=plan.memory.total,
         dtype=str(plan.dtype).removeprefix("torch."), digest=digest_of(plan.source),
-        form=plan.form, num_rows=num_rows,
+        form=plan.form, num_rows=num_rows, kv_dtype=str(plan.cells).removeprefix("torch."),
         switches_at=switching_length(model.config.get_text_config()),
     )  # fmt: skip
     return runner, loaded, plan.slot_size
@@ -124,7 +124,8 @@ def _reference(model: Any, plan: LoadPlan, options: LoadOptions) -> Reference:
     else:
         remedy = "; use another model, or another --dtype"
     with refusing(what, remedy):
-        return take_reference(model, plan.context, plan.form)
+        is_rounded = plan.cells not in {torch.float32, plan.dtype}
+        return take_reference(model, plan.context, plan.form, is_cache_rounded=is_rounded)
 
 
 def _runner(
@@ -147,7 +148,7 @@ def _runner(
     if kernels is not None and can_fuse(model):
         fused = NativeLlama(
             model, slots=slots, slot_size=slot_size, threads=threads, kernels=kernels,
-            takes_weights=True, form=plan.form,
+            takes_weights=True, form=plan.form, cells=plan.asked_cells,
         )  # fmt: skip
         try:
             check_family(fused, reference, family)
@@ -160,23 +161,35 @@ def _runner(
     # Recording the collectives of several ranks is untested.
     if model.device.type == "cuda" and not model.tp_size:
         use_own_stream(model.device)
-        if (static := fixed_shapes(model, reference, slots, slot_size)) is not None:
+        if (
+            static := fixed_shapes(model, reference, slots, slot_size, plan.asked_cells)
+        ) is not None:
             return static
     layered = SlotModel(
-        model, slots=slots, slot_size=slot_size, threads=threads, kernels=kernels, form=plan.form
+        model,
+        slots=slots,
+        slot_size=slot_size,
+        threads=threads,
+        kernels=kernels,
+        form=plan.form,
+        cells=plan.asked_cells,
     )
     check_family(layered, reference, family)
     return layered
 
 
 def fixed_shapes(
-    model: Any, reference: Reference, slots: int, slot_size: int
+    model: Any,
+    reference: Reference,
+    slots: int,
+    slot_size: int,
+    cells: torch.dtype | None = None,
 ) -> ForwardModel | None:
     """The model in batches of fixed shapes; None when it does not pass the self-test."""
     family = str(model.config.model_type)
     try:
         static = PaddedModel(
-            model, slots=slots, slot_size=slot_size, capture=capture_for(model.device)
+            model, slots=slots, slot_size=slot_size, capture=capture_for(model.device), cells=cells
         )
         check_family(static, reference, family)
         for _ in range(RUNS_TO_REPLAY - 1):

@@ -29,6 +29,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+KV_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 TREE_ROOM = 64
 """KV positions of a slot reserved for draft nodes."""
 
@@ -39,6 +40,8 @@ class LoadPlan:
 
     dtype        number format of computation
     form         storage of linear layers
+    cells        number format of the KV cache
+    asked_cells  the same where it is requested; None: as the runner prefers
     rounded      number format that the weights of a file are rounded to
     context      most tokens of a sequence
     slot_size    KV positions of a slot, those for draft nodes included
@@ -50,6 +53,8 @@ class LoadPlan:
     device: str
     dtype: torch.dtype
     form: WeightForm
+    cells: torch.dtype
+    asked_cells: torch.dtype | None
     rounded: torch.dtype
     context: int
     slot_size: int
@@ -83,15 +88,17 @@ def _plan(options: LoadOptions, source: Source, config: Any, device: str, room: 
     rounded = config.dtype if is_rounded else dtype
     slot_size = context + room
     sizes = _sizes(source, options)
+    asked_cells = KV_DTYPES.get(options.kv_dtype)
+    cells = asked_cells or _cache_dtype(config, device, dtype)
     memory = plan_memory(
         config, dtype=dtype, quantize=options.quantize, slots=options.slots,
         slot_size=slot_size if device == "cpu" else capacity(slot_size), ballast=options.ballast,
-        cache_dtype=_cache_dtype(config, device, dtype), num_ranks=options.tensor_parallel,
+        cells=cells, num_ranks=options.tensor_parallel,
         sizes=sizes, origin=_origin(source, sizes, rounded, form), form=form,
     )  # fmt: skip
     return LoadPlan(
-        source, config, device, dtype, form, rounded, context, slot_size, memory,
-        num_sharing=options.tensor_parallel if device == "cpu" else 1,
+        source, config, device, dtype, form, cells, asked_cells, rounded, context, slot_size,
+        memory, num_sharing=options.tensor_parallel if device == "cpu" else 1,
     )  # fmt: skip
 
 

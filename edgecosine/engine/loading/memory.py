@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from edgecosine.engine.cpu.blocks import BYTES_OF_BLOCK
 from edgecosine.engine.cpu.native_structs import BLOCK_SIZE
+from edgecosine.engine.kv_cells import row_cells
 from edgecosine.engine.options import WeightForm
 from edgecosine.engine.tensor_parallel.sharding import shards_cache
 from edgecosine.errors import ModelUnsupported, OutOfMemory
@@ -59,14 +60,14 @@ def plan_memory(
     slots: int,
     slot_size: int,
     ballast: int,
-    cache_dtype: torch.dtype | None = None,
+    cells: torch.dtype | None = None,
     num_ranks: int = 1,
     sizes: Sequence[int] = (),
     origin: str = "",
     form: WeightForm = "bfloat16",
 ) -> MemoryPlan:
     """Plan for a model of this configuration with `slots` slots of `slot_size` tokens, whose keys
-    and values have the dtype of the model unless `cache_dtype` is given.
+    and values have the dtype of the model unless `cells` is given.
 
     With several ranks, the plan is for one rank. `sizes` are the elements of each weight, where the
     checkpoint has a table of them. `origin` is for the message of a plan that does not fit.
@@ -82,8 +83,9 @@ def plan_memory(
     per_weight = _BYTES_PER_WEIGHT.get(quantize, dtype.itemsize)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    cache = 2 * text.num_hidden_layers * heads * head_size * slots * slot_size
-    cache *= (cache_dtype or dtype).itemsize
+    cells = cells or dtype
+    row_bytes = row_cells(head_size, cells) * cells.itemsize
+    cache = 2 * text.num_hidden_layers * heads * row_bytes * slots * slot_size
     # Packing copies one layer at a time; a tied output layer is stored twice.
     largest, total = max(sizes, default=0), sum(sizes)
     workspace = 2 * largest * dtype.itemsize // num_ranks + (64 << 20)

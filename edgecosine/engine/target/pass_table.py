@@ -79,7 +79,8 @@ def pass_table(options: LoadOptions, loaded: Loaded, cores: str) -> PassTable | 
     if directory is None:
         return None
     facts = (
-        loaded.digest, loaded.form, loaded.quantization, loaded.dtype, loaded.exactness,
+        loaded.digest, loaded.form, loaded.quantization, loaded.dtype, loaded.kv_dtype,
+        loaded.exactness,
         options.device, options.threads, options.ballast, options.tensor_parallel, cores,
         _processor(),
     )  # fmt: skip

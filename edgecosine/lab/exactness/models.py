@@ -63,6 +63,8 @@ class CheckedModel:
     build: Callable[[], Any]
     weight: int
     form: WeightForm = "bfloat16"
+    cells: torch.dtype | None = None
+    """Number format of the KV cache; None: as the engine prefers."""
     drafter: str | None = None
     """Zoo model that assists transformers' own generation; None: a copy of the model."""
 
@@ -89,15 +91,17 @@ class CheckedModel:
         if kernels is not None and can_fuse(model):
             return NativeLlama(
                 model, slots=shape.slots, slot_size=CELLS, threads=shape.threads,
-                kernels=kernels, form=self.form,
+                kernels=kernels, form=self.form, cells=self.cells,
             )  # fmt: skip
         return SlotModel(
             model, slots=shape.slots, slot_size=CELLS, threads=shape.threads, kernels=kernels,
-            form=self.form,
+            form=self.form, cells=self.cells,
         )  # fmt: skip
 
 
-def candidates(form: WeightForm = "bfloat16") -> tuple[CheckedModel, ...]:
+def candidates(
+    form: WeightForm = "bfloat16", cells: torch.dtype | None = None
+) -> tuple[CheckedModel, ...]:
     """All models, each in float32 and bfloat16; in blocks of 8 or 4 bits, in float32 alone."""
     dtypes = ((torch.float32, 7), (torch.bfloat16, 5))
     found = []
@@ -105,10 +109,12 @@ def candidates(form: WeightForm = "bfloat16") -> tuple[CheckedModel, ...]:
         short = str(dtype).removeprefix("torch.") if form == "bfloat16" else form
         drafter = zoo.drafter_names()[0]
         found.append(
-            CheckedModel(f"zoo {short}", dtype, _zoo_builder(dtype), weight, form, drafter)
+            CheckedModel(f"zoo {short}", dtype, _zoo_builder(dtype), weight, form, cells, drafter)
         )
         found += [
-            CheckedModel(f"{family} 768 {short}", dtype, _wide_builder(family, dtype), 2, form)
+            CheckedModel(
+                f"{family} 768 {short}", dtype, _wide_builder(family, dtype), 2, form, cells
+            )
             for family in _FAMILIES
         ]
     return tuple(found)

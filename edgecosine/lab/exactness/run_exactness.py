@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from edgecosine.engine.options import WeightForm
+from edgecosine.engine.loading.load_plan import KV_DTYPES
+from edgecosine.engine.options import KvDtype, WeightForm
 from edgecosine.engine.target.exactness import Decision
 from edgecosine.lab.engine_calls import quiet_transformers
 from edgecosine.lab.exactness.assisted import AssistedPair
@@ -39,6 +40,7 @@ class ExactnessSettings:
     seed: int = 0
     device: str = "cpu"
     form: WeightForm = "bfloat16"
+    kv_dtype: KvDtype = "auto"
 
     @property
     def assisted(self) -> int:
@@ -66,7 +68,7 @@ def run_exactness_bench(settings: ExactnessSettings, notify: Notify, keep: Keep)
     results are saved after each model and each of these."""
     quiet_transformers()
     torch.set_num_threads(1)
-    models = candidates(settings.form)
+    models = candidates(settings.form, KV_DTYPES.get(settings.kv_dtype))
     total, runs, broken = CheckCounts(), list[dict[str, Any]](), list[str]()
     for candidate, count in zip(models, _shares(models, settings.answers), strict=True):
         subject, decision = candidate.subject(settings.device)
@@ -78,7 +80,7 @@ def run_exactness_bench(settings: ExactnessSettings, notify: Notify, keep: Keep)
         if decision.policy == "bitwise" and (counts.answers_diverging or counts.logits_diverging):
             broken.append(subject.name)
     figures = _count_figures(total)
-    if settings.form != "bfloat16":  # the rest does not depend on the form of our weights
+    if settings.form != "bfloat16" or settings.kv_dtype != "auto":  # the rest depends on neither
         return ExactnessReport(figures, runs, broken)
     parted = {candidate: _assisted(candidate, settings, notify) for candidate in models}
     figures |= _assisted_figures(parted)
@@ -163,6 +165,7 @@ def _count_figures(total: CheckCounts) -> dict[str, Figure]:
         "logits_checked": _count(total.logits, "rows"),
         "logits_diverging": _count(total.logits_diverging, "rows"),
         "accepted_per_round": counted(mean, "tokens"),
+        "positions_copied": counted(total.copied, "KV positions"),
     }
 
 

@@ -14,8 +14,8 @@ from edgecosine.engine.options import Loaded
 def checkpoint_of(config: NodeConfig, loaded: Loaded) -> str:
     """Digest of everything but the request that determines a model's texts."""
     return _digest(
-        loaded.digest, loaded.dtype, loaded.form, loaded.exactness, loaded.max_context,
-        config.engine.ballast, config.engine.tensor_parallel,
+        loaded.digest, loaded.dtype, loaded.form, loaded.kv_dtype, loaded.exactness,
+        loaded.max_context, config.engine.ballast, config.engine.tensor_parallel,
     )  # fmt: skip
 
 

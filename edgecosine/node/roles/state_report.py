@@ -68,6 +68,7 @@ def target_state(
             counters, late_drafts=service.num_late, asked_again=planner.statistics.num_retries
         ),
         "kv_cache": {
+            "dtype": loaded.kv_dtype,
             "use": round(kv.num_used / kv.capacity, 4),
             "looked_up": kv.num_looked_up,
             "found": kv.num_found,

@@ -29,13 +29,21 @@ SLOT_SIZE = 256
 
 
 def _static(
-    family: str, slots: int = 4, capture: Capture | None = None, slot_size: int = SLOT_SIZE
+    family: str,
+    slots: int = 4,
+    capture: Capture | None = None,
+    slot_size: int = SLOT_SIZE,
+    cells: torch.dtype | None = None,
 ) -> PaddedModel:
-    return PaddedModel(build(family), slots=slots, slot_size=slot_size, capture=capture)
+    return PaddedModel(
+        build(family), slots=slots, slot_size=slot_size, capture=capture, cells=cells
+    )
 
 
-def _plain(family: str, slots: int = 4) -> SlotModel:
-    return SlotModel(build(family), slots=slots, slot_size=SLOT_SIZE, threads=1, kernels=None)
+def _plain(family: str, slots: int = 4, cells: torch.dtype | None = None) -> SlotModel:
+    return SlotModel(
+        build(family), slots=slots, slot_size=SLOT_SIZE, threads=1, kernels=None, cells=cells
+    )
 
 
 def _reference(family: str, prompt: list[int], length: int) -> list[int]:
@@ -139,9 +147,11 @@ def test_moved_kv_positions_are_attended_at_their_target() -> None:
         torch.testing.assert_close(*logits, atol=2e-5, rtol=1e-4)
 
 
-def test_copied_positions_are_attended_in_the_other_slot() -> None:
+@pytest.mark.parametrize("cells", [None, torch.bfloat16, torch.int8], ids=str)
+def test_copied_positions_are_attended_in_the_other_slot(cells: torch.dtype | None) -> None:
     logits = []
-    for model in (_static("llama"), _plain("llama")):
+    recorded = _static("llama", capture=FakeCapture(), cells=cells)
+    for model in (recorded, _plain("llama", cells=cells)):
         rows, _ = _mixed_pass((0, 1, 2, 3), seed=1)
         model.forward(rows.build(), [0])
         model.move(2, [8, 9], [6, 7])  # before the copy, though it waits for the next pass

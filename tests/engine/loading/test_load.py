@@ -89,7 +89,7 @@ def test_quantised_drafter_drafts(llama: str, quantize: Quantize) -> None:
 def test_quantisation_unsupported_by_the_device_is_refused(
     llama: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(model: object, context: int, form: str) -> Reference:
+    def fails(*_: object, **__: object) -> Reference:
         raise RuntimeError("no kernel for this shape")
 
     monkeypatch.setattr("edgecosine.engine.loading.load_model.take_reference", fails)
@@ -103,7 +103,7 @@ def test_bfloat16_is_the_default_where_it_is_lossless_and_fast(
 ) -> None:
     seen: list[torch.dtype] = []
 
-    def look(model: torch.nn.Module, context: int, form: str) -> Reference:
+    def look(model: torch.nn.Module, context: int, form: str, **how: bool) -> Reference:
         seen.append(next(model.parameters()).dtype)
         raise ModelUnsupported("seen enough")
 

@@ -35,16 +35,19 @@ def _engine(
     chunk: int = 16,
     way: str = "layers",
     dtype: torch.dtype = torch.float32,
+    cells: torch.dtype | None = None,
 ) -> TransformerTarget:
     kernels, built = (None if way == "plain" else _kernels()), build(family, dtype=dtype)
     if way == "fused":
         assert kernels is not None
         assert can_fuse(built)
         model: ForwardModel = NativeLlama(
-            built, slots=slots, slot_size=256, threads=1, kernels=kernels
+            built, slots=slots, slot_size=256, threads=1, kernels=kernels, cells=cells
         )
     else:
-        model = SlotModel(built, slots=slots, slot_size=256, threads=1, kernels=kernels)
+        model = SlotModel(
+            built, slots=slots, slot_size=256, threads=1, kernels=kernels, cells=cells
+        )
     return TransformerTarget(model, slots=slots, max_context=200, chunk=chunk)
 
 
@@ -157,18 +160,20 @@ def test_following_message_reuses_its_prefix() -> None:
 
 @needs_kernels
 @pytest.mark.parametrize(
-    ("way", "dtype"),
-    [("layers", torch.bfloat16), ("fused", torch.float32), ("fused", torch.bfloat16)],
+    ("way", "cells"),
+    [("layers", None), ("layers", torch.int8), ("fused", torch.bfloat16), ("fused", torch.int8)],
     ids=str,
 )
-def test_sessions_copy_what_others_have_read_to_the_bit(way: str, dtype: torch.dtype) -> None:
+def test_sessions_copy_what_others_have_read_to_the_bit(
+    way: str, cells: torch.dtype | None
+) -> None:
     system = prompt_of(64)
     prompts = [system + prompt_of(5 + i, seed=i) for i in range(6)]
     alone = [
-        decode(_engine("llama", way=way, dtype=dtype), [prompt], 12, [nothing])[0][0]
+        decode(_engine("llama", way=way, cells=cells), [prompt], 12, [nothing])[0][0]
         for prompt in prompts
     ]
-    engine = _engine("llama", slots=6, way=way, dtype=dtype)
+    engine = _engine("llama", slots=6, way=way, cells=cells)
     drafts = [
         random_trees(prompt + answer, VOCABULARY, seed=i)
         for i, (prompt, answer) in enumerate(zip(prompts, alone, strict=True))

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "cells.h"
 #include "lanes.h"
 #include "prefetch.h"
 #include "team.h"
@@ -56,8 +57,8 @@ struct View {
 };
 
 // The products of a key with the queries of heads [Heads, Fixed * kLanes], lane by lane.
-template <int Heads, int Fixed, class Value>
-[[gnu::always_inline]] inline Lot<Heads> products(const float* queries, const Value* key) {
+template <int Heads, int Fixed, class Cell>
+[[gnu::always_inline]] inline Lot<Heads> products(const float* queries, const Cell* key) {
   Lot<Heads> sums{};
 #pragma GCC unroll 8
   for (int v = 0; v < Fixed; v++) {
@@ -70,8 +71,8 @@ template <int Heads, int Fixed, class Value>
 
 // scores[head][j] = query . key for kLanes positions from `first` on, summed as by `dot`; -infinity outside
 // of the view. `Fixed` is the size of a key in vectors; 0: known at run time only.
-template <int Heads, int Fixed, class Value>
-void score(const float* queries, const Value* keys, int64_t size, const View& view, int64_t first,
+template <int Heads, int Fixed, class Cell>
+void score(const float* queries, const Cell* keys, int64_t size, const View& view, int64_t first,
            float* scores, int64_t lds) {
   const int64_t last = first + kLanes;
   if (last <= view.begin) {                    // before the window
@@ -80,23 +81,30 @@ void score(const float* queries, const Value* keys, int64_t size, const View& vi
   }
   if constexpr (Fixed > 0) {
     const bool is_whole = first >= view.begin && last <= std::min(view.end, view.length);
-    const Value* at[kLanes];
+    const Cell* at[kLanes];
     for (int64_t j = first; j < last; j++) {
       const int64_t seen = is_whole ? j : view.kv_position(std::clamp(j, view.begin, view.end - 1));
-      at[j - first] = keys + seen * size;
+      at[j - first] = keys + seen * row_cells<Cell>(size);
     }
     const Lot<Heads> all = totals<Heads>([&](int i) __attribute__((always_inline)) {
       return products<Heads, Fixed>(queries, at[i]);
     });
-    for (int h = 0; h < Heads; h++) store(scores + h * lds + first, all.of[h]);
+    if constexpr (kScaleCells<Cell> > 0) {
+      float scales[kLanes];
+      for (int i = 0; i < kLanes; i++) scales[i] = scale_of(at[i], size);
+      for (int h = 0; h < Heads; h++) store(scores + h * lds + first, all.of[h] * load(scales));
+    } else {
+      for (int h = 0; h < Heads; h++) store(scores + h * lds + first, all.of[h]);
+    }
     if (is_whole) return;
   }
   for (int64_t j = first; j < last; j++) {
     const bool is_seen = view.begin <= j && j < view.end;
     if (is_seen && Fixed > 0) continue;
+    const Cell* key = keys + (is_seen ? view.kv_position(j) : 0) * row_cells<Cell>(size);
+    const float scale = scale_of(key, size);
     for (int h = 0; h < Heads; h++)
-      scores[h * lds + j] =
-          is_seen ? dot(queries + h * size, keys + view.kv_position(j) * size, size) : -INFINITY;
+      scores[h * lds + j] = is_seen ? dot(queries + h * size, key, size) * scale : -INFINITY;
   }
 }
 
@@ -121,38 +129,51 @@ inline float exponentiate(const Shape& s, float* scores, const View& view, const
   return sink ? norm + std::exp(*sink - most) : norm;
 }
 
-// Adds the weighted values of positions to sums[head][0 .. Vectors * kLanes).
-template <int Heads, int Vectors, class Value>
-void weigh(const Value* values, int64_t size, const View& view, int64_t begin, int64_t end,
+// Multiplies the weights of positions by the scales of their values.
+template <class Cell>
+void rescale(const Cell* values, const float* scales, int64_t size, const View& view, float* weights) {
+  if constexpr (kScaleCells<Cell> > 0) {
+    const int64_t whole = std::min(view.length, view.end) / kLanes * kLanes;
+    for (int64_t j = view.begin / kLanes * kLanes; j < whole; j += kLanes)
+      store(weights + j, load(weights + j) * load(scales + j));
+    for (int64_t j = std::max(whole, view.begin); j < view.end; j++)
+      weights[j] *= scale_of(values + view.kv_position(j) * row_cells<Cell>(size), size);
+  }
+}
+
+// Adds the weighted values of positions to sums[head][0 .. Vectors * kLanes), of rows that are `cells` long.
+template <int Heads, int Vectors, class Cell>
+void weigh(const Cell* values, int64_t cells, int64_t size, const View& view, int64_t begin, int64_t end,
            const float* weights, int64_t ldw, float* sums) {
   Vector part[Heads][Vectors];
   for (int h = 0; h < Heads; h++)
     for (int v = 0; v < Vectors; v++) part[h][v] = load(sums + h * size + v * kLanes);
-  const auto add = [&](int64_t j, const Value* at) {
+  const auto add = [&](int64_t j, const Cell* at) {
     for (int v = 0; v < Vectors; v++) {
       const Vector value = in_register(load(at + v * kLanes));
       for (int h = 0; h < Heads; h++) part[h][v] += weights[h * ldw + j] * value;
     }
   };
   int64_t j = begin;
-  for (; j < std::min(end, view.length); j++) add(j, values + j * size);
-  for (; j < end; j++) add(j, values + view.kv_position(j) * size);
+  for (; j < std::min(end, view.length); j++) add(j, values + j * cells);
+  for (; j < end; j++) add(j, values + view.kv_position(j) * cells);
   for (int h = 0; h < Heads; h++)
     for (int v = 0; v < Vectors; v++) store(sums + h * size + v * kLanes, part[h][v]);
 }
 
-template <int Heads, class Value>
-void weigh_all(const Value* values, int64_t size, const View& view, int64_t begin, int64_t end,
+template <int Heads, class Cell>
+void weigh_all(const Cell* values, int64_t size, const View& view, int64_t begin, int64_t end,
                const float* weights, int64_t ldw, float* sums) {
+  const int64_t cells = row_cells<Cell>(size);
   int64_t column = 0;
   for (; column + 4 * kLanes <= size; column += 4 * kLanes)
-    weigh<Heads, 4>(values + column, size, view, begin, end, weights, ldw, sums + column);
+    weigh<Heads, 4>(values + column, cells, size, view, begin, end, weights, ldw, sums + column);
   for (; column + kLanes <= size; column += kLanes)
-    weigh<Heads, 1>(values + column, size, view, begin, end, weights, ldw, sums + column);
+    weigh<Heads, 1>(values + column, cells, size, view, begin, end, weights, ldw, sums + column);
   for (int64_t j = begin; j < end && column < size; j++)
     for (int64_t i = column; i < size; i++)
       for (int h = 0; h < Heads; h++)
-        sums[h * size + i] += weights[h * ldw + j] * scalar(values + view.kv_position(j) * size + i);
+        sums[h * size + i] += weights[h * ldw + j] * scalar(values + view.kv_position(j) * cells + i);
 }
 
 // y = x * scale
@@ -164,38 +185,46 @@ void scale_values(const Value* x, float scale, int64_t size, float* y) {
 }
 
 struct Room {
-  std::vector<float> queries, scores, sums;
+  std::vector<float> queries, scores, sums, value_scales;
 };
 
 // Fetches what is read next: keys and values of a slot lie apart from those before them, and short
 // stretches end before the processor has recognised them.
-template <class Value>
-[[gnu::always_inline]] inline void fetch(const Value* from, int64_t count) {
+template <class Cell>
+[[gnu::always_inline]] inline void fetch(const Cell* from, int64_t count) {
   const char* at = reinterpret_cast<const char*>(from);
-  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(Value)); i += kLine)
+  for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(Cell)); i += kLine)
     __builtin_prefetch(at + i, 0, 2);
 }
 
 // Attention of a tile of rows, for heads that share keys and values; `next` are the keys of the next call.
-template <int Heads, class Value>
-void attend(const Shape& s, const Value* query, const Value* keys, const Value* values, const Value* next,
-            const std::vector<View>& views, const float* sinks, Value* out, Room& room) {
+template <int Heads, class Cell>
+void attend(const Shape& s, const Numbers& query, const Cell* keys, const Cell* values, const Cell* next,
+            const std::vector<View>& views, const float* sinks, const Numbers& out, Room& room) {
   const int64_t rows = views.size();
-  int64_t longest = 0;
-  for (const View& view : views) longest = std::max(longest, view.end);
+  const int64_t key_cells = row_cells<Cell>(s.key_size), value_cells = row_cells<Cell>(s.value_size);
+  int64_t longest = 0, stored = 0;
+  for (const View& view : views) {
+    longest = std::max(longest, view.end);
+    stored = std::max(stored, std::min(view.end, view.length));
+  }
+  collect_scales(values, s.value_size, stored, room.value_scales);
   const int64_t lds = (longest + kLanes - 1) / kLanes * kLanes;
   room.queries.resize(rows * Heads * s.key_size);
   room.scores.resize(rows * Heads * lds);
   room.sums.assign(rows * Heads * s.value_size, 0.0f);
   for (int64_t t = 0; t < rows; t++)
-    for (int h = 0; h < Heads; h++)
-      scale_values(query + t * s.query_row + h * s.query_head, s.scale, s.key_size,
-                   &room.queries[(t * Heads + h) * s.key_size]);
-  const auto scored = s.key_size == 4 * kLanes   ? score<Heads, 4, Value>
-                      : s.key_size == 8 * kLanes ? score<Heads, 8, Value>
-                                                 : score<Heads, 0, Value>;
+    for (int h = 0; h < Heads; h++) {
+      const void* from = query.from(t * s.query_row + h * s.query_head).data;
+      float* to = &room.queries[(t * Heads + h) * s.key_size];
+      query.is_narrow ? scale_values(static_cast<const uint16_t*>(from), s.scale, s.key_size, to)
+                      : scale_values(static_cast<const float*>(from), s.scale, s.key_size, to);
+    }
+  const auto scored = s.key_size == 4 * kLanes   ? score<Heads, 4, Cell>
+                      : s.key_size == 8 * kLanes ? score<Heads, 8, Cell>
+                                                 : score<Heads, 0, Cell>;
   for (int64_t first = 0; first < longest; first += kLanes) {
-    fetch(values + first * s.value_size, std::min<int64_t>(kLanes, longest - first) * s.value_size);
+    fetch(values + first * value_cells, std::min<int64_t>(kLanes, longest - first) * value_cells);
     for (int64_t t = 0; t < rows; t++)
       if (first < views[t].end)
         scored(&room.queries[t * Heads * s.key_size], keys, s.key_size, views[t], first,
@@ -203,11 +232,13 @@ void attend(const Shape& s, const Value* query, const Value* keys, const Value* 
   }
   float norms[kTile][Heads];
   for (int64_t t = 0; t < rows; t++)
-    for (int h = 0; h < Heads; h++)
-      norms[t][h] =
-          exponentiate(s, &room.scores[(t * Heads + h) * lds], views[t], sinks ? sinks + h : nullptr);
+    for (int h = 0; h < Heads; h++) {
+      float* scores = &room.scores[(t * Heads + h) * lds];
+      norms[t][h] = exponentiate(s, scores, views[t], sinks ? sinks + h : nullptr);
+      rescale(values, room.value_scales.data(), s.value_size, views[t], scores);
+    }
   for (int64_t first = 0; first < longest; first += kNear) {
-    if (next) fetch(next + first * s.key_size, std::min(kNear, longest - first) * s.key_size);
+    if (next) fetch(next + first * key_cells, std::min(kNear, longest - first) * key_cells);
     for (int64_t t = 0; t < rows; t++)
       weigh_all<Heads>(values, s.value_size, views[t], std::max(first, views[t].begin),
                        std::min(first + kNear, views[t].end), &room.scores[t * Heads * lds], lds,
@@ -216,8 +247,8 @@ void attend(const Shape& s, const Value* query, const Value* keys, const Value* 
   for (int64_t t = 0; t < rows; t++)
     for (int h = 0; h < Heads; h++)
       for (int64_t i = 0; i < s.value_size; i++)
-        put(out + (t * s.heads + h) * s.value_size + i,
-            room.sums[(t * Heads + h) * s.value_size + i] / norms[t][h]);
+        out.set((t * s.heads + h) * s.value_size + i,
+                room.sums[(t * Heads + h) * s.value_size + i] / norms[t][h]);
 }
 
 template <int Heads, class... Arguments>
@@ -226,19 +257,21 @@ void attend_of(int64_t heads, Arguments&&... arguments) {
   if constexpr (Heads > 1) attend_of<Heads - 1>(heads, arguments...);
 }
 
-template <class Value>
-void attention(const Shape& s, const Value* query, const Value* new_keys, const Value* new_values,
-               Value* keys, Value* values, const Batch& b, const float* sinks, Value* out, int threads) {
+template <class Cell>
+void attention(const Shape& s, const Numbers& query, const Numbers& new_keys, const Numbers& new_values,
+               Cell* keys, Cell* values, const Batch& b, const float* sinks, const Numbers& out,
+               int threads) {
   const int64_t rows = b.rows;
-  const int64_t key_slot = s.groups * s.slot_size * s.key_size;
-  const int64_t value_slot = s.groups * s.slot_size * s.value_size;
+  const int64_t key_cells = row_cells<Cell>(s.key_size), value_cells = row_cells<Cell>(s.value_size);
+  const int64_t key_slot = s.groups * s.slot_size * key_cells;
+  const int64_t value_slot = s.groups * s.slot_size * value_cells;
   for (int64_t t = 0; t < rows; t++)
     for (int64_t g = 0; g < s.groups; g++) {
       const int64_t at = g * s.slot_size + b.kv_position[t];
-      std::memcpy(keys + b.slot[t] * key_slot + at * s.key_size,
-                  new_keys + t * s.key_row + g * s.key_head, s.key_size * sizeof(Value));
-      std::memcpy(values + b.slot[t] * value_slot + at * s.value_size,
-                  new_values + t * s.value_row + g * s.value_head, s.value_size * sizeof(Value));
+      put_row(new_keys.from(t * s.key_row + g * s.key_head), keys + b.slot[t] * key_slot + at * key_cells,
+              s.key_size);
+      put_row(new_values.from(t * s.value_row + g * s.value_head),
+              values + b.slot[t] * value_slot + at * value_cells, s.value_size);
     }
   std::vector<int64_t> tiles{0};                // first row of each tile, and the end
   for (int64_t t = 1; t <= rows; t++)
@@ -263,16 +296,24 @@ void attention(const Shape& s, const Value* query, const Value* new_keys, const 
       }
       const auto keys_of = [&](int64_t item) {
         const int64_t of = item / (s.groups * parts), group = item / parts % s.groups;
-        return keys + b.slot[tiles[of]] * key_slot + group * s.slot_size * s.key_size;
+        return keys + b.slot[tiles[of]] * key_slot + group * s.slot_size * key_cells;
       };
-      const Value* next = i + 1 < work && keys_of(i + 1) != keys_of(i) ? keys_of(i + 1) : nullptr;
-      attend_of<kMostHeads>(count, s, query + begin * s.query_row + h * s.query_head, keys_of(i),
-                            values + b.slot[begin] * value_slot + g * s.slot_size * s.value_size, next,
+      const Cell* next = i + 1 < work && keys_of(i + 1) != keys_of(i) ? keys_of(i + 1) : nullptr;
+      attend_of<kMostHeads>(count, s, query.from(begin * s.query_row + h * s.query_head), keys_of(i),
+                            values + b.slot[begin] * value_slot + g * s.slot_size * value_cells, next,
                             views,
-                            sinks ? sinks + h : nullptr, out + (begin * s.heads + h) * s.value_size,
+                            sinks ? sinks + h : nullptr, out.from((begin * s.heads + h) * s.value_size),
                             room);
     }
   });
+}
+
+// Calls run(pointer to a cell) for a cache whose cells have `bytes` bytes.
+template <class Run>
+void by_cell(int64_t bytes, const Run& run) {
+  if (bytes == 1) return run(static_cast<int8_t*>(nullptr));
+  if (bytes == 2) return run(static_cast<uint16_t*>(nullptr));
+  run(static_cast<float*>(nullptr));
 }
 
 }  // namespace

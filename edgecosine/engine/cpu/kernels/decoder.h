@@ -19,7 +19,7 @@ struct Weight {
 struct Layer {
   Weight query_key_value, output, gate_up, down;
   const float *input_norm, *middle_norm, *query_norm, *key_norm;  // the last two may be null
-  float *keys, *values;
+  void *keys, *values;                         // in cells of `cell_bytes`
   int64_t window;
 };
 
@@ -30,7 +30,7 @@ struct Decoder {
   const float *output_norm, *cosine, *sine;  // cosine, sine [positions, head_size / 2]
   const int64_t* shortlist;                  // token of each output of the head, see rank.h; or null
   int64_t num_layers, hidden, heads, groups, head_size, inner, slot_size, embedding_bytes, threads;
-  int64_t vocabulary, slots;                   // rows of the embedding, slots of the cache
+  int64_t vocabulary, slots, cell_bytes;       // rows of the embedding, slots and format of the cache
   float epsilon, scale;
 };
 
@@ -191,9 +191,12 @@ bool decode(const Decoder& d, const int64_t* tokens, const int64_t* positions, c
     place_heads(d, layer, positions, rows, mixed.data());
     const Shape shape{d.heads, d.groups, size, size, d.slot_size, width, size,        width,
                       size,    width,    size, d.scale, 0.0f,     layer.window};
-    attention(shape, mixed.data(), mixed.data() + query, mixed.data() + query + d.groups * size,
-              layer.keys, layer.values, batch, static_cast<const float*>(nullptr), normed.data(),
-              threads);
+    by_cell(d.cell_bytes, [&](auto* cell) {
+      using Cell = decltype(cell);
+      attention(shape, mixed.data(), mixed.data() + query, mixed.data() + query + d.groups * size,
+                static_cast<Cell>(layer.keys), static_cast<Cell>(layer.values), batch, nullptr,
+                normed.data(), threads);
+    });
     linear_of(layer.output, normed.data(), mixed.data(), rows, threads);
     add(mixed);
     normalize_rows(layer.middle_norm);

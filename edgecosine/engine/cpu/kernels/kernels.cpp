@@ -67,27 +67,25 @@ void edgecosine_linear(const void* x, int x_bytes, const void* w, int64_t layout
 }
 
 // query [rows, heads, key_size], new_keys and new_values [rows, groups, size] with the strides (in
-// elements) of their first two axes; keys and values of the cache [slots, groups, slot_size, size]. The
-// rows are described at `Batch`. Returns 0, and writes nothing, where a row lies beyond the cache.
+// elements) of their first two axes; keys and values of the cache [slots, groups, slot_size, cells of a
+// row]. The rows are described at `Batch`. Returns 0, and writes nothing, where a row lies beyond the cache.
 int edgecosine_attention(const void* query, const void* new_keys, const void* new_values,
                          const int64_t* strides, void* keys, void* values, const int32_t* slot,
                          const int32_t* kv_position, const int32_t* length, const int32_t* path,
                          const int32_t* path_length, const float* sinks, void* out, int64_t rows,
                          int64_t heads, int64_t groups, int64_t key_size, int64_t value_size,
                          int64_t slots, int64_t slot_size, int64_t paths, float scale, float softcap,
-                         int64_t window, int bytes, int threads) {
+                         int64_t window, int bytes, int cell_bytes, int threads) {
   const Batch batch{slot, kv_position, length, path, path_length, paths, rows};
   if (!are_within(slots, slot_size, batch)) return 0;
   const Shape shape{heads,      groups,     key_size,   value_size, slot_size,
                     strides[0], strides[1], strides[2], strides[3], strides[4],
                     strides[5], scale,      softcap,    window};
-  const auto run = [&](auto zero) {
-    using Value = decltype(zero);
-    attention(shape, static_cast<const Value*>(query), static_cast<const Value*>(new_keys),
-              static_cast<const Value*>(new_values), static_cast<Value*>(keys),
-              static_cast<Value*>(values), batch, sinks, static_cast<Value*>(out), threads);
-  };
-  bytes == 2 ? run(uint16_t{}) : run(float{});
+  by_cell(cell_bytes, [&](auto* cell) {
+    using Cell = decltype(cell);
+    attention(shape, {query, bytes}, {new_keys, bytes}, {new_values, bytes}, static_cast<Cell>(keys),
+              static_cast<Cell>(values), batch, sinks, {out, bytes}, threads);
+  });
   return 1;
 }
 

@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
 namespace {
 
 #ifdef __AVX512F__
@@ -39,6 +43,20 @@ inline Vector load(const uint16_t* p) {
   return (Vector)(__builtin_convertvector(*reinterpret_cast<const LooseShorts*>(p), Ints) << 16);
 }
 
+inline Vector load(const int8_t* p) {
+#if defined(__AVX512F__)
+  const __m128i cells = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(cells));
+#elif defined(__AVX2__)
+  const __m128i cells = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(cells));
+#else
+  Vector v;
+  for (int i = 0; i < kLanes; i++) v[i] = p[i];
+  return v;
+#endif
+}
+
 inline void store(float* p, Vector v) { *reinterpret_cast<LooseVector*>(p) = v; }
 
 // The same vector, which the compiler then does not load again for each use.
@@ -53,6 +71,7 @@ inline Vector in_register(Vector v) {
 
 inline float scalar(const float* p) { return *p; }
 inline float scalar(const uint16_t* p) { return widen(*p); }
+inline float scalar(const int8_t* p) { return static_cast<float>(*p); }
 inline void put(float* p, float v) { *p = v; }
 inline void put(uint16_t* p, float v) { *p = narrow(v); }
 
