@@ -196,6 +196,23 @@ def grammar(repeats: int, model: str, report: Path | None) -> None:
     _print(run_grammar_bench(model, repeats, click.echo, keep))
 
 
+@command.command("cache")
+@_repeats
+@click.option("--model", default=DEFAULT_TARGET, show_default=True, metavar="MODEL",
+              help="The target's model.")  # fmt: skip
+@_report
+def cache(repeats: int, model: str, report: Path | None) -> None:
+    """Measure what a system prompt of 512 tokens costs that another request has read, and what
+    each number format of the KV cache changes, with one thread on one core.
+    """
+    from edgecosine.lab.bench.run_cache import run_cache_bench
+
+    log_to_stderr("warning")
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    keep = keeping(report, weather="none", model=model)
+    _print(run_cache_bench(model, repeats, click.echo, keep))
+
+
 @command.command("exactness")
 @click.option("--answers", type=click.IntRange(6, 100_000), default=1000, show_default=True,
               help="Answers to check, over all models.")  # fmt: skip
