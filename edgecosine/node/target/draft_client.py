@@ -263,6 +263,9 @@ class DraftClient:
         compute_s = draft.compute_us * 1e-6 if draft else 0.0
         num_steps = draft.num_steps if draft and draft.num_steps >= 0 else None
         asked.tree = tree = self._checked(node_id, asked.prefix_len, draft)
+        if node_id not in self._has_drafted:
+            # Its time was mostly that of reading the text, which says nothing of a step.
+            num_steps = 0
         if draft is not None:
             self._note_drafter(node_id)
         if not asked.is_ahead:
