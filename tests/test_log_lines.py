@@ -37,9 +37,9 @@ def formats() -> list[tuple[str, str]]:
                 case ast.Call(
                     func=ast.Attribute(value=ast.Name(id="logger"), attr=level), args=args
                 ) if level != "isEnabledFor":
-                    told = args[1] if level == "log" else args[0]
+                    template = args[1] if level == "log" else args[0]
                     where = f"{file.relative_to(package)}:{call.lineno}"
-                    found.append((where, ast.literal_eval(told)))
+                    found.append((where, ast.literal_eval(template)))
     return found
 
 
@@ -55,8 +55,8 @@ def read(line: str) -> tuple[str, dict[str, str]]:
 
 
 def lines_of(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, str]]:
-    told = (read(record.getMessage()) for record in caplog.records)
-    return [values for name, values in told if name == event]
+    lines = (read(record.getMessage()) for record in caplog.records)
+    return [values for name, values in lines if name == event]
 
 
 def test_lines_of_a_round_and_of_a_request_tell_what_happened(

@@ -33,7 +33,7 @@ def test_kind_is_due_once_a_minute_and_kinds_are_bounded() -> None:
 @needs_mosquitto
 @pytest.mark.timeout(60)
 def test_refused_requests_are_counted_and_logged_once() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         with logbook() as book:
             async with gateway_harness() as home:
                 for number in range(300):
@@ -45,13 +45,13 @@ def test_refused_requests_are_counted_and_logged_once() -> None:
             lines = [line for line in book.lines if "refused" in line]
             assert len(lines) == 2
 
-    run(story())
+    run(scenario())
 
 
 @needs_mosquitto
 @pytest.mark.timeout(60)
 def test_cancelled_requests_are_logged_once() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         with logbook("edgecosine.node.gateway.request_runner") as book:
             async with gateway_harness() as home:
                 home.service.hold("hm")
@@ -64,13 +64,13 @@ def test_cancelled_requests_are_logged_once() -> None:
                     await home.listener.expect_state(str(number), "cancelled")
             assert len([record for record in infos if record.levelname == "INFO"]) == 1
 
-    run(story())
+    run(scenario())
 
 
 @needs_mosquitto
 @pytest.mark.timeout(60)
 def test_retained_requests_are_logged_once() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         with logbook("edgecosine.node.gateway.gateway") as book:
             async with gateway_harness() as home:
                 for number in range(20):
@@ -81,11 +81,11 @@ def test_retained_requests_are_logged_once() -> None:
                     pass
             assert len([line for line in book.lines if "retained" in line]) == 1
 
-    run(story())
+    run(scenario())
 
 
 def test_failed_handshakes_of_a_stranger_are_logged_once(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         with logbook("edgecosine.node.credentials.ca_server") as book:
             async with served(Home(tmp_path)) as address:
                 host, _, port = address.rpartition(":")
@@ -103,4 +103,4 @@ def test_failed_handshakes_of_a_stranger_are_logged_once(tmp_path: Path) -> None
                         writer.close()
             assert len([line for line in book.lines if "enrolment failed" in line]) == 2
 
-    run(story())
+    run(scenario())

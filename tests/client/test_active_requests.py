@@ -49,7 +49,7 @@ def pieces(*texts: str, start: int = 0) -> list[StreamPart]:
 def test_text_is_complete_without_repetition(
     before: list[StreamPart], after: list[StreamPart]
 ) -> None:
-    async def story() -> str:
+    async def scenario() -> str:
         asking = ActiveRequest(Request("a", "1", "completion", "x", stream=True))
         taken = []
         for part in (before, after):
@@ -62,11 +62,11 @@ def test_text_is_complete_without_repetition(
         assert asking.result() is FINAL
         return "".join(taken)
 
-    assert asyncio.run(story()) == FINAL.text
+    assert asyncio.run(scenario()) == FINAL.text
 
 
 def test_request_without_stream_has_the_text_of_the_final() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         asking = ActiveRequest(Request("a", "1", "completion", "x"))
         assert not asking.is_over
         with pytest.raises(RuntimeError):
@@ -75,11 +75,11 @@ def test_request_without_stream_has_the_text_of_the_final() -> None:
         assert asking.is_over
         assert asking.take() is None
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_text_is_collected_by_choice() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         asking = ActiveRequest(Request("a", "1", "completion", "x", stream=True, n=3))
         for index, choice, text in [(0, 0, "to"), (0, 2, "or"), (2, 0, " be"), (0, 9, "?")]:
             asking.take_piece(StreamPart(index, text, False, choice))
@@ -89,11 +89,11 @@ def test_text_is_collected_by_choice() -> None:
         assert [asking.take(), asking.take()] == [Delta(2, " not", 2), Delta(3, "hm", 1)]
         assert asking.is_over
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_first_end_of_a_request_counts() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         asking = ActiveRequest(Request("a", "1", "completion", "x", stream=True))
         asking.take_piece(StreamPart(0, "to", False))
         asking.fail(RequestError("no"))
@@ -102,4 +102,4 @@ def test_first_end_of_a_request_counts() -> None:
         with pytest.raises(RequestError, match="no"):
             asking.result()
 
-    asyncio.run(story())
+    asyncio.run(scenario())

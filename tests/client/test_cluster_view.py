@@ -99,7 +99,7 @@ def test_only_listed_targets_count_as_targets(clock: list[float]) -> None:
 
 
 def test_silence_is_a_change_and_a_renewal_is_none(clock: list[float]) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         watch = ClusterView()
         watch.take(NodeStatusTopic("d1"), status("ready"))
         await watch.changed()
@@ -113,4 +113,4 @@ def test_silence_is_a_change_and_a_renewal_is_none(clock: list[float]) -> None:
             clock[0] += LEASE_S + 1
         assert change.done()
 
-    asyncio.run(story())
+    asyncio.run(scenario())

@@ -58,30 +58,30 @@ def test_node_that_is_gone_is_forgotten(
     # It need not be watched.
     monkeypatch.setattr(forgetting, "_is_alive", None)
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with held(state, None if expiry_s is None else int(expiry_s)) as (address, listener):
             await forget(address, "home", "d1")
             async with Client(address, "home") as client:
                 assert await client.nodes() == {}
             assert (await listener.expect(HOME.node_status("d1"), 2))[-1].payload == b""
 
-    run(story())
+    run(scenario())
 
 
 def test_dead_node_is_observed_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forgetting, "LEASE_S", 0.5)
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with held("ready") as (address, _):
             await forget(address, "home", "d1")
             async with Client(address, "home") as client:
                 assert await client.nodes() == {}
 
-    run(story())
+    run(scenario())
 
 
 def test_live_and_unknown_nodes_are_not_forgotten() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
             presence = NodeStatusPublisher(broker=address, cluster="home", node_id="d1")
@@ -94,7 +94,7 @@ def test_live_and_unknown_nodes_are_not_forgotten() -> None:
                 async with Client(address, "home") as client:
                     assert list(await client.nodes()) == ["d1"]
 
-    run(story())
+    run(scenario())
 
 
 def test_broker_that_refuses_the_deletion_is_reported(
@@ -104,9 +104,9 @@ def test_broker_that_refuses_the_deletion_is_reported(
     folder = tmp_path_factory.mktemp("rules")
     (folder / "acl").write_text(f"topic read {HOME.root}/#\n")
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with own_mosquitto(folder, f"acl_file {folder}/acl") as url:
             with pytest.raises(BrokerLost, match="credentials of a target"):
                 await forget(BrokerAddress.parse(url), "home", "d1")
 
-    run(story())
+    run(scenario())

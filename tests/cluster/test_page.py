@@ -69,7 +69,7 @@ async def shown_nodes(page: Page, number: int) -> None:
 def test_page_shows_the_cluster_streams_a_chat_and_greys_a_drafter_that_is_killed(
     cluster: LocalCluster, address: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with chromium(tmp_path / "profile") as page, drafter(cluster, tmp_path) as doomed:
             await page.open(f"http://{address}/", width=1440, height=900, is_dark=False)
             await shown_nodes(page, 3)
@@ -97,4 +97,4 @@ def test_page_shows_the_cluster_streams_a_chat_and_greys_a_drafter_that_is_kille
             assert await page.until("document.querySelectorAll('#picture .gone .disc').length")
             assert page.complaints == []
 
-    run_patiently(story())
+    run_patiently(scenario())

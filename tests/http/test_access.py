@@ -43,7 +43,7 @@ def test_key_is_shown_once_and_names_the_client(directory: Path) -> None:
     assert key not in text
     assert "revoke" in command("key", "create", "kitchen", code=2)
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with http_harness(keys=ApiKeys(directory / FILE_NAME)) as home:
             for headers in ({}, {"authorization": "Bearer ec-wrong"}, {"authorization": key}):
                 refused = await home.http.post(COMPLETIONS, json=BODY, headers=headers)
@@ -63,14 +63,14 @@ def test_key_is_shown_once_and_names_the_client(directory: Path) -> None:
             answer = await home.http.post(COMPLETIONS, json=BODY, headers={"x-api-key": key})
             assert answer.status_code == 401
 
-    run(story())
+    run(scenario())
 
 
 def test_pages_of_other_origins_are_refused_unless_named() -> None:
     async def asked(home: httpx.AsyncClient, headers: dict[str, str]) -> int:
         return (await home.post(COMPLETIONS, json=BODY, headers=headers)).status_code
 
-    async def story() -> None:
+    async def scenario() -> None:
         chat = "https://chat.example"
         async with http_harness() as home:
             assert await asked(home.http, {"origin": chat}) == 403
@@ -89,7 +89,7 @@ def test_pages_of_other_origins_are_refused_unless_named() -> None:
             assert (await home.http.options(COMPLETIONS, headers=preflight)).status_code == 200
             assert await asked(home.http, {"origin": "https://else.example"}) == 403
 
-    run(story())
+    run(scenario())
 
 
 def test_https_with_a_certificate_of_the_cluster(directory: Path, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_https_with_a_certificate_of_the_cluster(directory: Path, tmp_path: Path
     authorities = command("cluster", "http-certificate", str(file), "--host", "127.0.0.1")
     trusting = ssl.create_default_context(cadata=authorities)
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with http_harness(tls=https_context(file)) as home:
             url = f"https://127.0.0.1:{home.frontend.port}"
             async with httpx.AsyncClient(base_url=url, verify=trusting, trust_env=False) as client:
@@ -107,7 +107,7 @@ def test_https_with_a_certificate_of_the_cluster(directory: Path, tmp_path: Path
                 with pytest.raises(httpx.ConnectError):
                     await client.post(COMPLETIONS, json=BODY)
 
-    run(story())
+    run(scenario())
     with pytest.raises(ConfigError, match="http_certificate"):
         https_context(tmp_path)
 

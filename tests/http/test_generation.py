@@ -33,7 +33,7 @@ async def events(home: HttpHarness, path: str, body: dict[str, Any]) -> list[Any
 
 
 def test_stream_has_role_contents_and_reason() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with http_harness() as home:
             chunks = await events(home, CHATS, CHAT)
             assert [chunk["choices"][0]["delta"] for chunk in chunks] == [
@@ -43,11 +43,11 @@ def test_stream_has_role_contents_and_reason() -> None:
             assert reasons == [None, None, "stop"]
             assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in chunks}) == 1
 
-    run(story())
+    run(scenario())
 
 
 def test_usage_comes_last_or_with_each_part() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with http_harness() as home:
             asked = {"prompt": "or not", "stream_options": {"include_usage": True}}
             *chunks, last = await events(home, COMPLETIONS, asked)
@@ -60,11 +60,11 @@ def test_usage_comes_last_or_with_each_part() -> None:
             assert [part["usage"] for part in parts] == [usage]
             assert "usage" not in end
 
-    run(story())
+    run(scenario())
 
 
 def test_stream_folded_by_a_client_is_the_whole_answer() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         words = ("Größe", " \n", "🙂🙂", "", " end")
         async with http_harness(ScriptedService(words)) as home, home.openai() as client:
             for n in (1, 3):
@@ -80,7 +80,7 @@ def test_stream_folded_by_a_client_is_the_whole_answer() -> None:
                     texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
                 assert texts == ["".join(words)] * n
 
-    run(story())
+    run(scenario())
 
 
 def _told(answer: Any) -> list[tuple[int, str, str]]:
@@ -89,7 +89,7 @@ def _told(answer: Any) -> list[tuple[int, str, str]]:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_client_that_disconnects_ends_its_session(stream: bool) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService()
         service.hold("or not")
         async with http_harness(service) as home:
@@ -98,11 +98,11 @@ def test_client_that_disconnects_ends_its_session(stream: bool) -> None:
             await service.ended(1)
             assert not home.home.gateway.admission.num_running
 
-    run(story())
+    run(scenario())
 
 
 def test_refusal_has_the_error_object_and_status() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with http_harness() as home, home.openai() as client:
             with pytest.raises(openai.BadRequestError) as refused:
                 await client.chat.completions.create(model="tiny", messages=[], temperature=0)
@@ -119,11 +119,11 @@ def test_refusal_has_the_error_object_and_status() -> None:
                 assert reply.json()["error"]["code"] == "unknown_url"
                 assert reply.status_code in (404, 405)
 
-    run(story())
+    run(scenario())
 
 
 def test_overload_and_drain_are_refused_with_the_time_to_retry() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService(max_sessions=1)
         held = service.hold("or not")
         async with http_harness(service, max_queued=2) as home:
@@ -146,11 +146,11 @@ def test_overload_and_drain_are_refused_with_the_time_to_retry() -> None:
                 reply = await home.http.get(path)
                 assert (reply.status_code, reply.json()["error"]["code"]) == (503, "draining")
 
-    run(story())
+    run(scenario())
 
 
 def test_repeated_request_is_run_once() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService()
         held = service.hold("or not")
         async with http_harness(service) as home:
@@ -168,11 +168,11 @@ def test_repeated_request_is_run_once() -> None:
             other = await home.http.post(COMPLETIONS, json={"prompt": "x"}, headers=REPEATED)
             assert (other.status_code, other.json()["error"]["code"]) == (409, "duplicate_id")
 
-    run(story())
+    run(scenario())
 
 
 def test_request_that_its_client_left_runs_again_when_repeated() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService()
         held = service.hold("or not")
         async with http_harness(service) as home:
@@ -183,11 +183,11 @@ def test_request_that_its_client_left_runs_again_when_repeated() -> None:
             again = await home.http.post(CHATS, json=CHAT, headers=REPEATED)
             assert (again.status_code, len(service.requests)) == (200, 2)
 
-    run(story())
+    run(scenario())
 
 
 def test_error_after_the_headers_is_the_last_event() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService()
         service.errors["or not"] = RuntimeError("broken")
         async with http_harness(service) as home, home.openai() as client:
@@ -197,13 +197,13 @@ def test_error_after_the_headers_is_the_last_event() -> None:
                     pass
             assert failed.value.code == "internal_error"
 
-    run(story())
+    run(scenario())
 
 
 def test_stream_without_text_has_pings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replies, "PING_S", 0.05)
 
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService()
         held = service.hold("or not")
         body = {**CHAT, "stream": True}
@@ -217,11 +217,11 @@ def test_stream_without_text_has_pings(monkeypatch: pytest.MonkeyPatch) -> None:
             held.set()
             assert "data: [DONE]" in [line async for line in lines]
 
-    run(story())
+    run(scenario())
 
 
 def test_fields_without_effect_are_named_in_a_header() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         body = {
             **CHAT, "user": "me", "store": False, "stop": None, "stream_options": None,
             "max_completion_tokens": 5, 'a"b': 1, "client": "else", "id": 1.5,
@@ -237,21 +237,21 @@ def test_fields_without_effect_are_named_in_a_header() -> None:
             asked, _ = home.service.requests
             assert (asked.max_tokens, asked.client_id) == (5, "http:127.0.0.1")
 
-    run(story())
+    run(scenario())
 
 
 def test_unsupported_endpoint_is_refused_by_name() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with http_harness() as home:
             reply = await home.http.post("/v1/responses", json={"input": "or not"})
             assert reply.status_code == 404
             assert "use /v1/chat/completions" in reply.json()["error"]["message"]
 
-    run(story())
+    run(scenario())
 
 
 def test_body_that_is_no_request_is_refused() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         wrong = {"include_usage": "yes"}
         async with http_harness() as home:
             for content, status, code in [
@@ -263,11 +263,11 @@ def test_body_that_is_no_request_is_refused() -> None:
                 reply = await home.http.post(CHATS, content=content)
                 assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
 
-    run(story())
+    run(scenario())
 
 
 def test_request_is_not_told_on_mqtt() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with http_harness() as home:
             await home.http.post(CHATS, json=CHAT)
             home.home.listener.send(
@@ -277,11 +277,11 @@ def test_request_is_not_told_on_mqtt() -> None:
             topics = {message.topic for message in home.home.listener.received}
             assert not [topic for topic in topics if "/job/" in topic and "http" in topic]
 
-    run(story())
+    run(scenario())
 
 
 def test_requests_end_with_an_error_when_the_node_ends() -> None:
-    async def story() -> httpx.Response:
+    async def scenario() -> httpx.Response:
         service = ScriptedService()
         service.hold("or not")
         async with http_harness(service) as home, asyncio.TaskGroup() as group:
@@ -290,13 +290,13 @@ def test_requests_end_with_an_error_when_the_node_ends() -> None:
             home.home.gateway_task.cancel()
             return await asking
 
-    reply = run(story())
+    reply = run(scenario())
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "shutting_down")
 
 
 @pytest.mark.soak
 def test_500_streams_are_open_at_once_and_all_end() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService(max_sessions=512)
         held = service.hold("or not")
         body = {"prompt": "or not"}
@@ -313,4 +313,4 @@ def test_500_streams_are_open_at_once_and_all_end() -> None:
             assert {stream.result() for stream in streams} == {"to be"}
             assert not home.home.gateway.admission.num_running
 
-    run_patiently(story())
+    run_patiently(scenario())

@@ -17,7 +17,7 @@ from tests.support.mqtt import free_port, run, running
 
 
 def test_target_serves_what_it_received_beside_another_target() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with (
             EmbeddedBroker(port=free_port()) as broker,
             http_harness(broker=broker) as one,
@@ -32,7 +32,7 @@ def test_target_serves_what_it_received_beside_another_target() -> None:
                     assert reply.status_code == 200
                 assert len(home.service.requests) == 4
 
-    run(story())
+    run(scenario())
 
 
 @pytest.mark.parametrize("is_named", [True, False])
@@ -42,7 +42,7 @@ def test_request_goes_on_after_a_restart_if_its_client_can_ask_for_it(is_named: 
     left = RequestRecord(ticket, Request(client_id, "1", "completion", "or not"))
     service = ScriptedService()
 
-    async def story() -> None:
+    async def scenario() -> None:
         manager = request_manager(
             service, lambda _: None, AdmissionControl(num_slots=4, max_queued=8),
             recovered=RecoveredState(requests=(left,)),
@@ -53,4 +53,4 @@ def test_request_goes_on_after_a_restart_if_its_client_can_ask_for_it(is_named: 
             assert len(service.requests) == is_named
             assert manager.table.has_finished(ticket.key) == is_named
 
-    run(story())
+    run(scenario())

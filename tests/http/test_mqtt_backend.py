@@ -50,7 +50,7 @@ async def _refused(client: httpx.AsyncClient) -> str:
 
 
 def test_gateway_answers_cancels_and_drains() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service, drain = ScriptedService(), Drain()
         async with gateway_harness(service) as home, gateway_node(home, drain) as client:
             (model,) = (await client.get("/v1/models")).json()["data"]
@@ -73,13 +73,13 @@ def test_gateway_answers_cancels_and_drains() -> None:
                 held.set()
             assert last.result().status_code == 200
 
-    run(story())
+    run(scenario())
 
 
 def test_gateway_without_a_target_refuses() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home, gateway_node(home, Drain()) as client:
             home.gateway_task.cancel()
             assert await _refused(client) == "gateway_offline"
 
-    run(story())
+    run(scenario())

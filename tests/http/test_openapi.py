@@ -45,7 +45,7 @@ def _answer_of(path: str) -> str:
 
 @pytest.mark.parametrize("path", BODIES)
 def test_value_that_the_description_forbids_is_refused(path: str) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         body_type = BODIES[path]
         async with http_harness() as home:
             status, _ = await post(home, path, REQUIRED[path])
@@ -62,11 +62,11 @@ def test_value_that_the_description_forbids_is_refused(path: str) -> None:
                     refused += 1
                 assert refused > 2, field.name
 
-    run(story())
+    run(scenario())
 
 
 def test_answers_have_the_form_of_the_description() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with http_harness() as home:
             for path, operations in description()["paths"].items():
                 if "get" in operations and "{" not in path and path != "/tokenizer_info":
@@ -80,7 +80,7 @@ def test_answers_have_the_form_of_the_description() -> None:
             assert (status, len(answer["choices"])) == (200, 4)
             assert (await home.http.get("/openapi.json")).json() == description()
 
-    run(story())
+    run(scenario())
 
 
 def test_messages_of_the_description_are_read() -> None:

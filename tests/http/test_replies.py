@@ -22,7 +22,7 @@ async def never() -> Any:
 def test_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replies, "SEND_TIMEOUT_S", 0.01)
 
-    async def story() -> None:
+    async def scenario() -> None:
         ended, aborted, sent = asyncio.Event(), asyncio.Event(), list[Any]()
 
         async def events() -> AsyncGenerator[bytes, None]:
@@ -43,4 +43,4 @@ def test_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPat
         assert ended.is_set()
         assert aborted.is_set()
 
-    run(story())
+    run(scenario())

@@ -48,7 +48,7 @@ async def watched(home: HttpHarness, history: History) -> AsyncIterator[ClusterE
 
 
 def test_page_has_a_strict_policy_and_all_its_files() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with http_harness() as home:
             page = await home.http.get("/")
             assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -67,11 +67,11 @@ def test_page_has_a_strict_policy_and_all_its_files() -> None:
                 left |= {f"/page/{name}" for name in found} - seen
             assert {"/page/page.js", "/page/page.css", "/page/chat.js"} <= seen
 
-    run(story())
+    run(scenario())
 
 
 def test_metrics_wait_for_the_model_and_are_prometheus_text() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with http_harness() as home:
             assert (await home.http.get("/metrics")).status_code == 503
             wrong = await home.http.post("/metrics")
@@ -83,11 +83,11 @@ def test_metrics_wait_for_the_model_and_are_prometheus_text() -> None:
             names = {family.name for family in text_string_to_metric_families(found.text)}
             assert "vllm:num_requests_running" in names
 
-    run(story())
+    run(scenario())
 
 
 def test_events_say_that_the_model_is_loaded_then_show_history_and_nodes() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         measured = Measurements()
         measured.num_generated_tokens = 7
         history = History(measured)
@@ -110,7 +110,7 @@ def test_events_say_that_the_model_is_loaded_then_show_history_and_nodes() -> No
                 gone = [event async for event in _until(events, "d1", "offline")]
                 assert gone[-1]["nodes"]["d1"]["status"] == "offline"
 
-    run(story())
+    run(scenario())
 
 
 async def _until(
@@ -127,7 +127,7 @@ async def _until(
 def test_broker_is_connected_only_while_somebody_reads_and_readers_are_bounded() -> None:
     opened, closed = asyncio.Event(), asyncio.Event()
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with http_harness() as home:
 
             class Watched(Client):
@@ -158,7 +158,7 @@ def test_broker_is_connected_only_while_somebody_reads_and_readers_are_bounded()
                         await reader.aclose()
                     await closed.wait()
 
-    run(story())
+    run(scenario())
 
 
 def test_history_is_bounded() -> None:

@@ -73,14 +73,14 @@ def test_url_without_a_password_is_shown_as_it_is(url: str) -> None:
 @needs_mosquitto
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paho's socket
 def test_plain_text_broker_is_detected_by_a_tls_client() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url.replace("mqtt:", "mqtts:"))
             with pytest.raises(BrokerLost, match="speaks plain text there: mqtt://"):
                 async with connect(address, client_id="me"):
                     pass
 
-    run(story())
+    run(scenario())
 
 
 def test_tls_broker_is_detected_by_a_plain_text_client(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_tls_broker_is_detected_by_a_plain_text_client(tmp_path: Path) -> None:
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(tmp_path / "pem")
 
-    async def story() -> None:
+    async def scenario() -> None:
         server = await asyncio.start_server(_listen, "127.0.0.1", 0, ssl=tls)
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
         async with server:
@@ -99,7 +99,7 @@ def test_tls_broker_is_detected_by_a_plain_text_client(tmp_path: Path) -> None:
                 async with connect(BrokerAddress("127.0.0.1", port), client_id="me"):
                     pass
 
-    run(story())
+    run(scenario())
 
 
 async def _listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -38,7 +38,7 @@ GUESSES = (
 
 
 def test_name_of_a_node_is_not_enough_to_take_over_its_connection() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with (
             gateway_harness() as home,
             Client(home.broker.url, "home", client_id="me") as client,
@@ -53,11 +53,11 @@ def test_name_of_a_node_is_not_enough_to_take_over_its_connection() -> None:
             statuses = [m.payload for m in home.listener.received if m.topic == HOME.status]
             assert statuses == [b"online"]
 
-    run(story())
+    run(scenario())
 
 
 def test_session_is_resumed_by_the_next_process_only(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
 
@@ -80,11 +80,11 @@ def test_session_is_resumed_by_the_next_process_only(tmp_path: Path) -> None:
                     final = await listener.expect_json(HOME.response("cli", "1"))
                     assert final["choices"][0]["text"] == "to be"
 
-    run(story())
+    run(scenario())
 
 
 def test_secret_is_never_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         ids = ClientIds.kept_in(tmp_path)
         async with EmbeddedBroker(port=free_port()) as broker:
             presence = NodeStatusPublisher(
@@ -95,7 +95,7 @@ def test_secret_is_never_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture
                 await presence.connected()
 
     with caplog.at_level(logging.DEBUG):
-        run(story())
+        run(scenario())
     tail = ClientIds.kept_in(tmp_path).of("edgecosine-home-d1").rpartition("-")[2]
     assert "connected to broker" in caplog.text
     for secret in (tail, (tmp_path / SECRET_FILE).read_text().strip()):

@@ -78,7 +78,7 @@ MESSAGE = Outgoing(
 
 @needs_mosquitto
 def test_mqtt_5_carries_properties_and_3_1_1_the_rest() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             plain = Incoming("a/b", b"\x00\xff")
             assert await echoed(broker, "3.1.1", MESSAGE) == plain
@@ -93,12 +93,12 @@ def test_mqtt_5_carries_properties_and_3_1_1_the_rest() -> None:
             assert timed.expiry_s is not None
             assert 0 < timed.expiry_s <= 60
 
-    run(story())
+    run(scenario())
 
 
 @needs_mosquitto
 def test_will_is_sent_after_an_unclean_end_only() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
             will = Outgoing("will", b"torn", retain=True)
@@ -116,12 +116,12 @@ def test_will_is_sent_after_an_unclean_end_only() -> None:
                 ):
                     assert (await anext(messages)).payload == b"torn"
 
-    run(story())
+    run(scenario())
 
 
 @needs_mosquitto
 def test_end_of_the_broker_ends_every_wait() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with contextlib.AsyncExitStack() as stack:
             async with EmbeddedBroker(port=free_port()) as broker:
                 address = BrokerAddress.parse(broker.url)
@@ -136,7 +136,7 @@ def test_end_of_the_broker_ends_every_wait() -> None:
             async with connect(address, client_id="me"):
                 pass
 
-    run(story())
+    run(scenario())
 
 
 @contextlib.asynccontextmanager
@@ -175,13 +175,13 @@ def test_old_broker_is_connected_by_3_1_1(
 ) -> None:
     monkeypatch.setattr(mqtt, "_PROBE_TIMEOUT_S", 0.2)
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with scripted_broker(answer) as (address, versions):
             async with connect(address, client_id="me") as connection:
                 assert connection.version == "3.1.1"
             assert versions == [5, 4]
 
-    run(story())
+    run(scenario())
 
 
 def test_reset_is_noticed() -> None:
@@ -193,7 +193,7 @@ def test_reset_is_noticed() -> None:
         endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.close()
 
-    async def story() -> None:
+    async def scenario() -> None:
         server = await asyncio.start_server(reset, "127.0.0.1", 0)
         async with server, asyncio.timeout(_SOONER_THAN_HEARTBEATS_S):
             address = BrokerAddress("127.0.0.1", server.sockets[0].getsockname()[1])
@@ -205,24 +205,24 @@ def test_reset_is_noticed() -> None:
                         await anext(connection.messages())
                     watching.cancel()
 
-    run(story())
+    run(scenario())
 
 
 def test_wrong_password_is_reported_and_not_retried() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with scripted_broker(lambda _: b"\x20\x03\x00\x86\x00") as (address, versions):
             with pytest.raises(BrokerLost, match=r"(?i)user name or password"):
                 async with connect(address, client_id="me"):
                     pass
             assert versions == [5]
 
-    run(story())
+    run(scenario())
 
 
 @needs_mosquitto
 @pytest.mark.parametrize("version", ["5", "3.1.1"])
 def test_broker_keeps_unacknowledged_and_new_messages_of_a_session(version: Version) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
             ours = partial(connect, address, client_id="me", version=version, session_s=60)
@@ -251,4 +251,4 @@ def test_broker_keeps_unacknowledged_and_new_messages_of_a_session(version: Vers
             assert await receive(3, b"2", b"3") == [b"2", b"3", b"4"]
             assert await receive(1, b"4") == [b"4"]
 
-    run(story())
+    run(scenario())

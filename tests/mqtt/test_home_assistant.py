@@ -70,7 +70,7 @@ def test_cluster_is_a_device_too() -> None:
 def test_device_is_sent_again_when_home_assistant_starts_and_removed_with_the_node() -> None:
     device = node_device(HOME, "d1", "drafter", "tiny", "1.0")
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
             async with listening(broker, DEVICES, HOME.node_status("d1")) as listener:
@@ -91,12 +91,12 @@ def test_device_is_sent_again_when_home_assistant_starts_and_removed_with_the_no
                 await forget(address, "home", "d1")
                 assert (await listener.expect(device.topic, 3))[-1].payload == b""
 
-    run(story())
+    run(scenario())
 
 
 @needs_mosquitto
 def test_nothing_is_announced_unless_asked_for() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with (
             EmbeddedBroker(port=free_port()) as broker,
             listening(broker, DEVICES, HOME.node_status("d1")) as listener,
@@ -110,4 +110,4 @@ def test_nothing_is_announced_unless_asked_for() -> None:
                 await listener.expect(HOME.node_status("d1"), 2)
                 assert {each.topic for each in listener.received} == {HOME.node_status("d1")}
 
-    run(story())
+    run(scenario())

@@ -17,7 +17,7 @@ pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
 
 def test_second_node_of_a_name_is_refused() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
             node = NodeStatusPublisher(broker=address, cluster="home", node_id="d1", session="s1")
@@ -31,11 +31,11 @@ def test_second_node_of_a_name_is_refused() -> None:
                     said = await listener.expect_json(HOME.node_status("d1"))
                 assert (said["state"], said["session"]) == ("ready", "s1")
 
-    run(story())
+    run(scenario())
 
 
 def test_name_of_a_dead_node_is_free() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker, listening(broker) as listener:
             address = BrokerAddress.parse(broker.url)
             await check_name(address, "home", "d1")
@@ -44,11 +44,11 @@ def test_name_of_a_dead_node_is_free() -> None:
             await listener.expect(HOME.node_status("d1"), 2)
             await check_name(address, "home", "d1")
 
-    run(story())
+    run(scenario())
 
 
 def test_one_of_two_concurrent_nodes_gets_the_name() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             address = BrokerAddress.parse(broker.url)
             is_asked_for = asyncio.Event()
@@ -69,4 +69,4 @@ def test_one_of_two_concurrent_nodes_gets_the_name() -> None:
                 both = [group.create_task(start()) for _ in range(2)]
             assert sorted(task.result() for task in both) == [False, True]
 
-    run(story())
+    run(scenario())

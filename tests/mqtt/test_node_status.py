@@ -50,7 +50,7 @@ async def presence(broker: EmbeddedBroker) -> AsyncIterator[NodeStatusPublisher]
 
 
 def test_node_publishes_its_status_and_clears_it_on_leaving() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker:
             async with presence(broker) as node:
                 node.publish_presence("ready")
@@ -68,11 +68,11 @@ def test_node_publishes_its_status_and_clears_it_on_leaving() -> None:
                 assert not view.is_here
                 assert view.state == {}
 
-    run(story())
+    run(scenario())
 
 
 def test_will_of_a_former_process_is_corrected() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker, presence(broker) as node:
             node.publish_presence("ready")
             async with listening(broker) as listener:
@@ -81,7 +81,7 @@ def test_will_of_a_former_process_is_corrected() -> None:
                 said = await listener.expect(HOME.node_status("d1"), 3)
                 assert json.loads(said[2].payload)["state"] == "ready"
 
-    run(story())
+    run(scenario())
 
 
 def test_status_expires_and_is_renewed_unchanged(
@@ -89,7 +89,7 @@ def test_status_expires_and_is_renewed_unchanged(
 ) -> None:
     monkeypatch.setattr(module, "RENEW_S", 0.05)
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker, presence(broker) as node:
             node.publish_presence("ready")
             async with listening(broker) as listener:
@@ -97,11 +97,11 @@ def test_status_expires_and_is_renewed_unchanged(
                 assert len({message.payload for message in said}) == 1
                 assert all(0 < (message.expiry_s or 0) <= KEEP_S for message in said)
 
-    run(story())
+    run(scenario())
 
 
 def test_killed_node_is_lost() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with EmbeddedBroker(port=free_port()) as broker, listening(broker) as listener:
             process = await asyncio.create_subprocess_exec(sys.executable, "-c", NODE, broker.url)
             first = await listener.expect_json(HOME.node_status("d1"))
@@ -112,11 +112,11 @@ def test_killed_node_is_lost() -> None:
             async with asyncio.timeout(PATIENCE_S):
                 await process.wait()
 
-    run(story())
+    run(scenario())
 
 
 def test_state_is_published_again_after_the_broker_lost_it() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         port = free_port()
         async with contextlib.AsyncExitStack() as stack:
             async with EmbeddedBroker(port=port) as broker:
@@ -126,4 +126,4 @@ def test_state_is_published_again_after_the_broker_lost_it() -> None:
                 assert (await listener.expect_json(HOME.node_state("d1")))["role"] == "drafter"
             await stack.aclose()
 
-    run(story())
+    run(scenario())

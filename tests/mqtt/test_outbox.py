@@ -32,7 +32,7 @@ async def drain(outbox: Outbox) -> list[str]:
 
 
 def test_unsettled_messages_are_taken_again_first_and_in_order() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         outbox = Outbox(10)
         for message in (sure("a"), loose("b"), sure("c"), sure("d"), sure("e")):
             outbox.put(message)
@@ -41,13 +41,13 @@ def test_unsettled_messages_are_taken_again_first_and_in_order() -> None:
         outbox.rewind()
         assert await drain(outbox) == ["a", "d", "e"]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_full_outbox_drops_qos_0_only(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         dropped: list[None] = []
         outbox = Outbox(2, on_drop=lambda: dropped.append(None))
         with caplog.at_level(logging.WARNING):
@@ -62,7 +62,7 @@ def test_full_outbox_drops_qos_0_only(
         outbox.put(loose("f"))
         assert await drain(outbox) == ["f"]
 
-    asyncio.run(story())
+    asyncio.run(scenario())
     assert "outbox is full" in caplog.text
 
 
@@ -85,7 +85,7 @@ def test_correlation_data_count_as_bytes() -> None:
 
 
 def test_newer_retained_message_replaces_the_older_one() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         outbox = Outbox(10)
         for payload in (b"1", b"2", b"3"):
             outbox.put(Outgoing("state", payload, retain=True))
@@ -102,11 +102,11 @@ def test_newer_retained_message_replaces_the_older_one() -> None:
         assert payloads.count(b"4") == 1
         assert b"3" not in payloads
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_sender_can_wait_for_room() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         outbox = Outbox(2)
         await outbox.room()
         for name in "abc":
@@ -119,7 +119,7 @@ def test_sender_can_wait_for_room() -> None:
                 number, _ = await outbox.take()
                 outbox.settle(number)
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 @given(st.lists(st.sampled_from(["sure", "loose", "state", "take", "settle", "rewind"])))
@@ -128,7 +128,7 @@ def test_qos_1_messages_are_settled_once_in_order_and_bytes_are_counted(
 ) -> None:
     """Whatever happens, messages of QoS 1 leave in the order in which they came."""
 
-    async def story() -> None:
+    async def scenario() -> None:
         outbox, in_flight, settled, wanted = Outbox(3, 50), [], [], []
         for number, event in enumerate(events):
             if event in ("sure", "loose", "state"):
@@ -160,11 +160,11 @@ def test_qos_1_messages_are_settled_once_in_order_and_bytes_are_counted(
         assert states[-1:] == said[-1:]
         assert outbox._num_bytes == 0
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_taker_waits_for_a_message() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         outbox = Outbox(2)
         async with asyncio.TaskGroup() as group:
             taker = group.create_task(outbox.take())
@@ -172,4 +172,4 @@ def test_taker_waits_for_a_message() -> None:
             outbox.put(sure("a"))
         assert taker.result()[1].topic == "a"
 
-    asyncio.run(story())
+    asyncio.run(scenario())

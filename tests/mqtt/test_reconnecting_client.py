@@ -43,7 +43,7 @@ async def held_up(home: EmbeddedBroker, is_open: asyncio.Event) -> AsyncIterator
 
 
 def test_message_in_flight_is_not_sent_again_on_disconnect() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         is_open = asyncio.Event()
         is_open.set()
         async with (
@@ -69,4 +69,4 @@ def test_message_in_flight_is_not_sent_again_on_disconnect() -> None:
             await listener.expect("end")
             assert len(await listener.expect("news")) == 1
 
-    run(story())
+    run(scenario())

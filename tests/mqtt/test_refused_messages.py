@@ -54,7 +54,7 @@ def test_refused_retained_message_is_sent_again_only_if_shorter() -> None:
 
 
 def test_messages_in_flight_at_a_loss_are_sent_one_at_a_time() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         outbox = Outbox()
         for name in "abcd":
             outbox.put(Outgoing(name, b""))
@@ -78,11 +78,11 @@ def test_messages_in_flight_at_a_loss_are_sent_one_at_a_time() -> None:
         assert taken == list("abcd")
         assert outbox.lose() == Outgoing("d", b"")
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_given_up_message_is_not_taken_again() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         outbox = Outbox()
         for message in (FINAL, state(1), OTHER):
             outbox.put(message)
@@ -96,7 +96,7 @@ def test_given_up_message_is_not_taken_again() -> None:
         outbox.settle(3)
         assert outbox._num_bytes == 0
 
-    asyncio.run(story())
+    asyncio.run(scenario())
 
 
 def test_objection_follows_the_brokers_limits() -> None:

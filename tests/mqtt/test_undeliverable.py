@@ -80,7 +80,7 @@ async def final(listener: Listener, request_id: str, count: int = 1) -> Any:
 
 
 def test_answer_too_long_for_the_broker_becomes_an_error(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         settings = ("max_packet_size 20000",)
         async with own_mosquitto(tmp_path, *settings) as url, reader(url) as listener:
             async with gateway(url, tmp_path / "state") as counters:
@@ -96,7 +96,7 @@ def test_answer_too_long_for_the_broker_becomes_an_error(tmp_path: Path) -> None
                 assert again["error"]["code"] == "answer_too_large"
                 assert "undeliverable" not in counters.view()
 
-    run(story())
+    run(scenario())
 
 
 def hang_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def hang_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_topic_for_which_the_broker_disconnects_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with own_mosquitto(tmp_path) as url, reader(url) as listener:
             async with gateway(url, tmp_path / "state") as counters:
                 hang_up_on(monkeypatch)
@@ -133,13 +133,13 @@ def test_topic_for_which_the_broker_disconnects_is_given_up(
                 assert (await final(listener, "after"))["choices"]
                 assert counters.view() == {}
 
-    run(story())
+    run(scenario())
 
 
 def test_announcement_for_which_the_broker_disconnects_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         hang_up_on(monkeypatch)
         bad, good = Outgoing("a\uffff", b"", retain=True), Outgoing("good", b"", retain=True)
         monkeypatch.setattr(mqtt_client, "_BACKOFF", Backoff(0.075, 0.15, jitter=2 / 3))
@@ -153,12 +153,12 @@ def test_announcement_for_which_the_broker_disconnects_is_given_up(
                 await actor.connected()
                 assert counters.view() == {"undeliverable": 2}
 
-    run(story())
+    run(scenario())
 
 
 @pytest.mark.parametrize("setting", ["retain_available false", "max_qos 0"])
 def test_limits_of_the_broker_are_respected(tmp_path: Path, setting: str) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with (
             own_mosquitto(tmp_path, setting) as url,
             gateway(url, tmp_path / "state"),
@@ -167,11 +167,11 @@ def test_limits_of_the_broker_are_respected(tmp_path: Path, setting: str) -> Non
             ask(listener, "1", "little")
             assert (await final(listener, "1"))["choices"]
 
-    run(story())
+    run(scenario())
 
 
 def test_limits_are_read_from_the_broker(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         settings = ("max_packet_size 20000", "max_inflight_messages 3", "max_qos 1")
         async with own_mosquitto(tmp_path, *settings) as url:
             address = BrokerAddress.parse(url)
@@ -182,11 +182,11 @@ def test_limits_are_read_from_the_broker(tmp_path: Path) -> None:
             async with connect(address, client_id="me", version="3.1.1") as connection:
                 assert connection.limits.max_packet_bytes > 1 << 20
 
-    run(story())
+    run(scenario())
 
 
 def test_too_long_message_is_given_up_where_the_broker_sends_no_limits(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with own_mosquitto(tmp_path, "max_packet_size 20000") as url:
             refused: list[str] = []
             is_given_up = asyncio.Event()
@@ -205,11 +205,11 @@ def test_too_long_message_is_given_up_where_the_broker_sends_no_limits(tmp_path:
                     await asyncio.sleep(0.01)
             assert refused == ["long"]
 
-    run(story())
+    run(scenario())
 
 
 def test_message_that_the_broker_refuses_is_given_up_at_once(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         (tmp_path / "acl").write_text("topic readwrite good\n")
         given_up: list[tuple[str, str]] = []
         delivered: list[str] = []
@@ -230,11 +230,11 @@ def test_message_that_the_broker_refuses_is_given_up_at_once(tmp_path: Path) -> 
         assert topic == "bad"
         assert "ot authorized" in reason
 
-    run(story())
+    run(scenario())
 
 
 def test_client_gets_an_error_for_a_request_that_the_broker_refuses(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with (
             own_mosquitto(tmp_path, "max_packet_size 20000") as url,
             gateway(url, tmp_path / "state"),
@@ -246,11 +246,11 @@ def test_client_gets_an_error_for_a_request_that_the_broker_refuses(tmp_path: Pa
                     pass
             assert refusal.value.code == "broker_refused"
 
-    run(story())
+    run(scenario())
 
 
 def test_undeliverable_final_of_a_former_process_delays_no_request(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         topic = HOME.root + "/response/cli/\uffff"
         old = FinalReply("old", topic, b"{}")
         journal = DiskJournal(tmp_path / "state")
@@ -267,4 +267,4 @@ def test_undeliverable_final_of_a_former_process_delays_no_request(tmp_path: Pat
                 assert (await final(listener, "2"))["choices"]
                 assert counters.view() == {}
 
-    run(story())
+    run(scenario())

@@ -208,11 +208,11 @@ class ScriptedTarget:
         if work.top_logprobs is None:
             return result
         if work.scores_prompt:
-            told = tuple(
+            scored = tuple(
                 tell(work.tokens[:number], work.tokens[number], work.top_logprobs)
                 for number in range(1, work.num_prompt)
             )
-            result = replace(result, prompt_logprobs=told)
+            result = replace(result, prompt_logprobs=scored)
         committed = [*(work.tree.tokens[node] for node in result.path), result.bonus]
         logprobs = tuple(
             tell([*work.tokens, *committed[:number]], token, work.top_logprobs)

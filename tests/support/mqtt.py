@@ -35,7 +35,7 @@ needs_mosquitto = pytest.mark.skipif(
 T = TypeVar("T")
 
 
-def run(story: Coroutine[Any, Any, T]) -> T:
+def run(scenario: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine as a node runs, under a time limit. No callback may fail."""
     failures: list[dict[str, Any]] = []
 
@@ -44,16 +44,16 @@ def run(story: Coroutine[Any, Any, T]) -> T:
             lambda _, context: failures.append(context)
         )
         async with asyncio.timeout(3 * PATIENCE_S):
-            return await story
+            return await scenario
 
     result = uvloop.run(limited(), debug=True)
     assert failures == []
     return result
 
 
-def run_patiently(story: Coroutine[Any, Any, T]) -> T:
+def run_patiently(scenario: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that starts whole processes, under pytest's time limit only."""
-    return uvloop.run(story)
+    return uvloop.run(scenario)
 
 
 def free_port() -> int:

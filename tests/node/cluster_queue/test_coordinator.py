@@ -105,7 +105,7 @@ def share(name: str) -> list[str]:
 
 
 def test_two_targets_share_requests_and_answer_repeated_ones() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with two_targets() as here:
             for each in IDS:
                 here.ask(each)
@@ -119,11 +119,11 @@ def test_two_targets_share_requests_and_answer_repeated_ones() -> None:
                 assert await here.finals(each, 2) == finals[each] * 2
             assert Counter(here.served("a") + here.served("b")) == Counter(IDS)
 
-    run(story())
+    run(scenario())
 
 
 def test_leaving_target_hands_over_its_requests_and_the_cluster_stays_online() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         gate = asyncio.Event()
         async with two_targets(gate) as here:
             for each in IDS[:8]:
@@ -137,11 +137,11 @@ def test_leaving_target_hands_over_its_requests_and_the_cluster_stays_online() -
             statuses = [m.payload for m in here.listener.received if m.topic == HOME.status]
             assert OFFLINE not in statuses
 
-    run(story())
+    run(scenario())
 
 
 def test_draining_target_leaves_new_requests_to_the_other() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with two_targets() as here:
             async with asyncio.timeout(PATIENCE_S):
                 await here.gateways["a"].drain()
@@ -154,11 +154,11 @@ def test_draining_target_leaves_new_requests_to_the_other() -> None:
             statuses = {m.payload for m in here.listener.received if m.topic == HOME.status}
             assert statuses <= {ONLINE}
 
-    run(story())
+    run(scenario())
 
 
 def test_claims_are_retained_until_their_requests_are_finished() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         gate = asyncio.Event()
         async with two_targets(gate) as here:
             here.ask("1", temperature=0.7)
@@ -180,11 +180,11 @@ def test_claims_are_retained_until_their_requests_are_finished() -> None:
                 assert claim.end.final.body == final
                 assert cleared.payload == b""
 
-    run(story())
+    run(scenario())
 
 
 def test_cancel_reaches_the_owner_of_a_request() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with two_targets(asyncio.Event()) as here:
             for each in (share("a")[0], share("b")[0]):
                 here.ask(each)
@@ -193,11 +193,11 @@ def test_cancel_reaches_the_owner_of_a_request() -> None:
                 [final] = await here.finals(each)
                 assert json.loads(final)["error"]["code"] == "cancelled"
 
-    run(story())
+    run(scenario())
 
 
 def test_target_of_another_model_is_refused() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with two_targets() as here:
             other_model = gateway(here.broker, "c", ScriptedService(), "y")
             with pytest.raises(ExceptionGroup) as refusal:
@@ -208,7 +208,7 @@ def test_target_of_another_model_is_refused() -> None:
             here.ask("1")
             await here.finals("1")
 
-    run(story())
+    run(scenario())
 
 
 def _leaves(error: BaseException) -> list[BaseException]:

@@ -84,7 +84,7 @@ async def final(listener: Listener, request_id: str) -> Any:
 
 @pytest.mark.parametrize("identity", ["x", "another model"])
 def test_target_serves_beside_a_retained_status_without_waiting_for_it(identity: str) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with broker_with(retained_status(identity)) as (broker, listener):
             target = gateway(broker, "a", ScriptedService(), "x")
             async with running(target.run()):
@@ -95,11 +95,11 @@ def test_target_serves_beside_a_retained_status_without_waiting_for_it(identity:
                     assert (await final(listener, each))["choices"]
                 assert target.queue.active_peers == []
 
-    run(story())
+    run(scenario())
 
 
 def test_later_target_of_another_model_is_refused() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with broker_with(retained_status("z")) as (broker, listener):
             first = gateway(broker, "b", ScriptedService(), "x")
             # Clocks may differ, so they do not decide which target came first.
@@ -112,11 +112,11 @@ def test_later_target_of_another_model_is_refused() -> None:
                 ask(listener, "1")
                 assert (await final(listener, "1"))["choices"]
 
-    run(story())
+    run(scenario())
 
 
 def test_requests_of_a_dead_target_are_taken_over() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         ticket = ReplyAddress("cli", "1", "completion", HOME.response("cli", "1"))
         request = Request("cli", "1", "completion", "or not", sampling=Sampling(seed=7))
         claim = Claim("ghost", "session", ticket, request, 0.0)
@@ -126,7 +126,7 @@ def test_requests_of_a_dead_target_are_taken_over() -> None:
         ):
             assert (await final(listener, "1"))["edgecosine"]["seed"] == 7
 
-    run(story())
+    run(scenario())
 
 
 DYING = """
@@ -142,7 +142,7 @@ uvloop.run(Gateway(service, broker=address, cluster="home", node_id="ghost", ide
 
 
 def test_requests_of_a_target_that_died_with_its_broker_are_taken_over(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         broker, service = KillableBroker(tmp_path), ScriptedService(max_sessions=8)
         gate = service.hold("hm")
         async with contextlib.AsyncExitStack() as stack:
@@ -174,14 +174,14 @@ def test_requests_of_a_target_that_died_with_its_broker_are_taken_over(tmp_path:
                 assert (await final(listener, each))["choices"]
             assert len(service.requests) == len(IDS)
 
-    run(story())
+    run(scenario())
 
 
 def test_silent_target_without_a_will_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "STALE_S", 1.5)
     monkeypatch.setattr(leases, "LEASE_S", 2.0)
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with broker_with() as (broker, listener):
             target = gateway(broker, "a", ScriptedService(), "x")
             async with running(target.run()):
@@ -197,11 +197,11 @@ def test_silent_target_without_a_will_is_lost(monkeypatch: pytest.MonkeyPatch) -
                     while target.queue.state.members.others:  # noqa: ASYNC110 -- no event
                         await asyncio.sleep(0.01)
 
-    run(story())
+    run(scenario())
 
 
 def test_target_that_stops_beside_a_dead_one_fails_its_requests() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService()
         gate = service.hold("hm")
         async with broker_with(retained_status()) as (broker, listener):
@@ -220,11 +220,11 @@ def test_target_that_stops_beside_a_dead_one_fails_its_requests() -> None:
             assert last == b"offline"
             assert not gate.is_set()
 
-    run(story())
+    run(scenario())
 
 
 def test_cleared_status_is_forgotten() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with broker_with(retained_status()) as (broker, listener):
             target = gateway(broker, "a", ScriptedService(), "x")
             async with running(target.run()):
@@ -235,11 +235,11 @@ def test_cleared_status_is_forgotten() -> None:
                     while not target.queue.state.members.is_alone:  # noqa: ASYNC110 -- no event
                         await asyncio.sleep(0.01)
 
-    run(story())
+    run(scenario())
 
 
 def test_claim_too_long_for_the_broker_is_announced_without_its_body(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with contextlib.AsyncExitStack() as stack:
             url = await stack.enter_async_context(own_mosquitto(tmp_path, "max_packet_size 2000"))
             targets, services = [], [ScriptedService(max_sessions=8) for _ in range(2)]
@@ -265,4 +265,4 @@ def test_claim_too_long_for_the_broker_is_announced_without_its_body(tmp_path: P
             assert sum(len(service.requests) for service in services) == 4
             assert all(target.queue.state._unclaimed._kept == {} for target in targets)
 
-    run(story())
+    run(scenario())

@@ -282,7 +282,7 @@ def test_only_the_revoked_node_is_dropped_from_a_running_cluster(home: Home) -> 
                     )
                     assert node.peers.links["drafter-1"] is link
                     assert await link.ask(request(1)) == draft_for(request(1))
-                    assert ("lost", "drafter-1") not in node.told
+                    assert ("lost", "drafter-1") not in node.events
 
     run(main())
 
@@ -312,7 +312,7 @@ def test_renewal_and_a_new_authority_key_end_no_link(home: Home) -> None:
 
                         # The next link is made with the new certificates.
                         link.abort("once more")
-                        await node.until(lambda: node.told.count(("joined", "drafter-1")) == 2)
+                        await node.until(lambda: node.events.count(("joined", "drafter-1")) == 2)
                         await other.until_linked("target-1")
                         after = node.peers.links["drafter-1"].peercert
                         assert before is not None
@@ -337,8 +337,8 @@ def test_copied_identity_is_named(home: Home) -> None:
                     await node.until_linked("drafter-1")
                     link = node.peers.links["drafter-1"]
                     async with living(drafter_settings(guard=copied, incarnation=1), static):
-                        told = await log.wait_for_line("two processes of one node: peer=drafter-1")
-                        assert "edgecosine cluster revoke drafter-1" in told
+                        line = await log.wait_for_line("two processes of one node: peer=drafter-1")
+                        assert "edgecosine cluster revoke drafter-1" in line
                         await log.wait_for_line("is its identity copied?")
                         assert node.peers.links["drafter-1"] is link
 
@@ -393,8 +393,8 @@ def test_unreachable_authority_is_logged_once_and_waited_for(home: Home) -> None
 def test_signer_of_another_cluster_cannot_revoke_here(home: Home, tmp_path: Path) -> None:
     credentials = home.admit("kitchen")
     foreign = Signer.new("lab", home.now)
-    told = home.authority.trust_list(home.now)
+    trusted = home.authority.trust_list(home.now)
     write_private(credentials.directory / "revoked.pem", foreign.revocation_list([1], 9, home.now))
     with pytest.raises(EnrolmentError, match="not signed"):
         Credentials.load(credentials.directory).trust()
-    assert told.revoked
+    assert trusted.revoked

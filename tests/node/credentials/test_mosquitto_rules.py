@@ -114,12 +114,12 @@ async def running_cluster(broker: SecuredBroker) -> AsyncIterator[ScriptedServic
         yield service
 
 
-def guarded(tmp_path: Path, story: Any) -> None:
+def guarded(tmp_path: Path, scenario: Any) -> None:
     """Run a coroutine with a secured broker and a cluster."""
 
     async def main() -> None:
         async with secured_broker(Home(tmp_path)) as broker, running_cluster(broker) as service:
-            await story(broker, service)
+            await scenario(broker, service)
 
     coroutine: Coroutine[Any, Any, None] = main()
     run(coroutine)
@@ -151,7 +151,7 @@ async def received(connection: Connection, until: str) -> list[str]:
 
 
 def test_client_with_its_password_sends_requests_and_sees_the_nodes(tmp_path: Path) -> None:
-    async def story(broker: SecuredBroker, service: ScriptedService) -> None:
+    async def scenario(broker: SecuredBroker, service: ScriptedService) -> None:
         async with Client(broker.client("alice"), "lab") as client:
             assert client.client_id == "alice"
             assert await ask(client) == "to be"
@@ -160,11 +160,11 @@ def test_client_with_its_password_sends_requests_and_sees_the_nodes(tmp_path: Pa
             assert nodes["drafter-1"].is_here
         assert service.requests[0].client_id == "alice"
 
-    guarded(tmp_path, story)
+    guarded(tmp_path, scenario)
 
 
 def test_client_receives_no_answer_of_another(tmp_path: Path) -> None:
-    async def story(broker: SecuredBroker, service: ScriptedService) -> None:
+    async def scenario(broker: SecuredBroker, service: ScriptedService) -> None:
         mark = TOPICS.response("bob", "mark")
         async with connect(broker.client("bob"), client_id="eve") as eve:
             for filters in (f"{TOPICS.root}/#", TOPICS.response("alice", "#"), "#",
@@ -180,7 +180,7 @@ def test_client_receives_no_answer_of_another(tmp_path: Path) -> None:
             private = [t for t in await received(eve, mark) if not t.startswith(public)]
             assert private == []
 
-    guarded(tmp_path, story)
+    guarded(tmp_path, scenario)
 
 
 @pytest.mark.parametrize(

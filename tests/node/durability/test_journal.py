@@ -401,7 +401,7 @@ async def writing(journal: DiskJournal) -> AsyncIterator[DiskJournal]:
 
 
 def test_full_disk_refuses_requests_and_delays_ends(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         journal = DiskJournal(tmp_path, now=lambda: NOW)
         async with writing(journal):
             outcomes: list[bool] = []
@@ -422,7 +422,7 @@ def test_full_disk_refuses_requests_and_delays_ends(tmp_path: Path) -> None:
         assert [each.key for each in recovered(again).finals] == ["a/1"]
         again.store.close()
 
-    run(story())
+    run(scenario())
 
 
 def test_unwritten_ends_are_retried_without_a_new_record(
@@ -430,7 +430,7 @@ def test_unwritten_ends_are_retried_without_a_new_record(
 ) -> None:
     monkeypatch.setattr("edgecosine.node.durability.journal._CHECK_S", 0.01)
 
-    async def story() -> None:
+    async def scenario() -> None:
         journal = DiskJournal(tmp_path, now=lambda: NOW)
         async with writing(journal):
             with _full_disk(journal.store):
@@ -441,11 +441,11 @@ def test_unwritten_ends_are_retried_without_a_new_record(
                 await asyncio.sleep(0.001)
             assert [each.key for each in recovered(journal).finals] == ["a/1"]
 
-    run(story())
+    run(scenario())
 
 
 def test_unwritten_ends_are_written_before_the_journal_ends(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         journal = DiskJournal(tmp_path, now=lambda: NOW)
         async with writing(journal):
             with _full_disk(journal.store):
@@ -455,13 +455,13 @@ def test_unwritten_ends_are_written_before_the_journal_ends(tmp_path: Path) -> N
         assert [each.key for each in recovered(again).finals] == ["a/1"]
         again.store.close()
 
-    run(story())
+    run(scenario())
 
 
 def test_once_kept_waits_for_the_disk_up_to_a_limit(tmp_path: Path) -> None:
     """In order, behind an end that the disk refused; in the end without it."""
 
-    async def story() -> None:
+    async def scenario() -> None:
         journal = DiskJournal(tmp_path, now=lambda: NOW, hold_s=0.3)
         called: list[str] = []
         is_late = asyncio.Event()
@@ -485,11 +485,11 @@ def test_once_kept_waits_for_the_disk_up_to_a_limit(tmp_path: Path) -> None:
                 assert not is_late.is_set()
                 await is_late.wait()
 
-    run(story())
+    run(scenario())
 
 
 def test_hanging_disk_blocks_no_callback(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         journal = DiskJournal(tmp_path, stuck_s=0.2)
         is_answering = threading.Event()
         write = journal.store.write
@@ -511,11 +511,11 @@ def test_hanging_disk_blocks_no_callback(tmp_path: Path) -> None:
         assert recovered(again) == RecoveredState()
         again.store.close()
 
-    run(story())
+    run(scenario())
 
 
 def test_callbacks_keep_the_order_of_records(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         journal = DiskJournal(tmp_path)
         heard: list[int] = []
         async with writing(journal):
@@ -526,13 +526,13 @@ def test_callbacks_keep_the_order_of_records(tmp_path: Path) -> None:
             await journal.settled()
         assert heard == list(range(300))
 
-    run(story())
+    run(scenario())
 
 
 def test_failing_callback_does_not_block_the_next_ones(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         called: list[str] = []
 
         def fail(_: bool) -> None:
@@ -545,7 +545,7 @@ def test_failing_callback_does_not_block_the_next_ones(
             await journal.settled()
         assert called == ["first", "second"]
 
-    run(story())
+    run(scenario())
     assert "ValueError: bug" in caplog.text
 
 

@@ -30,7 +30,7 @@ def test_only_acceptance_is_synced_to_the_disk(
 
     monkeypatch.setattr(journal.store, "write", note)
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with running(journal.run()):
             journal.accept(ticket("a/1"), request("a/1"), MODEL, lambda _: None)
             journal.readdress(ticket("a/1", "elsewhere"))
@@ -42,7 +42,7 @@ def test_only_acceptance_is_synced_to_the_disk(
             journal.forget("a/1")
             await journal.settled()
 
-    run(story())
+    run(scenario())
     synced = [sql for sql, is_lasting in written if is_lasting]
     assert len(synced) == 1
     assert synced[0].startswith("INSERT OR REPLACE INTO jobs")

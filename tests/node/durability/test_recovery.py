@@ -194,7 +194,7 @@ def test_killed_at_any_record_the_result_is_the_same(
 ) -> None:
     monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", yield_every_s)
 
-    async def story() -> None:
+    async def scenario() -> None:
         for dies_at in range(NEVER):
             directory = tmp_path / str(dies_at)
             world = await run_processes(request_, directory, (dies_at, is_late))
@@ -203,7 +203,7 @@ def test_killed_at_any_record_the_result_is_the_same(
                 break
         assert dies_at > 5
 
-    run(story())
+    run(scenario())
 
 
 @pytest.mark.parametrize("deaths", [[(3, False), (3, False)], [(4, True), (2, True), (6, False)]])
@@ -212,13 +212,13 @@ def test_killed_several_times_the_result_is_the_same(
 ) -> None:
     monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", 0.0)
 
-    async def story() -> None:
+    async def scenario() -> None:
         for request in REQUESTS:
             world = await run_processes(request, tmp_path / str(request.n), *deaths)
             assert world.num_deaths == len(deaths)
             assert_as_if_nothing_had_happened(world, request)
 
-    run(story())
+    run(scenario())
 
 
 class TokenlessService(ScriptedService):
@@ -291,7 +291,7 @@ def holding() -> TokenlessService:
 
 
 def test_stopped_gateway_leaves_its_requests_to_the_next_start(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with harness(tmp_path, holding()) as at:
             at.take()
             await at.expect_state("running")
@@ -304,11 +304,11 @@ def test_stopped_gateway_leaves_its_requests_to_the_next_start(tmp_path: Path) -
                 "accepted", "queued", "running", "done",
             ]  # fmt: skip
 
-    run(story())
+    run(scenario())
 
 
 def test_drain_that_times_out_leaves_the_rest_to_the_next_start(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with harness(tmp_path, holding()) as at:
             at.take()
             await at.expect_state("running")
@@ -322,11 +322,11 @@ def test_drain_that_times_out_leaves_the_rest_to_the_next_start(tmp_path: Path) 
             assert final["choices"][0]["text"] == "to be"
             await at.manager.runner.idle()
 
-    run(story())
+    run(scenario())
 
 
 def test_resumed_request_occupies_a_slot(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with harness(tmp_path, holding()) as at:
             at.take(n=2)
             await at.expect_state("running")
@@ -337,11 +337,11 @@ def test_resumed_request_occupies_a_slot(tmp_path: Path) -> None:
             await at.expect(FINAL)
             assert at.admission.num_running == at.admission.num_queued == 0
 
-    run(story())
+    run(scenario())
 
 
 def test_deadline_continues_while_no_process_runs(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with harness(tmp_path, holding()) as at:
             at.take(deadline_s=0.2)
             await at.expect_state("running")
@@ -350,11 +350,11 @@ def test_deadline_continues_while_no_process_runs(tmp_path: Path) -> None:
             [final] = await at.expect(FINAL)
             assert final["error"]["code"] == "deadline_exceeded"
 
-    run(story())
+    run(scenario())
 
 
 def test_delivered_final_is_sent_again_on_request_only(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with harness(tmp_path) as at:
             at.is_acknowledging = False
             at.take()
@@ -368,11 +368,11 @@ def test_delivered_final_is_sent_again_on_request_only(tmp_path: Path) -> None:
             assert not await at.expect(FINAL, 0)
             assert not service.requests
 
-    run(story())
+    run(scenario())
 
 
 def test_undelivered_final_follows_its_whole_stream(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with harness(tmp_path) as at:
             at.is_acknowledging = False
             at.take(stream=True)
@@ -388,11 +388,11 @@ def test_undelivered_final_follows_its_whole_stream(tmp_path: Path) -> None:
             await at.journal.settled()
             assert not await at.expect(STREAM, 0)
 
-    run(story())
+    run(scenario())
 
 
 def test_final_goes_to_the_latest_reply_address(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with harness(tmp_path, holding()) as at:
             at.take()
             await at.expect_state("running")
@@ -401,11 +401,11 @@ def test_final_goes_to_the_latest_reply_address(tmp_path: Path) -> None:
             await at.expect(HOME.response("a", "elsewhere"))
             assert not await at.expect(FINAL, 0)
 
-    run(story())
+    run(scenario())
 
 
 def test_request_that_cannot_be_journalled_is_refused(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = TokenlessService()
         async with harness(tmp_path, service) as at:
             write = at.journal.store.write
@@ -431,13 +431,13 @@ def test_request_that_cannot_be_journalled_is_refused(tmp_path: Path) -> None:
             assert not await at.expect(FINAL, 0)
             assert len(service.requests) == 1
 
-    run(story())
+    run(scenario())
 
 
 def test_unwritten_final_is_not_sent_twice_across_a_crash(
     tmp_path: Path,
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = TokenlessService()
         gate = service.hold("hm")
         at = Harness(tmp_path, service)
@@ -464,11 +464,11 @@ def test_unwritten_final_is_not_sent_twice_across_a_crash(
             await at.expect_state("done")
         assert len(service.requests) == 2
 
-    run(story())
+    run(scenario())
 
 
 def test_request_that_always_crashes_the_process_is_given_up(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         for _ in range(MAX_STARTS + 1):
             async with harness(tmp_path, holding()) as at:
                 at.take()
@@ -482,13 +482,13 @@ def test_request_that_always_crashes_the_process_is_given_up(tmp_path: Path) -> 
             [final] = await at.expect(FINAL)
             assert final["error"]["code"] == "internal_error"
 
-    run(story())
+    run(scenario())
 
 
 def test_request_that_always_breaks_the_engine_is_given_up(tmp_path: Path) -> None:
     """The process ends by an error and not by a kill, in which order its parts may well end."""
 
-    async def story() -> None:
+    async def scenario() -> None:
         for number in range(MAX_STARTS):
             service = holding()
             async with harness(tmp_path, service) as at:
@@ -502,7 +502,7 @@ def test_request_that_always_breaks_the_engine_is_given_up(tmp_path: Path) -> No
             assert final["error"]["code"] == "internal_error"
             assert str(MAX_STARTS) in final["error"]["message"]
 
-    run(story())
+    run(scenario())
 
 
 class DeadlyService(TokenlessService):
@@ -537,7 +537,7 @@ def killed(at: Harness) -> None:
 def test_suspect_runs_alone_and_crashes_no_other_request(
     tmp_path: Path,
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = DeadlyService()
         service.hold("innocent")
         service.hold("deadly")
@@ -564,11 +564,11 @@ def test_suspect_runs_alone_and_crashes_no_other_request(
         assert finals[0]["error"]["code"] == "internal_error"
         assert all("choices" in final for final in finals[1:])
 
-    run(story())
+    run(scenario())
 
 
 def test_requests_with_new_tokens_or_queued_ones_are_no_suspects(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = holding()
         async with harness(tmp_path, service) as at:
             for number in range(service.max_sessions + 1):
@@ -583,11 +583,11 @@ def test_requests_with_new_tokens_or_queued_ones_are_no_suspects(tmp_path: Path)
             at.manager.cancel("0", "a")
             await service.begun(service.max_sessions + 1)
 
-    run(story())
+    run(scenario())
 
 
 def test_cancelled_or_expired_suspect_lets_the_others_start(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with harness(tmp_path, holding()) as at:
             at.take("1", n=2)
             at.take("2", deadline_s=0.3)
@@ -603,7 +603,7 @@ def test_cancelled_or_expired_suspect_lets_the_others_start(tmp_path: Path) -> N
             await at.expect(HOME.response("a", "1"))
             await at.expect_state("running", "3")
 
-    run(story())
+    run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -616,7 +616,7 @@ def test_cancelled_or_expired_suspect_lets_the_others_start(tmp_path: Path) -> N
 def test_unreadable_record_is_dropped_and_the_others_continue(
     lost: str, damage: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = holding()
         async with harness(tmp_path, service) as at:
             at.is_acknowledging = False
@@ -633,11 +633,11 @@ def test_unreadable_record_is_dropped_and_the_others_continue(
                     await at.expect(HOME.response("a", name))
                 assert not await at.expect(HOME.response("a", lost), 0)
 
-    run(story())
+    run(scenario())
 
 
 def test_request_is_acknowledged_once_it_is_journalled(tmp_path: Path) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         journal = DiskJournal(tmp_path)
         gateway = Gateway(
             TokenlessService(), broker=BrokerAddress.parse("mqtt://127.0.0.1"), cluster="home",
@@ -665,4 +665,4 @@ def test_request_is_acknowledged_once_it_is_journalled(tmp_path: Path) -> None:
             await asyncio.wait([open_])
             writing.cancel()
 
-    run(story())
+    run(scenario())

@@ -60,7 +60,7 @@ BAD_BODIES: list[tuple[str, bytes, str, str | None]] = [
 def test_bad_body_gets_an_error_and_breaks_nothing(
     body: bytes, code: str, parameter: str | None
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             home.listener.send(
                 HOME.request("completion"), body, correlation=b"bad", user=(("client", "cli"),)
@@ -72,11 +72,11 @@ def test_bad_body_gets_an_error_and_breaks_nothing(
             assert home.service.requests == []
             await assert_still_answers(home)
 
-    run(story())
+    run(scenario())
 
 
 def test_oversized_payload_is_refused() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness(max_request_bytes=1000) as home:
             home.listener.send(
                 HOME.request("ask"), "x" * 1001, correlation=b"big", user=(("client", "cli"),)
@@ -84,12 +84,12 @@ def test_oversized_payload_is_refused() -> None:
             assert (await answer(home, "big"))["error"]["code"] == "request_too_large"
             await assert_still_answers(home)
 
-    run(story())
+    run(scenario())
 
 
 @pytest.mark.parametrize("num_bytes", [300_000, 900_000])
 def test_oversized_body_is_refused_to_its_client(num_bytes: int) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             ask(home, "big", prompt="x" * num_bytes)
             assert (await answer(home, "big"))["error"]["code"] == "request_too_large"
@@ -99,11 +99,11 @@ def test_oversized_body_is_refused_to_its_client(num_bytes: int) -> None:
             assert final["error"]["code"] == "request_too_large"
             await assert_still_answers(home)
 
-    run(story())
+    run(scenario())
 
 
 def test_reply_topic_of_another_client_gets_nothing() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             ask(home, "1", reply_to=HOME.response("alice", "77"))
             assert (await answer(home, "1"))["error"]["code"] == "reply_topic_refused"
@@ -113,4 +113,4 @@ def test_reply_topic_of_another_client_gets_nothing() -> None:
             assert len(home.service.requests) == 1
             assert not [m for m in home.listener.received if "/alice/" in m.topic]
 
-    run(story())
+    run(scenario())

@@ -46,7 +46,7 @@ class Home:
 
 
 def test_running_request_is_answered_after_reconnection() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         home = Home()
         async with contextlib.AsyncExitStack() as stack:
             async with home.broker():
@@ -67,11 +67,11 @@ def test_running_request_is_answered_after_reconnection() -> None:
                 assert len(home.service.requests) == 1
                 await stack.aclose()
 
-    run(story())
+    run(scenario())
 
 
 def test_final_of_a_disconnected_gateway_is_kept() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         home = Home()
         async with contextlib.AsyncExitStack() as stack:
             async with home.broker() as broker:
@@ -86,11 +86,11 @@ def test_final_of_a_disconnected_gateway_is_kept() -> None:
                 assert final["choices"][0]["text"] == "to be or"
                 await stack.aclose()
 
-    run(story())
+    run(scenario())
 
 
 def test_client_reports_a_missing_answer() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         home = Home()
         async with contextlib.AsyncExitStack() as stack:
             async with home.broker():
@@ -104,11 +104,11 @@ def test_client_reports_a_missing_answer() -> None:
             assert refusal.value.code == "gateway_offline"
             await stack.aclose()
 
-    run(story())
+    run(scenario())
 
 
 def test_gateway_waits_for_its_broker() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         home = Home()
         async with home.gateway() as gateway, home.broker(), Client(home.url, "home") as client:
             await gateway.client.connected()
@@ -116,4 +116,4 @@ def test_gateway_waits_for_its_broker() -> None:
             steps = [step async for step in client.ask(HELD)]
             assert isinstance(steps[-1], FinalMessage)
 
-    run(story())
+    run(scenario())

@@ -101,7 +101,7 @@ def test_each_choice_equals_a_request_with_its_seed(n: int, temperature: float) 
         Drafter(ScriptedDrafter(language, hits=0.0, confidence=1.0)),
     ]
 
-    async def story() -> None:
+    async def scenario() -> None:
         target = ScriptedTarget(language)
         async with (
             target_harness(target, setups, max_sessions=5) as home,
@@ -122,23 +122,23 @@ def test_each_choice_equals_a_request_with_its_seed(n: int, temperature: float) 
             assert max(map(len, target.batches)) >= min(n, 2)
             assert home.service.num_answers == n
 
-    run(story())
+    run(scenario())
 
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_parts_name_their_choice_only_if_there_are_several(n: int) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with harness(ScriptedService()) as at:
             await at.answer(request(n))
             *pieces, _ = at.bodies(HOME.stream("a", "1"))
             assert {piece.get("choice") for piece in pieces} == ({None} if n == 1 else {0, 1})
             assert at.texts(n) == ["to be"] * n
 
-    run(story())
+    run(scenario())
 
 
 def test_cancel_ends_all_choices() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService()
         service.hold("hm")
         async with harness(service) as at:
@@ -149,7 +149,7 @@ def test_cancel_ends_all_choices() -> None:
             assert at.final["error"]["code"] == "cancelled"
             assert service.num_closed == 3
 
-    run(story())
+    run(scenario())
 
 
 class LameService(ScriptedService):
@@ -167,7 +167,7 @@ class LameService(ScriptedService):
 
 
 def test_failure_of_one_choice_ends_the_others() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = LameService()
         service.hold("hm")
         async with harness(service) as at:
@@ -176,11 +176,11 @@ def test_failure_of_one_choice_ends_the_others() -> None:
             assert len(service.requests) == service.num_closed == 2
             assert "0 active" in repr(at.manager)
 
-    run(story())
+    run(scenario())
 
 
 def test_choices_wait_for_slots_one_by_one() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService(max_sessions=2)
         gate = service.hold("hm")
         async with harness(service) as at:
@@ -194,4 +194,4 @@ def test_choices_wait_for_slots_one_by_one() -> None:
             assert [each.key for each in service.requests] == ["b/2", "a/1", "a/1/1"]
             assert len(at.final["choices"]) == 2
 
-    run(story())
+    run(scenario())

@@ -36,7 +36,7 @@ def inbox_of(home: GatewayHarness) -> Inbox:
 
 
 def test_other_clients_are_read_before_the_rest_of_a_flood() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             for message in flood(home, MAX_UNREAD):
                 inbox_of(home).put(message, 1)
@@ -48,11 +48,11 @@ def test_other_clients_are_read_before_the_rest_of_a_flood() -> None:
                 final = await answer(home, str(number), "flood")
                 assert final["error"]["code"] == "invalid_value"
 
-    run(story())
+    run(scenario())
 
 
 def test_flood_beyond_the_inbox_is_refused_or_counted() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             messages = flood(home, MAX_UNREAD + 20)
             for message in messages[:-20]:
@@ -68,11 +68,11 @@ def test_flood_beyond_the_inbox_is_refused_or_counted() -> None:
                 assert final["error"]["code"] == "overloaded"
             await assert_still_answers(home)
 
-    run(story())
+    run(scenario())
 
 
 def test_flood_over_mqtt_does_not_block_other_clients() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             async with listening(home.broker, HOME.status, name="flood") as flooder:
                 for number in range(300):
@@ -83,4 +83,4 @@ def test_flood_over_mqtt_does_not_block_other_clients() -> None:
                     assert "choices" in await answer(home, f"h{number}")
             assert len(inbox_of(home)) <= MAX_UNREAD
 
-    run(story())
+    run(scenario())

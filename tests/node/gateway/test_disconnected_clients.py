@@ -19,7 +19,7 @@ pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
 
 def test_request_of_a_killed_client_is_cancelled_and_frees_its_slot() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with (
             gateway_harness(absence_s=0.05) as home,
             command("ask", "hm", *at(home)) as process,
@@ -32,11 +32,11 @@ def test_request_of_a_killed_client_is_cancelled_and_frees_its_slot() -> None:
             assert home.service.num_closed == 1
             assert home.gateway.admission.num_running == 0
 
-    run(story())
+    run(scenario())
 
 
 def test_any_mqtt_client_can_set_this_last_will() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness(absence_s=0.05) as home:
             home.service.hold("hm")
             process = await asyncio.create_subprocess_exec(
@@ -53,11 +53,11 @@ def test_any_mqtt_client_can_set_this_last_will() -> None:
                 assert (await answer(home, request_id))["error"]["code"] == "cancelled"
             assert home.listener.states("3")[-1] == "running"
 
-    run(story())
+    run(scenario())
 
 
 def test_client_that_comes_back_keeps_its_requests() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with (
             gateway_harness(absence_s=0.5) as home,
             Client(home.broker.url, "home", client_id="me") as client,
@@ -76,4 +76,4 @@ def test_client_that_comes_back_keeps_its_requests() -> None:
                 gate.set()
             assert asked.result()[1].text == "to be"
 
-    run(story())
+    run(scenario())

@@ -23,7 +23,7 @@ from tests.support.mqtt import HOME, gateway_harness, listening, needs_mosquitto
 @needs_mosquitto
 @pytest.mark.timeout(60)
 def test_draining_gateway_finishes_active_requests_and_refuses_new_ones() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             gate = home.service.hold("hm")
             ask(home, "1", prompt="hm")
@@ -44,13 +44,13 @@ def test_draining_gateway_finishes_active_requests_and_refuses_new_ones() -> Non
             final = await home.listener.expect_json(HOME.response("cli", "1"))
             assert final["choices"][0]["text"] == "to be"
 
-    run(story())
+    run(scenario())
 
 
 @needs_mosquitto
 @pytest.mark.timeout(60)
 def test_client_waits_for_a_gateway_that_restarts() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home, Client(home.broker.url, "home") as client:
             gate = home.service.hold("hm")
             steps = client.ask(completion("1", "hm", stream=True))
@@ -68,13 +68,13 @@ def test_client_waits_for_a_gateway_that_restarts() -> None:
                 async with gateway_harness(broker=home.broker, node_id="t2"):
                     assert (await second)[1].text == "to be"
 
-    run(story())
+    run(scenario())
 
 
 @needs_mosquitto
 @pytest.mark.timeout(60)
 def test_client_without_retries_gets_the_draining_error() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with (
             gateway_harness() as home,
             Client(home.broker.url, "home", retry_patience_s=0) as client,
@@ -84,11 +84,11 @@ def test_client_without_retries_gets_the_draining_error() -> None:
                 await whole(client, completion("1"))
             assert (refusal.value.code, refusal.value.status) == ("draining", 503)
 
-    run(story())
+    run(scenario())
 
 
 def test_draft_worker_is_idle_without_requests() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         post = Post()
         with EngineThread("drafter") as thread:
             worker = DraftWorker(engine=ScriptedDrafter(LANGUAGE), thread=thread, max_batch=4)
@@ -99,11 +99,11 @@ def test_draft_worker_is_idle_without_requests() -> None:
                 group.create_task(worker.idle())
             assert len(post.answers) == 3
 
-    run(story())
+    run(scenario())
 
 
 def test_drain_waits_for_active_work_up_to_its_timeout() -> None:
-    async def story(timeout_s: float, *, is_done: bool) -> str:
+    async def scenario(timeout_s: float, *, is_done: bool) -> str:
         drain, done = Drain(timeout_s), asyncio.Event()
         if is_done:
             done.set()
@@ -115,18 +115,18 @@ def test_drain_waits_for_active_work_up_to_its_timeout() -> None:
             await drain.run()
         return str(reason.value)
 
-    assert "the node is idle" in run(story(60.0, is_done=True))
-    assert "did not end" in run(story(0.01, is_done=False))
+    assert "the node is idle" in run(scenario(60.0, is_done=True))
+    assert "did not end" in run(scenario(0.01, is_done=False))
 
 
 def test_node_that_is_still_starting_drains_at_once() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         drain = Drain(60.0)
         drain.request()
         with pytest.raises(Drained):
             await drain.run()
 
-    run(story())
+    run(scenario())
 
 
 async def _wait(done: asyncio.Event) -> None:

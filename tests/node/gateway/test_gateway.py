@@ -17,7 +17,7 @@ pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
 
 
 def test_completion_gets_states_and_one_final_message() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             ask(home, "1", seed=5)
             final = await answer(home, "1")
@@ -31,11 +31,11 @@ def test_completion_gets_states_and_one_final_message() -> None:
             await home.listener.expect_state("1", "done")
             assert home.listener.states("1") == ["accepted", "queued", "running", "done"]
 
-    run(story())
+    run(scenario())
 
 
 def test_request_without_a_seed_gets_a_drawn_one_in_its_answer() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             ask(home, "1")
             ask(home, "2")
@@ -43,11 +43,11 @@ def test_request_without_a_seed_gets_a_drawn_one_in_its_answer() -> None:
             assert seeds == [request.sampling.seed for request in home.service.requests]
             assert seeds[0] != seeds[1]
 
-    run(story())
+    run(scenario())
 
 
 def test_stream_is_ordered_and_ends_with_fin() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             turns = [{"role": "user", "content": "hm?"}]
             home.listener.send(
@@ -67,11 +67,11 @@ def test_stream_is_ordered_and_ends_with_fin() -> None:
                 "refusal": None,
             }
 
-    run(story())
+    run(scenario())
 
 
 def test_choices_come_in_one_final_message_and_their_parts_are_named() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             ask(home, "1", n=3, seed=5, stream=True, logprobs=2, min_tokens=1, stop_token_ids=[3])
             final = await answer(home, "1")
@@ -91,22 +91,22 @@ def test_choices_come_in_one_final_message_and_their_parts_are_named() -> None:
                 assert (request.top_logprobs, request.sampling.min_tokens) == (2, 1)
                 assert request.sampling.stop_token_ids == (3,)
 
-    run(story())
+    run(scenario())
 
 
 def test_more_choices_than_sessions_are_refused() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness(ScriptedService(max_sessions=2)) as home:
             ask(home, "1", n=3)
             error = (await answer(home, "1"))["error"]
             assert (error["param"], error["code"]) == ("n", "invalid_value")
             await assert_still_answers(home)
 
-    run(story())
+    run(scenario())
 
 
 def test_service_refuses_a_prompt_longer_than_the_context() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService()
         service.errors["long"] = RequestError(
             "too long", code="context_length_exceeded", parameter="prompt"
@@ -117,11 +117,11 @@ def test_service_refuses_a_prompt_longer_than_the_context() -> None:
             await home.listener.expect_state("1", "failed")
             await assert_still_answers(home)
 
-    run(story())
+    run(scenario())
 
 
 def test_exception_in_a_session_is_an_internal_error() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService()
         service.errors["oh"] = ActorStopped("secret reason")
         async with gateway_harness(service) as home:
@@ -133,21 +133,21 @@ def test_exception_in_a_session_is_an_internal_error() -> None:
             assert json.loads(pieces[-1].payload)["fin"] is True
             await assert_still_answers(home)
 
-    run(story())
+    run(scenario())
 
 
 def test_reply_goes_to_the_named_topic() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             named = f"{HOME.root}/response/cli/own/place"
             ask(home, "1", reply_to=named)
             assert (await home.listener.expect_json(named))["id"] == "1"
 
-    run(story())
+    run(scenario())
 
 
 def test_same_request_twice_is_run_once_and_answered_twice() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             gate = home.service.hold("hm")
             ask(home, "1", prompt="hm")
@@ -162,11 +162,11 @@ def test_same_request_twice_is_run_once_and_answered_twice() -> None:
             assert first.payload == second.payload
             assert len(home.service.requests) == 1
 
-    run(story())
+    run(scenario())
 
 
 def test_id_of_another_request_is_refused() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             ask(home, "1")
             await answer(home, "1")
@@ -176,11 +176,11 @@ def test_id_of_another_request_is_refused() -> None:
             ask(home, "1", client="somebody-else")
             assert "choices" in await answer(home, "1", "somebody-else")
 
-    run(story())
+    run(scenario())
 
 
 def test_cancelled_request_ends_and_closes_its_session() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             home.service.hold("hm")
             ask(home, "1", prompt="hm")
@@ -191,11 +191,11 @@ def test_cancelled_request_ends_and_closes_its_session() -> None:
             assert home.service.num_closed == 1
             await assert_still_answers(home)
 
-    run(story())
+    run(scenario())
 
 
 def test_cancel_ends_the_request_of_its_sender_only() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             home.service.hold("hm")
             ask(home, "1", prompt="hm")
@@ -206,11 +206,11 @@ def test_cancel_ends_the_request_of_its_sender_only() -> None:
             home.listener.send(HOME.job_cancel("1"), {"client": "cli"})
             assert (await answer(home, "1"))["error"]["code"] == "cancelled"
 
-    run(story())
+    run(scenario())
 
 
 def test_cancel_of_an_unknown_and_of_a_queued_request() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness(ScriptedService(max_sessions=1)) as home:
             home.listener.send(HOME.job_cancel("nothing"), b"\xff")
             home.service.hold("hm")
@@ -222,11 +222,11 @@ def test_cancel_of_an_unknown_and_of_a_queued_request() -> None:
             assert (await answer(home, "2"))["error"]["code"] == "cancelled"
             assert len(home.service.requests) == 1
 
-    run(story())
+    run(scenario())
 
 
 def test_deadline_ends_a_running_and_a_waiting_request() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness(ScriptedService(max_sessions=1)) as home:
             home.service.hold("hm")
             ask(home, "1", prompt="hm", deadline_ms=200)
@@ -237,11 +237,11 @@ def test_deadline_ends_a_running_and_a_waiting_request() -> None:
             assert home.listener.states("2") == ["accepted", "queued", "expired"]
             await assert_still_answers(home)
 
-    run(story())
+    run(scenario())
 
 
 def test_message_expiry_is_a_deadline() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             home.service.hold("hm")
             home.listener.send(
@@ -249,11 +249,11 @@ def test_message_expiry_is_a_deadline() -> None:
             )
             assert (await answer(home, "1"))["error"]["code"] == "deadline_exceeded"
 
-    run(story())
+    run(scenario())
 
 
 def test_full_queue_refuses_with_retry_after() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness(ScriptedService(max_sessions=1), max_queued=1) as home:
             gate = home.service.hold("hm")
             for request_id in ("1", "2"):
@@ -266,11 +266,11 @@ def test_full_queue_refuses_with_retry_after() -> None:
             assert "choices" in await answer(home, "2")
             await assert_still_answers(home)
 
-    run(story())
+    run(scenario())
 
 
 def test_retained_request_is_not_run_again_by_a_new_gateway() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             home.listener.send(HOME.request("completion"), {**ASK, "id": "1"}, retain=True)
             await answer(home, "1")
@@ -278,11 +278,11 @@ def test_retained_request_is_not_run_again_by_a_new_gateway() -> None:
                 await assert_still_answers(second)
                 assert "1" not in [r.request_id for r in second.service.requests]
 
-    run(story())
+    run(scenario())
 
 
 def test_status_and_info_are_retained_and_leave_with_the_gateway() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home, listening(home.broker, name="late") as late:
             [status] = await late.expect(HOME.status)
             assert (status.payload, status.retain) == (b"online", True)
@@ -292,21 +292,21 @@ def test_status_and_info_are_retained_and_leave_with_the_gateway() -> None:
             home.gateway_task.cancel()
             assert (await late.expect(HOME.status, 2))[1].payload == b"offline"
 
-    run(story())
+    run(scenario())
 
 
 def test_late_will_of_a_former_connection_is_corrected() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             home.listener.send(HOME.status, b"offline", retain=True)
             seen = await home.listener.expect(HOME.status, 3)
             assert [message.payload for message in seen] == [b"online", b"offline", b"online"]
 
-    run(story())
+    run(scenario())
 
 
 def test_disconnected_gateway_is_offline_until_it_reconnects() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             home.service.hold("hm")
             ask(home, "1", prompt="hm")
@@ -320,11 +320,11 @@ def test_disconnected_gateway_is_offline_until_it_reconnects() -> None:
             home.listener.send(HOME.job_cancel("1"), b"")
             assert (await answer(home, "1"))["error"]["code"] == "cancelled"
 
-    run(story())
+    run(scenario())
 
 
 def test_leaving_gateway_fails_its_requests_and_goes_offline() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             home.service.hold("hm")
             for number in range(8):
@@ -335,4 +335,4 @@ def test_leaving_gateway_fails_its_requests_and_goes_offline() -> None:
                 assert (await answer(home, str(number)))["error"]["code"] == "shutting_down"
             assert (await home.listener.expect(HOME.status, 2))[-1].payload == b"offline"
 
-    run(story())
+    run(scenario())

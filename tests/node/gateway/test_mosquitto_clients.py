@@ -39,7 +39,7 @@ async def mosquitto_sub(broker: EmbeddedBroker, *options: str) -> AsyncIterator[
 
 
 def test_rr_gets_the_answer_to_a_bare_prompt() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             answer = await shell(
                 "mosquitto_rr",
@@ -48,11 +48,11 @@ def test_rr_gets_the_answer_to_a_bare_prompt() -> None:
             )
             assert answer == "to be\n"
 
-    run(story())
+    run(scenario())
 
 
 def test_rr_gets_the_correlation_back() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             answer = await shell(
                 "mosquitto_rr",
@@ -66,12 +66,12 @@ def test_rr_gets_the_correlation_back() -> None:
             assert "status:200" in users
             assert json.loads(body)["id"] == "job-42"
 
-    run(story())
+    run(scenario())
 
 
 @pytest.mark.parametrize("version", ["5", "311"])
 def test_pub_and_sub_work_with_names_in_the_body(version: str) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             topic = HOME.response("shell", "7")
             async with mosquitto_sub(home.broker, "-t", topic, "-C", "2") as process:
@@ -87,11 +87,11 @@ def test_pub_and_sub_work_with_names_in_the_body(version: str) -> None:
                 assert name == topic
                 assert json.loads(body)["choices"][0]["message"]["content"] == "to be"
 
-    run(story())
+    run(scenario())
 
 
 def test_pub_cancels_by_an_empty_message() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             home.service.hold("hm")
             home.listener.send(HOME.request("completion"), {"id": "7", "prompt": "hm"})
@@ -99,11 +99,11 @@ def test_pub_cancels_by_an_empty_message() -> None:
             await shell("mosquitto_pub", *at(home.broker, "311"), "-t", HOME.job_cancel("7"), "-n")
             await home.listener.expect_state("7", "cancelled")
 
-    run(story())
+    run(scenario())
 
 
 def test_pub_expiry_of_mqtt_5_is_a_deadline() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             home.service.hold("hm")
             await shell(
@@ -115,7 +115,7 @@ def test_pub_expiry_of_mqtt_5_is_a_deadline() -> None:
             final = await home.listener.expect_json(HOME.response("anon", "7"))
             assert final["error"]["code"] == "deadline_exceeded"
 
-    run(story())
+    run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_pub_expiry_of_mqtt_5_is_a_deadline() -> None:
     ids=lambda topic: topic[:40],
 )
 def test_foreign_response_topic_gets_nothing(topic: str) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             await shell(
                 "mosquitto_pub",
@@ -149,11 +149,11 @@ def test_foreign_response_topic_gets_nothing(topic: str) -> None:
             assert home.service.requests == []
             await assert_still_answers(home)
 
-    run(story())
+    run(scenario())
 
 
 def test_packet_beyond_the_brokers_limit_is_not_delivered() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with gateway_harness() as home:
             process = await asyncio.create_subprocess_exec(
                 "mosquitto_pub",
@@ -168,4 +168,4 @@ def test_packet_beyond_the_brokers_limit_is_not_delivered() -> None:
             home.listener.send(HOME.request("completion"), {"id": "7", "prompt": "x"})
             assert "choices" in await home.listener.expect_json(HOME.response("anon", "7"))
 
-    run(story())
+    run(scenario())

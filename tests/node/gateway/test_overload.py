@@ -94,7 +94,7 @@ def test_excess_requests_are_refused_and_the_others_answered() -> None:
     """Six times the requests that fit: each ends once, refusals have `retry_after_s`, the moderate
     client gets its answers beside the flooding one's, and all slots are free afterwards."""
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with overloaded() as (gateway, listener, brake):
             hog = [ask(listener, "hog", number) for number in range(6 * MAX_QUEUED)]
             await listener.expect(hog[-1])
@@ -122,11 +122,11 @@ def test_excess_requests_are_refused_and_the_others_answered() -> None:
             after = ask(listener, "polite", 99)
             assert (await listener.expect_json(after))["choices"][0]["text"] == TEXT
 
-    run(story())
+    run(scenario())
 
 
 def test_deadline_that_cannot_be_met_is_refused_at_once() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with overloaded() as (gateway, listener, brake):
             gateway.admission.pace.observe(NUM_TOKENS, NUM_TOKENS, 60.0)
             for number in range(MAX_SESSIONS):
@@ -139,11 +139,11 @@ def test_deadline_that_cannot_be_met_is_refused_at_once() -> None:
             brake.release()
             assert (await listener.expect_json(patient))["choices"][0]["text"] == TEXT
 
-    run(story())
+    run(scenario())
 
 
 def test_slots_are_shared_by_client_and_not_by_number_of_requests() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with overloaded() as (_, listener, brake):
             for number in range(MAX_SESSIONS + MAX_QUEUED // 2):
                 ask(listener, "hog", number)
@@ -158,11 +158,11 @@ def test_slots_are_shared_by_client_and_not_by_number_of_requests() -> None:
                 HOME.response("hog", "hog-4")
             )
 
-    run(story())
+    run(scenario())
 
 
 def test_urgent_request_overtakes_its_clients_own_queue() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with overloaded() as (_, listener, brake):
             names = [ask(listener, "me", number) for number in range(MAX_SESSIONS + 2)]
             urgent = ask(listener, "me", 9, priority=-1)
@@ -173,11 +173,11 @@ def test_urgent_request_overtakes_its_clients_own_queue() -> None:
             order = list(finals(listener))
             assert order.index(urgent) < order.index(names[-1])
 
-    run(story())
+    run(scenario())
 
 
 def test_cancelled_queued_request_makes_room() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         async with overloaded() as (_, listener, brake):
             for number in range(MAX_SESSIONS + MAX_QUEUED // 2):
                 ask(listener, "me", number)
@@ -189,4 +189,4 @@ def test_cancelled_queued_request_makes_room() -> None:
             brake.release()
             assert (await listener.expect_json(again))["choices"][0]["text"] == TEXT
 
-    run(story())
+    run(scenario())

@@ -58,7 +58,7 @@ def kept_bytes(harness: Harness, **fields: object) -> int:
 
 
 def test_refused_requests_with_large_bodies_leave_nothing() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService()
         harness = Harness(service)
         async with asyncio.TaskGroup() as group:
@@ -77,7 +77,7 @@ def test_refused_requests_with_large_bodies_leave_nothing() -> None:
             assert len(service.requests) == 1
             task.cancel()
 
-    run(story())
+    run(scenario())
 
 
 def test_refusal_and_error_convert_to_each_other() -> None:

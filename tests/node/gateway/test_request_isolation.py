@@ -233,12 +233,12 @@ def test_exception_at_any_stage_ends_only_its_request(
             raise Injected(stage)
         return before(*given, **named)
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with harness(ScriptedTarget(LANGUAGE, chunk=4), tmp_path) as at:
             monkeypatch.setattr(owner, name, step)
             await assert_only_the_bad_one_fails(at, caplog)
 
-    run(story())
+    run(scenario())
     assert num_raised[0]
     assert any("Injected" in record.getMessage() for record in caplog.records)
 
@@ -270,14 +270,14 @@ def test_engine_failure_at_one_request_ends_only_that_request(
     """While the prompt is read, at the first draw, and at a later tree."""
     length = len("a bad one") + num_tokens
 
-    async def story() -> None:
+    async def scenario() -> None:
         target = FailingTarget(
             lambda work: not num_tokens or len(work.tokens) >= length, fails_alone=fails_alone
         )
         async with harness(target, tmp_path) as at:
             await assert_only_the_bad_one_fails(at, caplog)
 
-    run(story())
+    run(scenario())
     assert any("Injected" in record.getMessage() for record in caplog.records)
 
 
@@ -286,7 +286,7 @@ def test_engine_that_always_fails_ends_the_node(tmp_path: Path) -> None:
         if keys != ["profile"]:
             raise Injected("pass")
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with target_harness(
             ScriptedTarget(LANGUAGE, before_pass=fail), may_fail=True
         ) as home:
@@ -295,7 +295,7 @@ def test_engine_that_always_fails_ends_the_node(tmp_path: Path) -> None:
                 await home.answer(asked)
             assert home.verifier.has_failed
 
-    run(story())
+    run(scenario())
 
 
 def test_exception_at_a_draft_changes_no_text(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_exception_at_a_draft_changes_no_text(tmp_path: Path) -> None:
                 raise Injected("draft")
             return super().draft(batch)
 
-    async def story() -> None:
+    async def scenario() -> None:
         setups = [
             Drafter(FailingDrafter(LANGUAGE)),
             Drafter(ScriptedDrafter(LANGUAGE)),
@@ -317,7 +317,7 @@ def test_exception_at_a_draft_changes_no_text(tmp_path: Path) -> None:
                 assert answer.text == alone(LANGUAGE, asked).text
             assert answer.metrics.num_accepted_tokens > 0
 
-    run(story())
+    run(scenario())
 
 
 def test_failed_canary_makes_the_target_unavailable() -> None:
@@ -333,7 +333,7 @@ def test_failed_canary_makes_the_target_unavailable() -> None:
         if keys == [CANARY]:
             raise Injected("canary")
 
-    async def story() -> None:
+    async def scenario() -> None:
         async with target_harness(ScriptedTarget(LANGUAGE, before_pass=fail)) as home:
             readiness = EngineWatchdog(
                 passes=home.verifier, prompt=[1], is_exact=True, on_change=on_change, period_s=0.05
@@ -343,5 +343,5 @@ def test_failed_canary_makes_the_target_unavailable() -> None:
                 await has_reason.wait()
                 watching.cancel()
 
-    run(story())
+    run(scenario())
     assert "Injected" in reasons[0]

@@ -95,7 +95,7 @@ class BreakingService(ScriptedService):
 
 @pytest.mark.parametrize("service", [ScriptedService(), BreakingService()])
 def test_deadline_holds_after_a_failed_task_group_in_the_session(service: ScriptedService) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service.hold("hm")
         harness = Harness(service)
         async with asyncio.TaskGroup() as group:
@@ -106,11 +106,11 @@ def test_deadline_holds_after_a_failed_task_group_in_the_session(service: Script
             running.cancel()
         assert harness.finals("1") == ["deadline_exceeded"]
 
-    run(story())
+    run(scenario())
 
 
 def test_requests_at_shutdown_fail_and_later_ones_are_refused() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService()
         service.hold("hm")
         harness = Harness(service)
@@ -124,11 +124,11 @@ def test_requests_at_shutdown_fail_and_later_ones_are_refused() -> None:
         assert harness.finals("2") == ["draining"]
         assert "0 active" in repr(harness.manager)
 
-    run(story())
+    run(scenario())
 
 
 def test_answer_too_large_for_mqtt_is_an_error() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         harness = Harness(ScriptedService(words=("x" * MAX_PAYLOAD_BYTES,)))
         async with asyncio.TaskGroup() as group:
             running = group.create_task(harness.manager.run())
@@ -138,7 +138,7 @@ def test_answer_too_large_for_mqtt_is_an_error() -> None:
             running.cancel()
         assert harness.finals("1") == ["answer_too_large"]
 
-    run(story())
+    run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_answer_too_large_for_mqtt_is_an_error() -> None:
 def test_invalid_request_is_refused_before_journal_and_queue(
     error: BaseException, code: str, tmp_path: Path
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService()
         service.invalid["hm"] = error
         journal = DiskJournal(tmp_path)
@@ -168,11 +168,11 @@ def test_invalid_request_is_refused_before_journal_and_queue(
         assert (harness.finals("1"), harness.finals("2")) == ([code], ["text"])
         assert service.requests[0].request_id == "2"
 
-    run(story())
+    run(scenario())
 
 
 def test_request_with_more_choices_than_sessions_is_refused() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         harness = Harness(ScriptedService(max_sessions=3))
         async with running(harness.manager.run()):
             await asyncio.sleep(0)
@@ -180,11 +180,11 @@ def test_request_with_more_choices_than_sessions_is_refused() -> None:
         assert harness.finals("1") == ["invalid_value"]
         assert "n is 4" in str(harness.sent)
 
-    run(story())
+    run(scenario())
 
 
 def test_invalid_request_costs_no_check_while_the_queue_is_full() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService(max_sessions=1)
         service.hold("hm")
         service.invalid["bad"] = RequestError("bad")
@@ -196,7 +196,7 @@ def test_invalid_request_costs_no_check_while_the_queue_is_full() -> None:
             harness.take("6", "bad")
             assert harness.finals("6") == ["overloaded"]
 
-    run(story())
+    run(scenario())
 
 
 class Panic(BaseException):
@@ -216,7 +216,7 @@ class Panic(BaseException):
 def test_exception_in_the_service_ends_only_its_request(
     error: BaseException, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         service = ScriptedService()
         service.errors["bug"] = error
         held = service.hold("hm")
@@ -235,7 +235,7 @@ def test_exception_in_the_service_ends_only_its_request(
         assert harness.finals("1") == ["text"]
         assert harness.admission.num_running == harness.admission.num_queued == 0
 
-    run(story())
+    run(scenario())
     [line] = [record for record in caplog.records if record.levelname == "ERROR"]
     assert "request=a/2" in line.getMessage()
     assert line.exc_info is None
@@ -247,7 +247,7 @@ def test_request_whose_stream_cannot_be_rendered_gets_a_plain_error(
     def fail(*_: object) -> Outgoing:
         raise ValueError("no part can be made")
 
-    async def story() -> None:
+    async def scenario() -> None:
         harness = Harness(ScriptedService())
         async with asyncio.TaskGroup() as group:
             running = group.create_task(harness.manager.run())
@@ -261,7 +261,7 @@ def test_request_whose_stream_cannot_be_rendered_gets_a_plain_error(
             running.cancel()
         assert (harness.finals("1"), harness.finals("2")) == (["internal_error"], ["text"])
 
-    run(story())
+    run(scenario())
 
 
 class RefusingJournal(NoJournal):
@@ -285,7 +285,7 @@ class ContestedQueue(LocalQueue):
 
 
 def test_refusal_of_a_claimed_request_waits_until_no_other_target_can_answer_it() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         queue = ContestedQueue()
         home = Harness(ScriptedService(), RefusingJournal(), queue)
         async with running(home.manager.run()):
@@ -297,4 +297,4 @@ def test_refusal_of_a_claimed_request_waits_until_no_other_target_can_answer_it(
             send()
             assert home.finals("1") == ["journal_unavailable"]
 
-    run(story())
+    run(scenario())

@@ -17,7 +17,7 @@ REQUEST = Request("a", "1", "completion", "hm", max_tokens=100)
 
 @pytest.mark.parametrize("num_resumed", [0, 90])
 def test_pace_is_learned_without_resumed_tokens(num_resumed: int) -> None:
-    async def story() -> tuple[float, float]:
+    async def scenario() -> tuple[float, float]:
         admission = AdmissionControl(num_slots=1, max_queued=1)
         slots = SessionSlots(admission)
         request = replace(REQUEST, said=Committed((1,) * num_resumed))
@@ -28,13 +28,13 @@ def test_pace_is_learned_without_resumed_tokens(num_resumed: int) -> None:
             slots.learn(position, request, answer, elapsed_s=95.0 - num_resumed)
         return admission.pace.token_s, admission.num_running
 
-    token_s, num_at_work = run(story())
+    token_s, num_at_work = run(scenario())
     assert token_s == pytest.approx(1.0)
     assert num_at_work == 0
 
 
 def test_cancelled_waiter_releases_its_position() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         admission = AdmissionControl(num_slots=1, max_queued=1)
         slots = SessionSlots(admission)
         [first] = slots.book([REQUEST])
@@ -51,11 +51,11 @@ def test_cancelled_waiter_releases_its_position() -> None:
             waiting.cancel()
         assert admission.num_queued == admission.num_running == 0
 
-    run(story())
+    run(scenario())
 
 
 def test_suspects_run_first_and_one_at_a_time() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         admission = AdmissionControl(num_slots=3, max_queued=9)
         slots = SessionSlots(admission)
         [before] = slots.book([REQUEST])
@@ -86,4 +86,4 @@ def test_suspects_run_first_and_one_at_a_time() -> None:
         slots.release(others)
         assert admission.num_queued == admission.num_running == 0
 
-    run(story())
+    run(scenario())

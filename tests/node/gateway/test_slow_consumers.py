@@ -55,7 +55,7 @@ async def stopped_subscriber(port: int) -> AsyncIterator[None]:
 
 
 def test_stopped_subscriber_delays_no_other() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         port = free_port()
         service = ScriptedService(words=(WORD,) * NUM_WORDS)
         async with (
@@ -71,7 +71,7 @@ def test_stopped_subscriber_delays_no_other() -> None:
                 assert len(final["choices"][0]["text"]) == NUM_WORDS * len(WORD)
             assert not home.gateway.client.is_congested
 
-    run(story())
+    run(scenario())
 
 
 class Valve:
@@ -131,7 +131,7 @@ class Valve:
 def test_slow_broker_bounds_memory_and_gets_all_finals() -> None:
     """Ten times what the outbox may hold, half of it to be sure; the rest is counted as dropped."""
 
-    async def story() -> None:
+    async def scenario() -> None:
         port = free_port()
         async with EmbeddedBroker(port=port) as broker:
             valve, counters = Valve(port), Counters()
@@ -163,7 +163,7 @@ def test_slow_broker_bounds_memory_and_gets_all_finals() -> None:
                     assert [json.loads(each.payload) for each in sure] == [*range(20)]
                     assert not mqtt_client.is_congested
 
-    run(story())
+    run(scenario())
 
 
 def _ignore(_: Incoming) -> None:

@@ -126,11 +126,11 @@ async def assert_drafter_floods_in_vain(flood: Sequence[AnyMessage]) -> None:
                     await asyncio.to_thread(again.join)
                 assert set(target.peers.links) == {"drafter-1"}
                 assert await honest.ask(request(99)) == draft_for(request(99))
-                assert target.told.count(("joined", "hostile")) == 1
+                assert target.events.count(("joined", "hostile")) == 1
 
 
 async def until_recorded(node: Node, what: str, times: int = 1) -> None:
-    await node.until(lambda: node.told.count((what, "hostile")) >= times)
+    await node.until(lambda: node.events.count((what, "hostile")) >= times)
 
 
 def test_drafter_that_floods_pings_is_banned() -> None:
@@ -152,7 +152,7 @@ def test_drafter_that_reconnects_constantly_is_banned() -> None:
                 await until_recorded(target, "lost", number)
             again = await connect(address, drafter_settings(node_id="hostile"))
             assert "linked 32 times in a minute: banned for 60 s" in str(await again.wait_closed())
-            assert target.told.count(("joined", "hostile")) == MAX_JOINS
+            assert target.events.count(("joined", "hostile")) == MAX_JOINS
 
     run(main())
 

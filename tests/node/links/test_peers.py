@@ -34,19 +34,19 @@ EAGER = Backoff(0.01, 0.05)
 class Air:
     """mDNS without a network: all nodes see all adverts, which are never withdrawn."""
 
-    told: dict[str, Advert] = field(default_factory=dict)
+    announced: dict[str, Advert] = field(default_factory=dict)
     ears: list[Callable[[PeerSeen | PeerGone], None]] = field(default_factory=list)
 
     def tell(self, advert: Advert) -> None:
         """Announce an advert to all nodes, present and future."""
-        self.told[advert.node_id] = advert
+        self.announced[advert.node_id] = advert
         for ear in self.ears:
             ear(PeerSeen(advert))
 
     async def run(self, advert: Advert, on_event: Callable[[PeerSeen | PeerGone], None]) -> None:
         self.tell(advert)
         self.ears.append(on_event)
-        for known in list(self.told.values()):
+        for known in list(self.announced.values()):
             on_event(PeerSeen(known))
         try:
             await asyncio.get_running_loop().create_future()
@@ -72,7 +72,7 @@ class Node:
         self, settings: LinkSettings, static: list[Address], discover: Discover | None
     ) -> None:
         self.changed = asyncio.Event()
-        self.told: list[tuple[str, str]] = []
+        self.events: list[tuple[str, str]] = []
         self.peers = Peers(
             settings=settings,
             listen=[LOCALHOST],
@@ -84,7 +84,7 @@ class Node:
         )
 
     def _record(self, what: str, link: Link) -> None:
-        self.told.append((what, link.peer.node_id))
+        self.events.append((what, link.peer.node_id))
         self.changed.set()
 
     async def until(self, is_so: Callable[[], bool]) -> None:
@@ -155,7 +155,7 @@ def test_static_peers_need_no_discovery() -> None:
                 await drafter.until_linked("target-1")
                 assert drafter.peers.explain()[0].state == "linked"
             await target.until_linked()
-            assert target.told == [("joined", "drafter-1"), ("lost", "drafter-1")]
+            assert target.events == [("joined", "drafter-1"), ("lost", "drafter-1")]
 
     run(main())
 
@@ -193,7 +193,7 @@ def test_node_dialled_at_two_addresses_is_linked_once() -> None:
                         lambda: {e.state for e in target.peers.explain()} == {"linked"}
                     )
                     assert target.peers.links["drafter-1"] is link
-                    assert target.told == [("joined", "drafter-1")]
+                    assert target.events == [("joined", "drafter-1")]
 
     run(main())
 
@@ -214,7 +214,7 @@ def test_restarted_node_replaces_its_dead_link_at_once() -> None:
                 await anew.until_linked("target-1")
                 link = target.peers.links["drafter-1"]
                 assert await link.ask(request(4)) == draft_for(request(4))
-                assert target.told.count(("lost", "drafter-1")) == 1
+                assert target.events.count(("lost", "drafter-1")) == 1
 
     run(main())
 
@@ -242,7 +242,7 @@ def test_false_announcement_neither_ends_a_link_nor_hides_its_node() -> None:
             assert await link.ask(request(4)) == draft_for(request(4))
             for their_end in drafter.peers.links.values():
                 their_end.abort("cable")
-            await target.until(lambda: ("lost", "drafter-1") in target.told)
+            await target.until(lambda: ("lost", "drafter-1") in target.events)
             await target.until_linked("drafter-1")
             assert _incarnation_of(target) == 1
         adversary.close()
@@ -264,7 +264,7 @@ def test_many_false_names_do_not_delay_a_known_peer() -> None:
                 air.tell(_advert(f"nobody-{number}", 1, *pit))
             for their_end in drafter.peers.links.values():
                 their_end.abort("cable")
-            await target.until(lambda: ("lost", "drafter-1") in target.told)
+            await target.until(lambda: ("lost", "drafter-1") in target.events)
             await target.until_linked("drafter-1")
 
     run(main())
@@ -295,8 +295,8 @@ def test_killed_node_is_lost_despite_its_announcement() -> None:
                 await drafter.until_linked("target-1")
                 for link in drafter.peers.links.values():
                     link.abort("killed")
-                await target.until(lambda: ("lost", "drafter-1") in target.told)
-            assert "drafter-1" in air.told
+                await target.until(lambda: ("lost", "drafter-1") in target.events)
+            assert "drafter-1" in air.announced
             await target.until_linked()
             assert [e.state for e in target.peers.explain()] != ["linked"]
 
@@ -329,8 +329,8 @@ def test_reason_for_an_incompatible_peer_is_reported() -> None:
             living(drafter_settings(), discover=air.run),
         ):
             await target.until_linked("drafter-1")
-            told = {e.peer: (e.state, e.reason) for e in target.peers.explain()}
-            assert told == {
+            explained = {e.peer: (e.state, e.reason) for e in target.peers.explain()}
+            assert explained == {
                 "stranger": ("refused", "cluster other there, lab here"),
                 "target-2": ("left out", "is a target too"),
                 "drafter-1": ("linked", ""),
@@ -344,7 +344,7 @@ def test_other_node_at_an_announced_address_is_not_confused_with_it() -> None:
         air = Air()
         async with living(drafter_settings(node_id="drafter-2")) as drafter:
             host, port = await address_of(drafter)
-            air.told["drafter-1"] = _advert("drafter-1", 1, host, port)
+            air.announced["drafter-1"] = _advert("drafter-1", 1, host, port)
             async with living(target_settings(), discover=air.run) as target:
                 await target.until(
                     lambda: any(

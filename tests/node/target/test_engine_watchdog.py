@@ -93,7 +93,7 @@ async def watched(
 
 
 def test_target_is_ready_when_its_engine_has_drawn_a_token() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         freeze, reported = EngineFreeze(), ReportedChanges()
         freeze.fall()
         async with watched(freeze, reported) as (home, watchdog):
@@ -104,11 +104,11 @@ def test_target_is_ready_when_its_engine_has_drawn_a_token() -> None:
             assert await reported.changes(1) is None
             assert [CANARY] in home.target.batches
 
-    run(story())
+    run(scenario())
 
 
 def test_canaries_are_sent_at_rest_and_harm_no_session() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         freeze, reported = EngineFreeze(), ReportedChanges()
         async with watched(freeze, reported, period_s=0.05) as (home, _):
             await freeze.canaries(4)
@@ -116,11 +116,11 @@ def test_canaries_are_sent_at_rest_and_harm_no_session() -> None:
             assert isinstance(answer, Answer)
             assert reported.reasons == [None]
 
-    run(story())
+    run(scenario())
 
 
 def test_frozen_engine_is_unavailable_until_it_continues() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         freeze, reported = EngineFreeze(), ReportedChanges()
         async with watched(freeze, reported) as (home, watchdog), asyncio.TaskGroup() as group:
             assert await reported.changes(1) is None
@@ -134,18 +134,18 @@ def test_frozen_engine_is_unavailable_until_it_continues() -> None:
             assert await reported.changes(3) is None
             assert (await asked).num_tokens == 2
 
-    run(story())
+    run(scenario())
 
 
 def test_freeze_at_rest_is_found_by_a_canary() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         freeze, reported = EngineFreeze(), ReportedChanges()
         async with watched(freeze, reported, period_s=0.05):
             assert await reported.changes(1) is None
             freeze.fall()
             assert "no pass" in str(await reported.changes(2))
 
-    run(story())
+    run(scenario())
 
 
 class FickleEngine:
@@ -167,7 +167,7 @@ class FickleEngine:
 
 @pytest.mark.parametrize("is_exact", [True, False])
 def test_exact_engine_that_draws_another_token_is_unavailable(*, is_exact: bool) -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         engine, reported = FickleEngine(), ReportedChanges()
         watchdog = EngineWatchdog(
             passes=engine, prompt=PROMPT, is_exact=is_exact, on_change=reported, period_s=0.02
@@ -178,13 +178,13 @@ def test_exact_engine_that_draws_another_token_is_unavailable(*, is_exact: bool)
             await engine.has_changed.wait()
         assert is_exact or reported.reasons == [None]
 
-    run(story())
+    run(scenario())
 
 
 @needs_mosquitto
 @pytest.mark.timeout(60)
 def test_frozen_target_refuses_requests_and_publishes_why() -> None:
-    async def story() -> None:
+    async def scenario() -> None:
         freeze, reported = EngineFreeze(), ReportedChanges()
         async with (
             EmbeddedBroker(port=free_port()) as broker,
@@ -218,4 +218,4 @@ def test_frozen_target_refuses_requests_and_publishes_why() -> None:
                 assert "choices" in await listener.expect_json(HOME.response("me", "me-1"))
                 assert "choices" in await listener.expect_json(ask(listener, "me", 3))
 
-    run(story())
+    run(scenario())

@@ -56,8 +56,8 @@ def test_answer_begins_with_its_prompt(
     assert logprobs is not None
     assert len(logprobs) == len(tokens) + max_tokens
     assert (logprobs[0].token.logprob, logprobs[0].top) == (None, ())
-    for number, told in enumerate(logprobs[1 : len(tokens)], start=1):
-        assert told.token.logprob == tell(tokens[:number], tokens[number], 2).drawn
+    for number, scored in enumerate(logprobs[1 : len(tokens)], start=1):
+        assert scored.token.logprob == tell(tokens[:number], tokens[number], 2).drawn
     # `ö` and `ß` are two tokens each; a text is final with the second one.
     offsets = [each.text_offset for each in logprobs]
     assert offsets == sorted(offsets)
