@@ -15,7 +15,8 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES
 from edgecosine.protocol.api.openai import DEFAULT_MAX_TOKENS
-from edgecosine.protocol.api.request import MAX_SEED, ChatMessage, Delta, Request, Sampling
+from edgecosine.protocol.api.request import MAX_SEED, ChatMessage, Request, Sampling
+from edgecosine.protocol.api.result import Delta
 
 
 @click.command("ask")

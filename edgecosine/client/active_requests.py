@@ -23,8 +23,9 @@ from edgecosine.protocol.api.mqtt_message import JSON_TYPE, MAX_PAYLOAD_BYTES, O
 from edgecosine.protocol.api.openai import check_identifier, render_body
 from edgecosine.protocol.api.origins import Origins, cut, joined
 from edgecosine.protocol.api.parse_request import too_large
-from edgecosine.protocol.api.request import Delta, Request, Usage
+from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.request_record import TextPlace
+from edgecosine.protocol.api.result import Delta, Usage
 from edgecosine.protocol.api.retained_topics import CONTRACT_VERSION, read_facts
 from edgecosine.protocol.api.topics import Topics
 

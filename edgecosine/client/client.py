@@ -25,7 +25,8 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.reconnecting_client import ReconnectingClient
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
-from edgecosine.protocol.api.request import Delta, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Delta
 from edgecosine.protocol.api.retained_topics import KEEP_ONLINE_S, KEEP_S, OFFLINE, ONLINE, NodeView
 from edgecosine.protocol.api.topics import (
     ClientStatusTopic,

@@ -8,7 +8,8 @@ from typing import Any, Final, Protocol
 
 from edgecosine.errors import Refusal
 from edgecosine.protocol.api.answers import FinalMessage
-from edgecosine.protocol.api.request import ChatMessage, Delta, Request
+from edgecosine.protocol.api.request import ChatMessage, Request
+from edgecosine.protocol.api.result import Delta
 
 _LOADING_RETRY_S: Final = 2.0
 _NO_INFO: Final[Mapping[str, Any]] = {"models": [], "max_context": 0, "max_tokens": 1}

@@ -26,8 +26,9 @@ from edgecosine.protocol.api.bodies import ChatBody, CompletionBody, field_names
 from edgecosine.protocol.api.chunks import ChunkRenderer
 from edgecosine.protocol.api.json_fields import Fields, read_object
 from edgecosine.protocol.api.openai import RequestLimits, parse_request, stream_options
-from edgecosine.protocol.api.request import Delta, RequestKind
+from edgecosine.protocol.api.request import RequestKind
 from edgecosine.protocol.api.request_record import local_client
+from edgecosine.protocol.api.result import Delta
 from edgecosine.protocol.api.topics import is_identifier
 
 _OF_MQTT: Final = ("id", "client", "reply_to")

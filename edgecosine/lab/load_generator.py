@@ -18,7 +18,8 @@ from edgecosine.client.client import Client
 from edgecosine.errors import RequestError
 from edgecosine.lab.measured_requests import MAX_TOKENS, Load, LoadRequest, MeasuredAnswer
 from edgecosine.protocol.api.answers import FinalMessage
-from edgecosine.protocol.api.request import ChatMessage, Delta, Request, Sampling
+from edgecosine.protocol.api.request import ChatMessage, Request, Sampling
+from edgecosine.protocol.api.result import Delta
 
 GREEDY = Sampling()
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from edgecosine.metrics.histogram import Histogram
 from edgecosine.metrics.measurements import Measurements
-from edgecosine.protocol.api.request import NodeState
+from edgecosine.protocol.api.result import NodeState
 
 Kind = Literal["counter", "gauge", "histogram"]
 Labels = Mapping[str, str]

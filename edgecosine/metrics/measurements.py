@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from edgecosine.metrics.histogram import Histogram
-from edgecosine.protocol.api.request import Answer
+from edgecosine.protocol.api.result import Answer
 
 MAX_DRAFTERS = 1024
 OTHER_DRAFTERS = "other"

@@ -20,7 +20,7 @@ from edgecosine.mqtt.name_check import is_question
 from edgecosine.mqtt.reconnecting_client import ReconnectingClient
 from edgecosine.protocol.api import home_assistant
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
-from edgecosine.protocol.api.request import NodeState
+from edgecosine.protocol.api.result import NodeState
 from edgecosine.protocol.api.retained_topics import (
     RENEW_S,
     NodePresence,

@@ -9,7 +9,8 @@ import pytest
 from edgecosine.client.active_requests import ActiveRequest
 from edgecosine.errors import RequestError
 from edgecosine.protocol.api.answers import FinalMessage, StreamPart
-from edgecosine.protocol.api.request import Delta, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Delta
 
 
 def taken_of(asking: ActiveRequest) -> str:

@@ -13,7 +13,8 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.node_status import NodeStatusPublisher
 from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.request import ChatMessage, Delta, Request, Sampling
+from edgecosine.protocol.api.request import ChatMessage, Request, Sampling
+from edgecosine.protocol.api.result import Delta
 from edgecosine.protocol.api.retained_topics import OFFLINE, ONLINE
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import (

@@ -18,7 +18,8 @@ from edgecosine.errors import RequestError
 from edgecosine.local.cluster import LocalCluster
 from edgecosine.local.cluster_plan import ClusterPlan, LocalNode
 from edgecosine.protocol.api.answers import FinalMessage
-from edgecosine.protocol.api.request import Delta, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Delta
 from tests.support.forked_nodes import forked_cluster
 from tests.support.mqtt import free_port, run_patiently
 

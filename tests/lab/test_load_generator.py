@@ -24,7 +24,8 @@ from edgecosine.lab.bench.record import (
 from edgecosine.lab.load_generator import closed_loop, make_jobs, open_loop
 from edgecosine.lab.measured_requests import Load
 from edgecosine.lab.network.conditions import NetworkConditions
-from edgecosine.protocol.api.request import Answer, Progress, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Answer, Progress
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import gateway_harness, needs_mosquitto, run
 

@@ -33,7 +33,8 @@ from edgecosine.node.target.drafter_link import DrafterLink
 from edgecosine.node.target.text_service import TextService
 from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.channels import CONTENT
-from edgecosine.protocol.api.request import Answer, Delta, Progress, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Answer, Delta, Progress
 from edgecosine.protocol.wire.messages import (
     AnyMessage,
     Draft,

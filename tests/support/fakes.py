@@ -17,15 +17,14 @@ from edgecosine.node.gateway.request_manager import RequestManager
 from edgecosine.node.gateway.service import Service
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.replies import read_final
-from edgecosine.protocol.api.request import (
+from edgecosine.protocol.api.request import Committed, Request
+from edgecosine.protocol.api.result import (
     Answer,
     Choice,
-    Committed,
     Delta,
     DrafterShare,
     Metrics,
     Progress,
-    Request,
     Started,
 )
 from edgecosine.protocol.api.topics import Topics

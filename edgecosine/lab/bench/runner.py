@@ -35,7 +35,7 @@ from edgecosine.lab.load_generator import closed_loop, make_jobs, open_loop
 from edgecosine.lab.looping_share import loop_share
 from edgecosine.lab.measured_requests import Load, LoadRequest
 from edgecosine.lab.zoo.fresh_prompts import fresh_prompts
-from edgecosine.protocol.api.request import NodeState
+from edgecosine.protocol.api.result import NodeState
 
 _KINDS: Mapping[str, Kind] = {BATCHED: "batched", PLAIN: "plain", ASSISTED: "assisted"}
 _COMPARED = 2

@@ -14,7 +14,7 @@ from edgecosine.lab.chaos.observer import Observer
 from edgecosine.lab.chaos.progress import Progress
 from edgecosine.lab.chaos.workload import WorkloadItem
 from edgecosine.lab.load_generator import read_answer
-from edgecosine.protocol.api.request import Delta
+from edgecosine.protocol.api.result import Delta
 
 PATIENCE_S: Final = 60.0
 """How long a client waits for an offline gateway before it reports an error."""

@@ -20,7 +20,8 @@ from edgecosine.lab.harness import (
     target_alone,
     wait_for_target,
 )
-from edgecosine.protocol.api.request import Delta, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Delta
 
 _PATIENCE_S = 300.0
 _MAX_TOKENS = 256

@@ -6,7 +6,8 @@ from edgecosine.discovery.peer import Advert, to_txt
 from edgecosine.errors import Overloaded
 from edgecosine.protocol.api.answers import StreamPart, render_error, render_final, render_piece
 from edgecosine.protocol.api.openai import render_body
-from edgecosine.protocol.api.request import Answer, ChatMessage, Choice, Request, Sampling
+from edgecosine.protocol.api.request import ChatMessage, Request, Sampling
+from edgecosine.protocol.api.result import Answer, Choice
 from edgecosine.protocol.api.retained_topics import (
     info_notice,
     node_state_notice,

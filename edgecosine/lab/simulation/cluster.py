@@ -13,7 +13,8 @@ from edgecosine.lab.simulation.engines import check_room
 from edgecosine.lab.simulation.nodes import SimulatedDrafterNode, SimulatedTargetNode
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
 from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
-from edgecosine.protocol.api.request import Answer, Delta, DrafterShare, Request, Sampling
+from edgecosine.protocol.api.request import Request, Sampling
+from edgecosine.protocol.api.result import Answer, Delta, DrafterShare
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from edgecosine.protocol.api.answers import StreamPart
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.origins import Origins, joined
 from edgecosine.protocol.api.replies import FinalReply, RequestEnd, undeliverable
-from edgecosine.protocol.api.request import Delta
 from edgecosine.protocol.api.request_record import RequestRecord, RequestStatus, TextPlace
+from edgecosine.protocol.api.result import Delta
 
 _ACTIVE: frozenset[RequestStatus] = frozenset(("accepted", "queued", "running"))
 

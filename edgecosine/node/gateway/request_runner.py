@@ -36,8 +36,9 @@ from edgecosine.node.runtime.failures import (
 )
 from edgecosine.protocol.api.choices import choices_of, join_answers
 from edgecosine.protocol.api.replies import FinalReply, RequestEnd, answer_reply, error_reply
-from edgecosine.protocol.api.request import NOTHING, Answer, Committed, Delta, Request, Started
+from edgecosine.protocol.api.request import NOTHING, Committed, Request
 from edgecosine.protocol.api.request_record import RequestRecord, RequestStatus
+from edgecosine.protocol.api.result import Answer, Delta, Started
 
 logger = logging.getLogger(__name__)
 

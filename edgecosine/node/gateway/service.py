@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 from edgecosine.errors import RequestError
 from edgecosine.http.backend import Tokenizer
-from edgecosine.protocol.api.request import Progress, Request
+from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.request_record import RequestRecord
+from edgecosine.protocol.api.result import Progress
 
 
 class Service(Protocol):

@@ -15,7 +15,8 @@ from edgecosine.balance.admission import AdmissionControl
 from edgecosine.balance.fair_queue import FairJob
 from edgecosine.errors import Overloaded
 from edgecosine.node.runtime.clock import loop_time
-from edgecosine.protocol.api.request import Answer, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Answer
 
 
 class QueuePosition:

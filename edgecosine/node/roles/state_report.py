@@ -17,7 +17,7 @@ from edgecosine.node.member.member_worker import MemberWorker
 from edgecosine.node.roles.committee_links import CommitteeLinks
 from edgecosine.node.target.text_service import TextService
 from edgecosine.node.target.verifier import Verifier
-from edgecosine.protocol.api.request import NodeState
+from edgecosine.protocol.api.result import NodeState
 
 
 def target_state(

@@ -53,7 +53,7 @@ from edgecosine.node.target.committee_verifier import CommitteeVerifier, NoEngin
 from edgecosine.node.target.engine_watchdog import EngineWatchdog
 from edgecosine.node.target.text_service import TextService
 from edgecosine.node.target.verifier import Verifier
-from edgecosine.protocol.api.request import NodeState
+from edgecosine.protocol.api.result import NodeState
 from edgecosine.protocol.wire.messages import Work
 
 if TYPE_CHECKING:

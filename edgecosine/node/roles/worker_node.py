@@ -34,7 +34,7 @@ from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.held_prefixes import MAX_TOKEN
 from edgecosine.node.runtime.load_engine import load_target
 from edgecosine.node.runtime.service_manager import notify_ready, notify_stopping
-from edgecosine.protocol.api.request import NodeState
+from edgecosine.protocol.api.result import NodeState
 from edgecosine.protocol.wire.messages import AnyMessage, Leave, Work
 
 logger = logging.getLogger(__name__)

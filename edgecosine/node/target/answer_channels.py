@@ -8,7 +8,8 @@ from dataclasses import replace
 from edgecosine.engine.answer_parser import AnswerParser
 from edgecosine.engine.dialect import PLAIN, Dialect
 from edgecosine.protocol.api.channels import CONTENT, REASONING, Channel, Piece
-from edgecosine.protocol.api.request import Choice, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Choice
 from edgecosine.protocol.api.tools import ToolCall
 
 

@@ -10,14 +10,8 @@ from edgecosine.node.target.answer_channels import AnswerChannels
 from edgecosine.node.target.output_processor import OutputProcessor
 from edgecosine.node.target.prompt_echo import PromptEcho
 from edgecosine.protocol.api.origins import TokenOrigins
-from edgecosine.protocol.api.request import (
-    NOTHING,
-    Choice,
-    Committed,
-    Delta,
-    Logprobs,
-    Request,
-)
+from edgecosine.protocol.api.request import NOTHING, Committed, Logprobs, Request
+from edgecosine.protocol.api.result import Choice, Delta
 
 
 class AnswerText:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from edgecosine.engine.base import CommitteeRound
-from edgecosine.protocol.api.request import CommitteePart, CommitteeUse
+from edgecosine.protocol.api.result import CommitteePart, CommitteeUse
 
 
 @dataclass(slots=True)

@@ -8,14 +8,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from edgecosine.engine.tokenizer import Detokenizer, TextCodec
-from edgecosine.protocol.api.request import (
-    Choice,
-    FinishReason,
-    Logprobs,
-    Request,
-    TokenLogprobs,
-    scored_token,
-)
+from edgecosine.protocol.api.request import FinishReason, Logprobs, Request
+from edgecosine.protocol.api.result import Choice, TokenLogprobs, scored_token
 
 
 class OutputProcessor:

@@ -7,14 +7,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 from edgecosine.engine.tokenizer import Detokenizer, TextCodec
-from edgecosine.protocol.api.request import (
-    Choice,
-    Logprobs,
-    Request,
-    ScoredToken,
-    TokenLogprobs,
-    scored_token,
-)
+from edgecosine.protocol.api.request import Logprobs, Request
+from edgecosine.protocol.api.result import Choice, ScoredToken, TokenLogprobs, scored_token
 
 
 class PromptEcho:

@@ -11,7 +11,7 @@ from edgecosine.engine.base import VerificationResult
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.target.committee_metrics import CommitteeMetrics
 from edgecosine.node.target.round_trace import RoundTrace
-from edgecosine.protocol.api.request import DrafterShare, Metrics
+from edgecosine.protocol.api.result import DrafterShare, Metrics
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 

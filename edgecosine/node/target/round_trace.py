@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgecosine.node.runtime.clock import now
-from edgecosine.protocol.api.request import DraftTimes, RoundTimes
+from edgecosine.protocol.api.result import DraftTimes, RoundTimes
 from edgecosine.protocol.wire.messages import Draft
 
 MAX_ROUNDS = 512

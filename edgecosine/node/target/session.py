@@ -30,7 +30,8 @@ from edgecosine.node.target.round_trace import RoundTrace
 from edgecosine.node.target.shared_noise import noise_of
 from edgecosine.node.target.stepwise_drafts import gather_by_steps
 from edgecosine.node.target.verifier import Verifier
-from edgecosine.protocol.api.request import Answer, Progress, Request, Started
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Answer, Progress, Started
 from edgecosine.protocol.wire.prefix import Prefix
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 

@@ -21,7 +21,8 @@ from edgecosine.node.target.drafter_link import DrafterLinks
 from edgecosine.node.target.grammar_cache import GrammarCache
 from edgecosine.node.target.session import Session
 from edgecosine.node.target.verifier import Verifier
-from edgecosine.protocol.api.request import Answer, ChatMessage, Progress, Request
+from edgecosine.protocol.api.request import ChatMessage, Request
+from edgecosine.protocol.api.result import Answer, Progress
 from edgecosine.protocol.api.tools import ToolUse
 
 logger = logging.getLogger(__name__)

@@ -21,11 +21,11 @@ from edgecosine.protocol.api.channels import (
     render_channel,
 )
 from edgecosine.protocol.api.origins import Origins
-from edgecosine.protocol.api.request import (
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import (
     Answer,
     Choice,
     Metrics,
-    Request,
     ScoredToken,
     TokenLogprobs,
     Usage,

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import zip_longest
 
-from edgecosine.protocol.api.request import Answer, CommitteeUse, DrafterShare, Metrics, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Answer, CommitteeUse, DrafterShare, Metrics
 
 
 def choices_of(request: Request) -> tuple[Request, ...]:

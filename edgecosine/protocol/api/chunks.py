@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgecosine.protocol.api.answers import FinalMessage, render_usage
-from edgecosine.protocol.api.request import Delta, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Delta
 
 Chunk = dict[str, Any]
 

@@ -13,8 +13,9 @@ import msgspec
 from edgecosine.errors import Refusal, RequestError
 from edgecosine.protocol.api.answers import StreamPart, render_error, render_final, render_piece
 from edgecosine.protocol.api.mqtt_message import JSON_TYPE, TEXT_TYPE, Outgoing
-from edgecosine.protocol.api.request import Answer, Request
+from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.request_record import ReplyAddress, RequestStatus
+from edgecosine.protocol.api.result import Answer
 from edgecosine.protocol.api.topics import Topics
 
 _OK: Final = "200"

@@ -9,7 +9,8 @@ from typing import Final, Literal
 from edgecosine.errors import Refusal
 from edgecosine.protocol.api.channels import Channel
 from edgecosine.protocol.api.origins import Origins
-from edgecosine.protocol.api.request import Committed, Request, RequestKind, Usage
+from edgecosine.protocol.api.request import Committed, Request, RequestKind
+from edgecosine.protocol.api.result import Usage
 
 RequestStatus = Literal["accepted", "queued", "running", "done", "failed", "cancelled", "expired"]
 

@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from edgecosine.protocol.api.mqtt_message import JSON_TYPE, TEXT_TYPE, Outgoing
-from edgecosine.protocol.api.request import NodeState
+from edgecosine.protocol.api.result import NodeState
 from edgecosine.protocol.api.topics import Topics
 
 CONTRACT_VERSION = 1

@@ -25,7 +25,8 @@ from edgecosine.protocol.api.answers import FinalMessage
 from edgecosine.protocol.api.claim_messages import MembershipStatus, membership_notice
 from edgecosine.protocol.api.home_assistant import cluster_topic, node_topic, root
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.request import Delta, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Delta
 from edgecosine.protocol.api.retained_topics import node_state_notice, node_status_notice
 from edgecosine.protocol.api.topics import Topics
 from edgecosine.security.credentials import Credentials

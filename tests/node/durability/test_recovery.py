@@ -25,8 +25,9 @@ from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.node.gateway.service import Service, model_of
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
-from edgecosine.protocol.api.request import Committed, Progress, Request, Sampling
+from edgecosine.protocol.api.request import Committed, Request, Sampling
 from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.result import Progress
 from edgecosine.protocol.api.topics import Topics
 from tests.support.cluster import Drafter
 from tests.support.cluster import harness as target_harness

@@ -13,7 +13,8 @@ from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.protocol.api.answers import FinalMessage
-from edgecosine.protocol.api.request import Delta, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Delta
 from tests.support.fakes import ScriptedService
 from tests.support.mqtt import HOME, free_port, listening, needs_mosquitto, run, running
 

@@ -15,8 +15,9 @@ from edgecosine.errors import ActorStopped
 from edgecosine.node.gateway.service import Service
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.mqtt_message import Outgoing
-from edgecosine.protocol.api.request import Delta, Progress, Request, Sampling, Started
+from edgecosine.protocol.api.request import Request, Sampling
 from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.result import Delta, Progress, Started
 from edgecosine.protocol.api.topics import Topics
 from tests.support.cluster import Drafter, LinkFault
 from tests.support.cluster import harness as target_harness

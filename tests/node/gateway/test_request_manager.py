@@ -18,8 +18,9 @@ from edgecosine.node.durability.interface import Journal, NoJournal, OnWritten
 from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
 from edgecosine.protocol.api.replies import RequestEnd
-from edgecosine.protocol.api.request import Progress, Request
+from edgecosine.protocol.api.request import Request
 from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.result import Progress
 from edgecosine.protocol.api.topics import Topics
 from tests.support.fakes import ScriptedService, request_manager
 from tests.support.mqtt import run, running

@@ -9,7 +9,8 @@ import pytest
 
 from edgecosine.balance.admission import AdmissionControl
 from edgecosine.node.gateway.session_slots import SessionSlots
-from edgecosine.protocol.api.request import Answer, Choice, Committed, Request
+from edgecosine.protocol.api.request import Committed, Request
+from edgecosine.protocol.api.result import Answer, Choice
 from tests.support.mqtt import run
 
 REQUEST = Request("a", "1", "completion", "hm", max_tokens=100)

@@ -16,7 +16,8 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.node_status import NodeStatusPublisher
 from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.node.target.engine_watchdog import CANARY, EngineWatchdog
-from edgecosine.protocol.api.request import Answer, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Answer
 from tests.node.gateway.test_overload import ask
 from tests.support.cluster import TargetHarness, harness
 from tests.support.engines import ScriptedTarget, babble

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer
 from edgecosine.engine.loading.sources import locate
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.node.target.output_processor import OutputProcessor
-from edgecosine.protocol.api.request import Logprobs, Request, Sampling, ScoredToken
+from edgecosine.protocol.api.request import Logprobs, Request, Sampling
+from edgecosine.protocol.api.result import ScoredToken
 from tests.support.engines import EOS, NUM_TOKENS, alone, byte_codec, draw
 
 letters = [*"aé€😀b".encode(), 0xFF, EOS]

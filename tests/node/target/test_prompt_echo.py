@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from edgecosine.protocol.api.request import Answer, Delta, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Answer, Delta
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import Drafter, harness
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, alone, babble, tell

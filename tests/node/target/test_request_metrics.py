@@ -10,7 +10,7 @@ from edgecosine.engine.base import VerificationResult
 from edgecosine.engine.target.acceptance import walk
 from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.node.target.request_metrics import RequestMetrics
-from edgecosine.protocol.api.request import DrafterShare
+from edgecosine.protocol.api.result import DrafterShare
 from edgecosine.protocol.wire.tree import EMPTY_TREE
 from tests.fusion.drafts import draft_of, rounds, union
 

@@ -16,8 +16,9 @@ from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.errors import RequestError
-from edgecosine.protocol.api.request import Answer, Committed, Request, Sampling
+from edgecosine.protocol.api.request import Committed, Request, Sampling
 from edgecosine.protocol.api.response_format import ResponseFormat
+from edgecosine.protocol.api.result import Answer
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import Drafter, TargetHarness, harness
 from tests.support.schemas import random_schema

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.policy import POLICIES
 from edgecosine.node.target.round_trace import MAX_ROUNDS, RoundTrace
-from edgecosine.protocol.api.request import Answer, Metrics, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Answer, Metrics
 from edgecosine.protocol.wire.messages import Draft
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import Drafter, LinkFault, harness

@@ -22,15 +22,8 @@ from edgecosine.balance.policy import POLICIES
 from edgecosine.engine.base import DraftResult, DraftWork, never
 from edgecosine.node.target.draft_client import LONGEST_PREFIX, DraftClient
 from edgecosine.node.target.request_metrics import RequestMetrics
-from edgecosine.protocol.api.request import (
-    Answer,
-    Committed,
-    Delta,
-    Logprobs,
-    Request,
-    Sampling,
-    Started,
-)
+from edgecosine.protocol.api.request import Committed, Logprobs, Request, Sampling
+from edgecosine.protocol.api.result import Answer, Delta, Started
 from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.prefix import Prefix
 from tests.node.links.wire_fixtures import run

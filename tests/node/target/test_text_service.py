@@ -10,7 +10,8 @@ import pytest
 
 from edgecosine.balance.policy import POLICIES
 from edgecosine.errors import RequestError
-from edgecosine.protocol.api.request import Answer, ChatMessage, Request, Sampling
+from edgecosine.protocol.api.request import ChatMessage, Request, Sampling
+from edgecosine.protocol.api.result import Answer
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import harness
 from tests.support.engines import NUM_TOKENS, ScriptedTarget, alone, babble

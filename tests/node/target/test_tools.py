@@ -11,7 +11,8 @@ import pytest
 
 from edgecosine.errors import RequestError
 from edgecosine.protocol.api.openai import RequestLimits, parse_request
-from edgecosine.protocol.api.request import Committed, Delta, Request
+from edgecosine.protocol.api.request import Committed, Request
+from edgecosine.protocol.api.result import Delta
 from tests.node.links.wire_fixtures import run
 from tests.node.target.test_response_format import Zoo, setup, zoo_models
 from tests.support.http import http_harness

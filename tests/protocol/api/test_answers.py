@@ -20,13 +20,13 @@ from edgecosine.protocol.api.answers import (
     render_piece,
     speculation_figures,
 )
-from edgecosine.protocol.api.request import (
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import (
     Answer,
     Choice,
     DrafterShare,
     DraftTimes,
     Metrics,
-    Request,
     RoundTimes,
     ScoredToken,
     TokenLogprobs,

@@ -6,16 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.protocol.api.choices import choice_seed, choices_of, join_answers
-from edgecosine.protocol.api.request import (
-    MAX_SEED,
-    Answer,
-    Choice,
-    CommitteeUse,
-    DrafterShare,
-    Metrics,
-    Request,
-    Sampling,
-)
+from edgecosine.protocol.api.request import MAX_SEED, Request, Sampling
+from edgecosine.protocol.api.result import Answer, Choice, CommitteeUse, DrafterShare, Metrics
 
 seeds = st.integers(0, MAX_SEED)
 

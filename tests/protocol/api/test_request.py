@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.protocol.api.request import Answer, Choice, Metrics, Request, Sampling
+from edgecosine.protocol.api.request import Request, Sampling
+from edgecosine.protocol.api.result import Answer, Choice, Metrics
 
 
 @pytest.mark.parametrize(

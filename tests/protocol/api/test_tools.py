@@ -12,7 +12,8 @@ from edgecosine.protocol.api.answers import FinalMessage, parse_final, render_fi
 from edgecosine.protocol.api.channels import CONTENT, REASONING, Channel
 from edgecosine.protocol.api.json_fields import read_object
 from edgecosine.protocol.api.openai import RequestLimits, parse_request, render_body
-from edgecosine.protocol.api.request import Answer, Choice, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Answer, Choice
 from edgecosine.protocol.api.tools import MAX_TOOLS, ToolCall, ToolUse
 
 SCHEMA = {"properties": {"b": {}, "a": {}}, "type": "object"}

@@ -25,7 +25,8 @@ from edgecosine.lab.figures import Figure, Keep, counted, interval
 from edgecosine.lab.network.hosts import free_port
 from edgecosine.local.cluster import LocalCluster
 from edgecosine.local.cluster_plan import ClusterPlan, local_plan
-from edgecosine.protocol.api.request import Delta, Request
+from edgecosine.protocol.api.request import Request
+from edgecosine.protocol.api.result import Delta
 
 _ALONE: Final = "target-alone"
 _HOST: Final = "127.0.0.1"
