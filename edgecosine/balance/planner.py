@@ -6,11 +6,11 @@ All calls are synchronous and quick.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from edgecosine.balance.baselines.planner import BaselinePlanner
+from edgecosine.balance.first_probes import first_asked
 from edgecosine.balance.fixed_plan import fixed_plan
 from edgecosine.balance.fresh_draft_gain import pays_to_wait
 from edgecosine.balance.plan import (
@@ -27,7 +27,6 @@ from edgecosine.balance.plan import (
 from edgecosine.balance.policy import FIXED_DRAFTERS, Policy
 from edgecosine.balance.probes import (
     ENOUGH_EVIDENCE,
-    OTHERS_TURN,
     SHARED_PACE,
     choose_probe,
     is_due,
@@ -53,16 +52,6 @@ from edgecosine.fusion.endpoints import fan_out
 from edgecosine.fusion.fuse import path_probabilities
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
-FIRST_ASKED = 8
-"""Drafters asked during prefill, at most: each request takes time of the event loop."""
-FEWEST_ASKED, ASKED_TOGETHER = 2, 64
-"""Drafters asked for one request beside many, and for all together: what one request learns of a
-drafter serves the others."""
-PROMISING = 5
-"""Those among them that are chosen by their expected rate; the others have the least evidence."""
-FIRST_ASKED_PER_HOST = 2
-"""Those of one machine in one of `OTHERS_TURN` requests, else one, and in any case as many as are
-expected to be done within the prefill: they slow each other down."""
 AHEAD_WIDTH = 6
 """Nodes that a drafter reads per step while it drafts ahead, with a pass's time."""
 AHEAD_STEPS = (2, 24)
@@ -183,7 +172,7 @@ class Planner:
         promising ones and some with the least evidence. Empty while no request speculates."""
         if not self.statistics.speculates(request):
             return Plan()
-        candidates = self._first_asked(request, self._candidates(request, drafters))
+        candidates = first_asked(request, self._candidates(request, drafters), self.statistics)
         budget = self.statistics.budget(request)
         if budget is not None:
             certain = [each for each in candidates if self._is_certain(request, each, room)]
@@ -191,64 +180,6 @@ class Planner:
         if not candidates or room < 2:
             return Plan()
         return replace(probe_plan(candidates, room), is_probe=True)
-
-    def _first_asked(
-        self, request: RequestState, candidates: Sequence[Candidate]
-    ) -> list[Candidate]:
-        by_rate = sorted(candidates, key=lambda c: -c.rate)
-        by_evidence = sorted(
-            candidates, key=lambda c: self.statistics.drafter(c.node_id).record.rate.evidence
-        )
-        asked = list[Candidate]()
-        prefill_s = self.statistics.pass_s(request.num_prompt)
-        self._extend(asked, by_rate, PROMISING, 1, prefill_s)
-        per_host = 1 if request.number % OTHERS_TURN else FIRST_ASKED_PER_HOST
-        self._extend(asked, by_evidence, FIRST_ASKED, per_host, prefill_s)
-        return asked[: max(FEWEST_ASKED, ASKED_TOGETHER // max(1, self.statistics.num_active))]
-
-    def _extend(
-        self,
-        asked: list[Candidate],
-        ranked: Sequence[Candidate],
-        most: int,
-        per_host: int,
-        prefill_s: float,
-    ) -> None:
-        """Add the first of `ranked`, up to `most` in all and `per_host` of a known machine, or more
-        if they have the time."""
-        hosts = Counter(self.statistics.drafter(c.node_id).host for c in asked)
-        for candidate in ranked:
-            host = self.statistics.drafter(candidate.node_id).host
-            if candidate in asked:
-                continue
-            is_full = host and hosts[host] >= per_host
-            if is_full and not self._has_time(asked, candidate, ranked, prefill_s):
-                continue
-            if len(asked) == most:
-                return
-            asked.append(candidate)
-            hosts[host] += 1
-
-    def _has_time(
-        self,
-        asked: Sequence[Candidate],
-        candidate: Candidate,
-        others: Sequence[Candidate],
-        prefill_s: float,
-    ) -> bool:
-        """Whether the candidate and those asked of its machine, one after the other, are expected
-        to have drafted within the prefill; of one that was never measured the slowest of the others
-        is expected."""
-        host = self.statistics.drafter(candidate.node_id).host
-        beside = [c for c in asked if self.statistics.drafter(c.node_id).host == host]
-        known_s = [c.overhead_s + PROBE_GAMMA * c.token_s for c in others if c.is_measured]
-        if not known_s:
-            return False
-        seconds = (
-            c.overhead_s + PROBE_GAMMA * c.token_s if c.is_measured else max(known_s)
-            for c in (candidate, *beside)
-        )  # fmt: skip
-        return sum(seconds) <= prefill_s
 
     def start_round(
         self, request: RequestState, plan: Plan, ahead: Sequence[DrafterTree] = ()

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.drafter_table import MAX_KNOWN
+from edgecosine.balance.first_probes import FIRST_ASKED, FIRST_ASKED_PER_HOST
 from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES, PROBE_GAMMA, Plan
-from edgecosine.balance.planner import FIRST_ASKED, FIRST_ASKED_PER_HOST, Planner
+from edgecosine.balance.planner import Planner
 from edgecosine.balance.policy import POLICIES
 from edgecosine.balance.probes import OTHERS_TURN
 from edgecosine.balance.request_state import RequestState
