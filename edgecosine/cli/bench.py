@@ -388,11 +388,11 @@ def plot(record: Path, directory: Path, kind: Literal["svg", "png"]) -> None:
 def table(record: Path, document: Path | None) -> None:
     """Print the documentation's tables of a record.
 
-    Above them stands whether the code that the record describes has changed since its commit.
+    Standard error says whether the code that the record describes has changed since its commit.
     """
     read = read_report(record)
     made = tables(read)
-    click.echo(staleness(read), err=document is not None)
+    click.echo(staleness(read), err=True)
     if document is None:
         click.echo(made)
         return

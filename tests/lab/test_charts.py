@@ -171,7 +171,7 @@ def test_command_fills_a_document(record: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert places(document.read_text()) == {str(record): tables(REPORT)}
     shown = CliRunner().invoke(main, ["bench", "table", str(record)])
-    assert shown.output.strip() == tables(REPORT).strip()
+    assert shown.stdout.strip() == tables(REPORT).strip()
 
 
 @pytest.mark.parametrize("kind", ["svg", "png"])

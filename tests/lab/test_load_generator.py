@@ -40,13 +40,11 @@ class Meeting(ScriptedService):
         self._barrier = asyncio.Barrier(size)
         self.at_work = self.most = 0
 
-    async def answer(
-        self, request: Request, tasks: asyncio.TaskGroup
-    ) -> AsyncGenerator[Progress, None]:
+    async def answer(self, request: Request) -> AsyncGenerator[Progress, None]:
         self.at_work += 1
         self.most = max(self.most, self.at_work)
         await self._barrier.wait()
-        async for step in super().answer(request, tasks):
+        async for step in super().answer(request):
             self.at_work -= isinstance(step, Answer)
             yield step
 

@@ -14,7 +14,7 @@ DESCRIBED = ("balance", "engine", "fusion", "node", "protocol")
 def staleness(record: Mapping[str, Any], repository: Path | None = None) -> str:
     """One line: by how many commits to which packages the record is older, that it is not, or why
     this is unknown."""
-    environment = record["environment"]
+    environment = record.get("environment", {})
     commit = environment.get("commit")
     if not commit:
         return "age unknown: the record names no commit"

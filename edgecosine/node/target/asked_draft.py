@@ -31,6 +31,8 @@ class AskedDraft:
     is_over: bool = False
     tree: DrafterTree | None = None
     """None while it is awaited, and for a draft that is late or lost with its link."""
+    error: Exception | None = None
+    """What the handling of its reply raised."""
 
     @property
     def is_ahead(self) -> bool:

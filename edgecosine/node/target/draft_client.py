@@ -150,8 +150,13 @@ class DraftClient:
         await self._wait.until(any_over(drafts), within_s)
 
     def take(self, drafts: Iterable[AskedDraft]) -> list[DrafterTree]:
-        """The drafts that are there; the others are late, and given up."""
+        """The drafts that are there; the others are late, and given up.
+
+        Raises what the handling of a reply raised.
+        """
         for asked in drafts:
+            if asked.error is not None:
+                raise asked.error
             if not asked.is_over:
                 self._give_up(asked)
                 if asked.is_ahead:
@@ -236,7 +241,14 @@ class DraftClient:
     def _replied(self, asked: AskedDraft, link: DrafterLink, reply: asyncio.Future[Reply]) -> None:
         if asked.is_over:
             return
-        match reply.exception() or reply.result():
+        try:
+            self._handle(asked, link, reply.exception() or reply.result())
+        except Exception as error:  # noqa: BLE001 -- raised in the session, when it takes the draft
+            asked.error = error
+            self._end(asked, None)
+
+    def _handle(self, asked: AskedDraft, link: DrafterLink, reply: Reply | BaseException) -> None:
+        match reply:
             case Draft() as draft:
                 self._complete(asked, draft)
             case OutOfStep() as answer:

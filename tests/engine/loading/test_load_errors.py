@@ -126,13 +126,11 @@ def test_quantisation_that_the_processor_does_not_take_names_another_way(
 @pytest.mark.parametrize(
     "error", [RuntimeError("odd\nlines"), AssertionError(), BaseException("x")]
 )
-@pytest.mark.parametrize(
-    "stage", ["take_reference", "_runner", "confirm", "end_tokens", "digest_of"]
-)
+@pytest.mark.parametrize("stage", ["take_reference", "_runner", "confirm", "codec_of", "digest_of"])
 def test_errors_of_every_stage_are_converted(
     stage: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(loading, stage, fail)
