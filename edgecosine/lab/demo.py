@@ -1,13 +1,14 @@
 """The demo: runs a cluster on this machine, sends held-out prompts and measures the speed-up.
 
-Each prompt is answered twice in a row, by the target alone and with its drafters, in alternating
-order, so that a drifting speed of the machine affects both.
+Each prompt is answered twice in a row, by the target alone and with its drafters, in an order that
+alternates within each domain, so that a drifting speed of the machine and the target's cache, which
+has the second one's prompt, affect both.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -110,7 +111,7 @@ class _Demo:
 
     def __init__(self, client: Client, settings: DemoSettings, console: Console) -> None:
         self._client, self._settings, self._console = client, settings, console
-        self._num_pairs = 0
+        self._num_pairs = Counter[str]()
 
     async def warm_up(self) -> None:
         """Warm up caches, allocators and statistics with one short answer per policy."""
@@ -154,10 +155,12 @@ class _Demo:
         on_text: Callable[[str], None] = lambda _: None,
         max_tokens: int = 0,
     ) -> Pair:
-        """Request both answers, in alternating order; both are streamed, for equal costs."""
+        """Request both answers, in an order that alternates within each domain, since the second
+        one finds the prompt in the target's cache; both are streamed, for equal costs."""
         answers: dict[str, MeasuredAnswer] = {}
-        order = (ALONE, WITH_DRAFTERS) if self._num_pairs % 2 else (WITH_DRAFTERS, ALONE)
-        self._num_pairs += 1
+        number = self._num_pairs[domain]
+        self._num_pairs[domain] += 1
+        order = (ALONE, WITH_DRAFTERS) if number % 2 else (WITH_DRAFTERS, ALONE)
         for policy in order:
             answers[policy] = await ask(
                 self._client,
