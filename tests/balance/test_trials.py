@@ -10,6 +10,7 @@ from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.planner import Planner
 from edgecosine.balance.speculation_switch import Speed
 from edgecosine.balance.trials import (
+    CERTAIN_LOSS,
     ENOUGH_ROUNDS,
     FEWEST_ROUNDS,
     FIRST_CREDIT,
@@ -93,10 +94,19 @@ def test_slower_speculation_rests() -> None:
 def test_certain_plan_needs_no_credit() -> None:
     budget, trial = measured_budget(), Trial()
     while budget.credit > 0.0:
-        budget.observe_trial(trial, 1, 2 * PLAIN_S)
+        budget.observe_trial(Trial(), 1, 2 * PLAIN_S)
     assert budget.why_plain(trial, Speed(), TOKENS, ["a"], lambda: True) is None
     assert budget.why_plain(trial, Speed(), TOKENS, ["a"], lambda: False) == "trials are used up"
     assert trial.is_plain
+
+
+def test_certain_plan_that_loses_is_given_up_within_a_few_rounds() -> None:
+    budget, trial, num_rounds = measured_budget(), Trial(), 0
+    while budget.why_plain(trial, Speed(), TOKENS, ["a"], lambda: True) is None:
+        budget.observe_trial(trial, 1, 2 * PLAIN_S)
+        num_rounds += 1
+    assert num_rounds == CERTAIN_LOSS
+    assert budget.why_plain(Trial(), Speed(), TOKENS, ["a"], lambda: True) is None
 
 
 @pytest.mark.parametrize("speedup", [0.5, 0.95, 1.3])
