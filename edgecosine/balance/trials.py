@@ -25,7 +25,7 @@ LARGEST_LOSS = 4.0
 """Most that one round is charged: it may be long for other reasons."""
 REQUEST_SHARE, REQUEST_LOSS = 0.01, 1.0
 """Most that trials may cost a request: a share of its tokens, and some rounds."""
-CERTAIN_LOSS = 3.0
+CERTAIN_LOSS = 6.0
 """Rounds that a request may lose by plans that other texts made certain to pay."""
 FEWEST_ROUNDS, CLEARLY = 6, 0.8
 """Rounds after which speculation is judged early, if below this share of plain decoding's speed."""
