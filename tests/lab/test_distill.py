@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -299,3 +300,19 @@ def test_fresh_prompts_differ_and_alternate_the_domains(target: Path) -> None:
     assert [domain for domain, _ in prompts] == [DOMAINS[n % len(DOMAINS)] for n in range(10)]
     assert len({text for _, text in prompts}) == 10
     assert prompts == fresh_prompts(str(target), 10)
+
+
+def test_writing_of_prompts_ends_when_it_is_cancelled(target: Path) -> None:
+    from edgecosine.lab.distill.fresh_prompts import write_prompts
+
+    async def cancel_it() -> None:
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(None) as limit:
+
+            def stop(_: str) -> None:
+                loop.call_soon_threadsafe(limit.reschedule, 0.0)
+
+            await write_prompts(str(target), 10**9, stop)
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(cancel_it())  # it waits for the thread

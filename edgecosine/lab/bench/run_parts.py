@@ -19,7 +19,7 @@ from edgecosine.client.client import Client
 from edgecosine.engine.loading.gguf_weights import read_gguf_tokenizer
 from edgecosine.engine.loading.sources import locate
 from edgecosine.lab.demo import ALONE
-from edgecosine.lab.distill.fresh_prompts import fresh_prompts
+from edgecosine.lab.distill.fresh_prompts import write_prompts
 from edgecosine.lab.engine_calls import quiet_transformers
 from edgecosine.lab.figures import Figure, Keep, Notify
 from edgecosine.lab.harness import fresh_plan, running_cluster
@@ -65,8 +65,7 @@ async def run_parts(settings: PartsSettings, notify: Notify, keep: Keep) -> list
     """Tokens per second and acceptance for each repetition, policy and temperature; saved after
     every repetition."""
     quiet_transformers()
-    notify(f"the target writes {settings.num_prompts} prompts")
-    prompts = iter(fresh_prompts(models.DEFAULT_TARGET, settings.num_prompts))
+    prompts = iter(await write_prompts(models.DEFAULT_TARGET, settings.num_prompts, notify))
     plan = fresh_plan(
         "parts", models.DEFAULT_TARGET, models.drafters_of(models.DEFAULT_TARGET),
         target_cores=settings.target_cores, drafter_cores=settings.drafter_cores,

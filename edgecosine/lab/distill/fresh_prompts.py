@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
 from itertools import cycle, islice
 from typing import Any
 
@@ -17,13 +19,40 @@ from edgecosine.lab.distill.prompts import DOMAINS
 from edgecosine.lab.distill.teacher import load_teacher
 
 _SLOTS, _SLOT_SIZE = 32, 256
+_NOTIFY_EVERY = 200
 FIRST_SEED = 1_000_000
 """Training text is written with smaller seeds."""
 
 
-def fresh_prompts(target: str, count: int, seed: int = FIRST_SEED) -> list[tuple[str, str]]:
+async def write_prompts(
+    target: str, count: int, notify: Callable[[str], None]
+) -> list[tuple[str, str]]:
+    """The same prompts, written in a thread that ends soon after a cancellation.
+
+    Raises as `load_teacher`.
+    """
+    is_cancelled = threading.Event()
+
+    def is_wanted(written: int) -> bool:
+        if written % _NOTIFY_EVERY == 0:
+            notify(f"the target writes {count} prompts: {written} turns done")
+        return not is_cancelled.is_set()
+
+    try:
+        return await asyncio.to_thread(fresh_prompts, target, count, is_wanted=is_wanted)
+    finally:
+        is_cancelled.set()
+
+
+def fresh_prompts(
+    target: str,
+    count: int,
+    seed: int = FIRST_SEED,
+    *,
+    is_wanted: Callable[[int], bool] = lambda _: True,
+) -> list[tuple[str, str]]:
     """`count` different prompts with alternating domains, as (domain, text), written at
-    temperature 1.
+    temperature 1; none of them once `is_wanted` is false, which is asked after each turn.
 
     Raises as `load_teacher`.
     """
@@ -33,7 +62,9 @@ def fresh_prompts(target: str, count: int, seed: int = FIRST_SEED) -> list[tuple
     turns = _in_turn(Openers(teacher.tokenizer, seed))
     found: dict[str, dict[str, None]] = {domain: {} for domain in DOMAINS}
     wanted = -(-count // len(DOMAINS))
-    for done in writer.write(turns):
+    for written, done in enumerate(writer.write(turns)):
+        if not is_wanted(written):
+            return []
         found[done.domain][_text(done, template, teacher.tokenizer)] = None
         if all(len(texts) >= wanted for texts in found.values()):
             break

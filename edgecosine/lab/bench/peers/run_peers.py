@@ -44,7 +44,7 @@ from edgecosine.lab.bench.peers.server import (
     record,
 )
 from edgecosine.lab.bench.peers.start import StartedPeers, idle_shares
-from edgecosine.lab.distill.fresh_prompts import fresh_prompts
+from edgecosine.lab.distill.fresh_prompts import write_prompts
 from edgecosine.lab.engine_calls import quiet_transformers
 from edgecosine.lab.figures import Keep, Notify
 from edgecosine.lab.paired_runs import balanced_order
@@ -68,10 +68,7 @@ async def run_peers_bench(
     gguf = target_file(settings)
     tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     measured, trials = held_out(tokenizer, settings.prompts_per_domain)
-    notify("the target writes prompts")
-    written = await asyncio.to_thread(
-        fresh_prompts, settings.target, _PER_TURN * settings.eight_turns
-    )
+    written = await write_prompts(settings.target, _PER_TURN * settings.eight_turns, notify)
     eights = [in_template(tokenizer, domain, text) for domain, text in written]
     found.notes["target_file"] = {"name": gguf.name, "sha256": digest(gguf)}
     async with AsyncExitStack() as stack:
