@@ -57,6 +57,7 @@ def test_benchmark_writes_json(tmp_path: Path) -> None:
     assert summary["figures"]["tiny_decode_1x1_ms"]["value"] > 0
 
 
+@pytest.mark.soak
 def test_training_writes_json_and_weights(tmp_path: Path) -> None:
     target = write_gguf(tmp_path / "tiny.gguf")
     assert main([*_arguments(tmp_path, "train", "cluster"), "--target", str(target)]) == 0
