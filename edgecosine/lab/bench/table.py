@@ -34,7 +34,7 @@ def tables(report: Mapping[str, Any]) -> str:
     the figures as the record has them, by the definitions of its time. Records from before prompts
     were fresh have one table of the policies on the fastest network."""
     runs, on_map = report["runs"], map_rows(report["runs"])
-    is_fresh = any("first_prompt" in run for run in runs)
+    is_fresh = any("first_prompt" in run and "cell" in run for run in runs)
     parts = [
         cell_table(runs) if is_fresh else policy_table(runs),
         _markdown(HEAD, on_map) if on_map else "",
