@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import click
 
@@ -20,6 +19,7 @@ from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.map_bench import command as map_bench
 from edgecosine.cli.map_validation import command as map_validation
 from edgecosine.cli.peers_bench import command as peers
+from edgecosine.cli.records import plot, table
 from edgecosine.cli.rounds_bench import command as rounds
 from edgecosine.cli.running import run_command
 from edgecosine.cli.soak import command as soak
@@ -27,8 +27,6 @@ from edgecosine.cli.up import split_cores
 from edgecosine.engine.options import KvDtype, WeightForm
 from edgecosine.errors import EdgecosineError, LabError
 from edgecosine.lab.bench.cells import CELL_NAMES, all_cells, only, quick_cells, schedule
-from edgecosine.lab.bench.staleness import staleness
-from edgecosine.lab.bench.table import fill, read_report, tables
 from edgecosine.lab.cluster import NetworkKind
 from edgecosine.lab.figures import Figure, keeping
 from edgecosine.models import DEFAULT_TARGET
@@ -361,47 +359,6 @@ def routing(former: Path, repeats: int, report: Path | None, *, is_quick: bool) 
     _print(routing_figures(runs))
 
 
-_record = click.argument("record", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-
-
-@command.command("plot")
-@_record
-@click.option("--out", "directory", type=click.Path(file_okay=False, path_type=Path),
-              required=True, help="Directory for the plots.")  # fmt: skip
-@click.option("--format", "kind", type=click.Choice(["svg", "png"]), default="svg",
-              show_default=True, help="File format.")  # fmt: skip
-def plot(record: Path, directory: Path, kind: Literal["svg", "png"]) -> None:
-    """Plot a record: latency over throughput, round-trip times, acceptance, one timeline."""
-    from edgecosine.lab.bench.plots import write_plots
-
-    try:
-        for path in write_plots(record, directory, kind):
-            click.echo(path)
-    except LabError as error:
-        raise click.ClickException(str(error)) from error
-
-
-@command.command("table")
-@_record
-@click.option("--into", "document", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Replace the marked table in this document.")  # fmt: skip
-def table(record: Path, document: Path | None) -> None:
-    """Print the documentation's tables of a record.
-
-    Standard error says whether the code that the record describes has changed since its commit.
-    """
-    read = read_report(record)
-    made = tables(read)
-    click.echo(staleness(read), err=True)
-    if document is None:
-        click.echo(made)
-        return
-    try:
-        document.write_text(fill(document.read_text(), str(record), made))
-    except LabError as error:
-        raise click.ClickException(str(error)) from error
-
-
 command.add_command(chaos)
 command.add_command(fuzz)
 command.add_command(soak)
@@ -412,3 +369,5 @@ command.add_command(rounds)
 command.add_command(committee)
 command.add_command(map_bench)
 command.add_command(map_validation)
+command.add_command(plot)
+command.add_command(table)

@@ -3,7 +3,6 @@ texts of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +31,7 @@ def measured(texts: Texts, cell: MapCell, repeat: int) -> Texts:
     """The texts of a repetition, from 0 on."""
     if cell.mix == "one":
         start = SWEPT + ONE_DOMAIN * (repeat // len(SPECIALISTS))
-        return select(texts, _of(texts, domain_of(repeat))[start : start + ONE_DOMAIN])
+        return texts.only(_of(texts, domain_of(repeat))[start : start + ONE_DOMAIN])
     start = SWEPT + PER_REPEAT * repeat
     number = PER_REPEAT if cell.sessions > 1 else ONE_AT_A_TIME
     return _mixed(texts, cell, range(start, start + number))
@@ -44,27 +43,12 @@ def domain_of(repeat: int) -> str:
 
 
 def _mixed(texts: Texts, cell: MapCell, places: range) -> Texts:
-    chosen = select(
-        texts, [_of(texts, domain)[place] for place in places for domain in SPECIALISTS]
-    )
+    chosen = texts.only([_of(texts, domain)[place] for place in places for domain in SPECIALISTS])
     return spliced(chosen) if cell.mix == "within" else chosen
 
 
 def _of(texts: Texts, domain: str) -> list[int]:
     return [number for number, other in enumerate(texts.domains) if other == domain]
-
-
-def select(texts: Texts, numbers: Sequence[int]) -> Texts:
-    """Some of the texts."""
-    at = list(numbers)
-    return replace(
-        texts,
-        tokens=texts.tokens[at],
-        domains=tuple(texts.domains[number] for number in at),
-        guesses=texts.guesses[:, at],
-        shares=texts.shares[:, at],
-        surprises=texts.surprises[:, at],
-    )
 
 
 def spliced(texts: Texts) -> Texts:

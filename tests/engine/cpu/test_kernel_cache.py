@@ -141,7 +141,7 @@ def test_one_process_builds_and_the_others_wait_for_it(
         elsewhere.close()
 
     with contextlib.ExitStack() as elsewhere:
-        elsewhere.enter_context(alone(cache, lambda: pytest.fail("nobody builds yet")))
+        elsewhere.enter_context(alone(cache, lambda: pytest.fail("no other process builds yet")))
         monkeypatch.setattr(native, "_note_wait", build_elsewhere)
         assert panel() == 8
 
