@@ -21,6 +21,7 @@ from edgecosine.cli.map_validation import command as map_validation
 from edgecosine.cli.peers_bench import command as peers
 from edgecosine.cli.records import plot, table
 from edgecosine.cli.rounds_bench import command as rounds
+from edgecosine.cli.routing_bench import command as routing
 from edgecosine.cli.running import run_command
 from edgecosine.cli.soak import command as soak
 from edgecosine.cli.up import split_cores
@@ -326,39 +327,6 @@ def _print(figures: Mapping[str, Figure]) -> None:
         click.echo(f"{name}: {figure}")
 
 
-@command.command("routing")
-@click.option("--costs", "former", metavar="RECORD", required=True,
-              type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Use the costs in this record of `bench simulation`.")  # fmt: skip
-@_repeats
-@click.option("--quick", "is_quick", is_flag=True, help="A few requests, to test the command.")
-@_report
-def routing(former: Path, repeats: int, report: Path | None, *, is_quick: bool) -> None:
-    """Measure how well requests are routed to drafters, on prompts that nothing has seen.
-
-    EdgeCoSine routes in simulated clusters, whose drafters have machines of their own or share one;
-    weights by full information, a bandit and the prompt's score alone route on the same texts. In
-    minutes on one core.
-    """
-    from edgecosine.lab.routing.run_routing import (
-        RoutingSettings,
-        routing_figures,
-        run_routing,
-    )
-    from edgecosine.lab.simulation.run_simulation import read_costs
-
-    log_to_stderr("warning")
-    settings = RoutingSettings(repeats)
-    if is_quick:
-        settings = RoutingSettings(repeats, warm_up=8, measured=8, cold=4, max_tokens=24)
-    keep = keeping(report, settings=asdict(settings))
-    try:
-        runs = run_routing(settings, read_costs(former), click.echo, keep)
-    except LabError as error:
-        raise click.ClickException(str(error)) from error
-    _print(routing_figures(runs))
-
-
 command.add_command(chaos)
 command.add_command(fuzz)
 command.add_command(soak)
@@ -366,6 +334,7 @@ command.add_command(faults)
 command.add_command(peers)
 command.add_command(http)
 command.add_command(rounds)
+command.add_command(routing)
 command.add_command(committee)
 command.add_command(map_bench)
 command.add_command(map_validation)
