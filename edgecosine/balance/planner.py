@@ -6,9 +6,10 @@ All calls are synchronous and quick.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+from edgecosine.balance.ahead_plan import plan_ahead
 from edgecosine.balance.baselines.planner import BaselinePlanner
 from edgecosine.balance.first_probes import first_asked
 from edgecosine.balance.fixed_plan import fixed_plan
@@ -48,17 +49,8 @@ from edgecosine.balance.steps import (
 )
 from edgecosine.fusion.acceptance_rates import PRIOR_WEIGHT, lower_bound
 from edgecosine.fusion.drafter_tree import DrafterTree
-from edgecosine.fusion.endpoints import fan_out
 from edgecosine.fusion.fuse import path_probabilities
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
-
-AHEAD_WIDTH = 6
-"""Nodes that a drafter reads per step while it drafts ahead, with a pass's time."""
-AHEAD_STEPS = (2, 24)
-"""Fewest and most steps ahead: the first one finds likely tokens of the target's own, below which
-only the second one drafts."""
-LEAST_STRENGTH = 0.01
-"""Least acceptance rate of a drafter for the fan-out of endpoints."""
 
 
 class Planner:
@@ -241,38 +233,7 @@ class Planner:
         self, request: RequestState, drafters: Collection[str], plan: Plan, tree: TokenTree
     ) -> Plan:
         """The plan to draft after all endpoints of `tree` while the target verifies it."""
-        policy = request.policy
-        asked = tuple(node_id for node_id in plan.drafters if node_id in drafters)
-        if not policy.is_ahead or not asked:
-            return Plan()
-        fewest, most = AHEAD_STEPS
-        pass_s = self.statistics.pass_times(self.statistics.co_batched(request))[1 + len(tree)]
-        speeds = [self.statistics.drafter(node_id).speed for node_id in asked]
-        within = [steps for speed in speeds if (steps := speed.steps_within(pass_s)) is not None]
-        steps = min(within, default=plan.gamma + 1)
-        return Plan(
-            drafters=asked,
-            shares=self._endpoint_shares(request, asked, tree),
-            # The first step reads the tree, the second one the guesses at the target's own token.
-            gamma=min(most, max(fewest + bool(len(tree)), steps)),
-            width=AHEAD_WIDTH if policy.width else 1,
-            deadline_s=pass_s + plan.deadline_s,
-        )
-
-    def _endpoint_shares(
-        self, request: RequestState, asked: Sequence[str], tree: TokenTree
-    ) -> Mapping[str, bytes]:
-        """Shares of the tree's endpoints by acceptance rate and steps per pass; none for one
-        drafter."""
-        if len(asked) < 2 or not request.policy.fans_out:
-            return {}
-        states = [self.statistics.drafter(node_id) for node_id in asked]
-        steps_s = [state.speed.ahead_step_s for state in states]
-        strengths = []
-        for node_id, state, step_s in zip(asked, states, steps_s, strict=True):
-            rate = max(LEAST_STRENGTH, request.rates.estimate(node_id, state.record))
-            strengths.append(rate / (step_s if step_s and all(steps_s) else 1.0))
-        return dict(zip(asked, fan_out(tree, strengths), strict=True))
+        return plan_ahead(request, drafters, plan, tree, self.statistics)
 
     def probe(
         self,
