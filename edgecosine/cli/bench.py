@@ -279,6 +279,8 @@ def gpu(device: str, repeats: int, report: Path | None, *, quick: bool) -> None:
               help="Compare with the same loads on a real cluster here.")  # fmt: skip
 @click.option("--sweep/--no-sweep", "is_swept", default=True, show_default=True,
               help="Simulate 1 to 256 drafters and 1 to 1,000 sessions.")  # fmt: skip
+@click.option("--sessions", type=click.IntRange(1, 1000), multiple=True,
+              help="Sweep only loads of so many sessions; may be repeated.")  # fmt: skip
 @click.option("--compare", "is_compared", is_flag=True,
               help="Compare all policies, and ours without each part; each drafter has its own "
               "processor.")  # fmt: skip
@@ -293,7 +295,8 @@ def gpu(device: str, repeats: int, report: Path | None, *, quick: bool) -> None:
 @_report
 def simulation(
     ballast: int, former: Path | None, repeats: int, seed: int, report: Path | None, *,
-    is_validated: bool, is_swept: bool, is_compared: bool, is_quick: bool,
+    sessions: tuple[int, ...], is_validated: bool, is_swept: bool, is_compared: bool,
+    is_quick: bool,
 ) -> None:  # fmt: skip
     """Simulate many sessions, drafters and targets in virtual time, with the runtime's own code.
 
@@ -310,8 +313,8 @@ def simulation(
     target_cores, drafter_cores = split_cores()
     settings = SimulationSettings(
         ballast=ballast, seed=seed, is_quick=is_quick, is_validated=is_validated,
-        is_swept=is_swept, is_compared=is_compared, repeats=repeats, target_cores=target_cores,
-        drafter_cores=drafter_cores,
+        is_swept=is_swept, sessions=sessions, is_compared=is_compared, repeats=repeats,
+        target_cores=target_cores, drafter_cores=drafter_cores,
     )  # fmt: skip
     try:
         costs = None if former is None else read_costs(former)

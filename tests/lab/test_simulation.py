@@ -24,7 +24,7 @@ from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, 
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.curves import sweep_curves
 from edgecosine.lab.simulation.run_simulation import costs_record, read_costs
-from edgecosine.lab.simulation.sweep import SweepCell, run_cell
+from edgecosine.lab.simulation.sweep import SweepCell, cells, run_cell, sweep_figures
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts, load_texts
 from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
 
@@ -290,6 +290,23 @@ def test_sweeps_point_counts_a_window_and_is_drawn() -> None:
     assert runs[1]["decision_us_per_round"] > 0
     curves = {curve.title: curve for curve in sweep_curves(runs)}
     assert set(curves["throughput, passes as measured"].lines) == {"no drafters", "2 drafters"}
+
+
+def test_sweep_has_the_worst_load_beside_the_target_alone_of_the_same_hardware() -> None:
+    chosen = list(cells(is_quick=False, only=(16, 64)))
+    assert {cell.sessions for cell in chosen} == {16, 64}
+    assert {cell.targets for cell in chosen} == {1, 4}
+    speeds = {("here", 16, 4): 98.0, ("flat", 16, 1): 120.0, ("flat", 64, 256): 96.0}
+    runs = [
+        {"kind": "sweep", "hardware": cell.hardware, "drafters": cell.drafters,
+         "sessions": cell.sessions, "targets": cell.targets,
+         "tokens_per_s": 0.01 if cell.targets > 1 else speeds.get(
+             (cell.hardware, cell.sessions, cell.drafters), 200.0 if cell.drafters else 100.0)}
+        for cell in chosen
+    ]  # fmt: skip
+    found = sweep_figures(runs)
+    assert found["never_slower_16"].value == pytest.approx(0.98)
+    assert found["sweep_over_target_alone_min"].value == pytest.approx(0.96)
 
 
 def test_costs_of_a_record_are_charged_again(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from edgecosine.lab.figures import Figure, Keep, Notify
 from edgecosine.lab.simulation.comparison import comparison_figures, run_comparison
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.measure_costs import EngineCosts, measure_engines
-from edgecosine.lab.simulation.sweep import run_sweep
+from edgecosine.lab.simulation.sweep import cells, middle, run_sweep, sweep_figures
 from edgecosine.lab.simulation.texts import load_texts
 from edgecosine.lab.simulation.validation import DRAFTERS, ValidationSettings, validate
 
@@ -33,6 +32,8 @@ class SimulationSettings:
     is_quick: bool = False
     is_validated: bool = False
     is_swept: bool = True
+    sessions: tuple[int, ...] = ()
+    """Numbers of sessions of the sweep; empty: all of its own."""
     is_compared: bool = False
     repeats: int = 3
     target_cores: str = ""
@@ -58,7 +59,8 @@ def run_simulation_bench(
     more: Iterable[dict[str, Any]] = ()
     is_quick = settings.is_quick
     if settings.is_swept:
-        more = run_sweep(costs, texts, is_quick=is_quick, seed=settings.seed, notify=notify)
+        todo = list(cells(is_quick=is_quick, only=settings.sessions))
+        more = run_sweep(costs, texts, todo, seed=settings.seed, notify=notify)
     if settings.is_compared:
         more = itertools.chain(more, run_comparison(costs, is_quick=is_quick, notify=notify))
     keep(simulation_figures(runs), runs, costs=costs_record(costs))
@@ -81,31 +83,10 @@ def read_costs(record: Path) -> Costs:
 
 
 def simulation_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Figure]:
-    """Simulated over measured throughput, time of decisions at 256 sessions, and the comparison of
-    policies."""
-    figures = {}
+    """Simulated over measured throughput, the sweep, and the comparison of policies."""
     ratios = [run["ratio"] for run in runs if run["kind"] == "validation"]
-    if ratios:
-        figures["simulated_over_measured"] = _range(ratios, "ratio")
-    crowded = [run for run in runs if run["kind"] == "sweep" and run["sessions"] == 256]
-    for name, key in _DECISIONS.items():
-        shares = [100 * run[key] for run in crowded if run["drafters"]]
-        if shares:
-            figures[name] = _range(shares, "percent")
-    return figures | comparison_figures(runs)
-
-
-def _range(samples: Sequence[float], unit: str) -> Figure:
-    """The median, with minimum and maximum in place of an interval."""
-    middle = statistics.median(samples)
-    return Figure(middle, min(samples), max(samples), unit, len(samples))
-
-
-_DECISIONS = {
-    "decision_percent_of_pass_256": "decision_over_pass",
-    "all_decisions_percent_of_pass_256": "decisions_over_pass",
-}
-"""Decisions of one round, and of all rounds of a pass, at 256 sessions."""
+    figures = {"simulated_over_measured": middle(ratios, "ratio")} if ratios else {}
+    return figures | sweep_figures(runs) | comparison_figures(runs)
 
 
 def costs_record(costs: Costs) -> dict[str, Any]:

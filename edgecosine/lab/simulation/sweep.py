@@ -3,12 +3,16 @@ of throughput, and cost of the target's own code."""
 
 from __future__ import annotations
 
+import functools
+import os
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edgecosine.lab.figures import Notify
+from edgecosine.lab.figures import Figure, Notify, counted
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.texts import Texts
@@ -20,7 +24,7 @@ proportionally more beyond, as where memory bandwidth limits a pass."""
 
 FLAT_ROWS = 256
 DRAFTERS = (1, 4, 16, 64, 256)
-SESSIONS = (1, 8, 64, 256, 1000)
+SESSIONS = (1, 8, 16, 64, 256, 1000)
 QUICK_DRAFTERS = (1, 16)
 QUICK_SESSIONS = (1, 8, 64)
 _MAX_TOKENS = 128
@@ -44,10 +48,10 @@ class SweepCell:
         return "edgecosine" if self.drafters else "target-alone"
 
 
-def cells(*, is_quick: bool) -> Iterator[SweepCell]:
-    """All points of the sweep."""
+def cells(*, is_quick: bool, only: Sequence[int] = ()) -> Iterator[SweepCell]:
+    """The points of the sweep, or those with one of the numbers of sessions in `only`."""
     drafters = QUICK_DRAFTERS if is_quick else DRAFTERS
-    sessions = QUICK_SESSIONS if is_quick else SESSIONS
+    sessions = only or (QUICK_SESSIONS if is_quick else SESSIONS)
     kinds: tuple[Hardware, ...] = ("here", "flat")
     for hardware in kinds:
         for many in sessions:
@@ -55,7 +59,8 @@ def cells(*, is_quick: bool) -> Iterator[SweepCell]:
                 # More drafters than the sessions can use give no further information.
                 if hardware == "flat" or number <= 4 * many or number <= 16:
                     yield SweepCell(hardware, number, many)
-        yield SweepCell(hardware, 16, 64, targets=4)
+        if 64 in sessions:
+            yield SweepCell(hardware, 16, 64, targets=4)
 
 
 def run_cell(cell: SweepCell, costs: Costs, texts: Texts, seed: int) -> dict[str, Any]:
@@ -120,16 +125,54 @@ def _record(cell: SweepCell, outcome: Outcome, had_core: float) -> dict[str, Any
 
 
 def run_sweep(
-    costs: Costs, texts: Texts, *, is_quick: bool, seed: int, notify: Notify
+    costs: Costs, texts: Texts, todo: Sequence[SweepCell], *, seed: int, notify: Notify
 ) -> Iterator[dict[str, Any]]:
-    """Yield a record for each point."""
-    todo = list(cells(is_quick=is_quick))
-    for number, cell in enumerate(todo, 1):
-        record = run_cell(cell, costs, texts, seed)
-        notify(
-            f"[{number}/{len(todo)}] {cell.hardware}, {cell.drafters} drafters, {cell.sessions} "
-            f"sessions, {cell.targets} targets: {record['tokens_per_s']:.0f} tokens/s, target busy "
-            f"{record['target_busy']:.2f}, its loop {record['loop_share']:.2f}, decisions "
-            f"{record['decision_us_per_round']:.0f} us a round ({record['took_s']:.0f} s)"
-        )
-        yield record
+    """Yield a record for each point; as many are simulated at a time as there are processors."""
+    call = functools.partial(run_cell, costs=costs, texts=texts, seed=seed)
+    with ProcessPoolExecutor(min(len(todo), os.cpu_count() or 1)) as pool:
+        for number, (cell, record) in enumerate(zip(todo, pool.map(call, todo), strict=True), 1):
+            notify(
+                f"[{number}/{len(todo)}] {cell.hardware}, {cell.drafters} drafters, "
+                f"{cell.sessions} sessions, {cell.targets} targets: "
+                f"{record['tokens_per_s']:.0f} tokens/s, target busy {record['target_busy']:.2f}, "
+                f"its loop {record['loop_share']:.2f}, decisions "
+                f"{record['decision_us_per_round']:.0f} us a round ({record['took_s']:.0f} s)"
+            )
+            yield record
+
+
+def sweep_figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    """Throughput over that of the target alone on the same hardware with as many sessions: the
+    least ratio of all points with one target, and of those with 16 sessions; time of decisions at
+    256 sessions."""
+    swept = [run for run in runs if run["kind"] == "sweep" and run["targets"] == 1]
+    alone = {_load(run): run["tokens_per_s"] for run in swept if not run["drafters"]}
+    drafted = [run for run in swept if run["drafters"]]
+    ratios = [(run["sessions"], run["tokens_per_s"] / alone[_load(run)]) for run in drafted]
+    figures = {}
+    for name, over in (
+        ("sweep_over_target_alone_min", [ratio for _, ratio in ratios]),
+        ("never_slower_16", [ratio for sessions, ratio in ratios if sessions == 16]),
+    ):
+        if over:
+            figures[name] = counted(min(over), "ratio")
+    for name, key in _DECISIONS.items():
+        if shares := [100 * run[key] for run in drafted if run["sessions"] == 256]:
+            figures[name] = middle(shares, "percent")
+    return figures
+
+
+def middle(samples: Sequence[float], unit: str) -> Figure:
+    """The median, with minimum and maximum in place of an interval."""
+    return Figure(statistics.median(samples), min(samples), max(samples), unit, len(samples))
+
+
+def _load(run: Mapping[str, Any]) -> tuple[str, int]:
+    return run["hardware"], run["sessions"]
+
+
+_DECISIONS = {
+    "decision_percent_of_pass_256": "decision_over_pass",
+    "all_decisions_percent_of_pass_256": "decisions_over_pass",
+}
+"""Decisions of one round, and of all rounds of a pass, at 256 sessions."""
