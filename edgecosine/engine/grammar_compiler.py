@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ class TokenizerText(msgspec.Struct, frozen=True):
     eos_tokens: tuple[int, ...]
 
 
+@functools.cache
 def grammar_version() -> str:
     """The library and its version, on which answers of a format depend."""
     return f"llguidance {metadata.version('llguidance')}"
