@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -38,6 +39,15 @@ def test_client_loads_no_models() -> None:
     code = "import sys; from edgecosine import Client; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_public_classes_have_different_names() -> None:
+    places: dict[str, list[Path]] = {}
+    for path in (ROOT / "edgecosine").rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(path)
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
 
 
 def test_wheel_has_all_files_and_runs_in_an_empty_directory(tmp_path: Path) -> None:

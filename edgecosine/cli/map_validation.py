@@ -38,13 +38,13 @@ def command(
     """Measure eight cells of `bench map` on real nodes whose passes and steps are slowed, and
     simulate the same loads; minutes.
     """
-    from edgecosine.lab.regime_map.validation import SITES, ValidationSettings, validate_map
+    from edgecosine.lab.regime_map.validation import SITES, MapValidation, validate_map
     from edgecosine.lab.simulation.run_simulation import read_costs
     from edgecosine.lab.simulation.texts import load_texts
 
     log_to_stderr("warning")
     target_cores, drafter_cores = split_cores()
-    settings = ValidationSettings(
+    settings = MapValidation(
         repeats, requests, max_tokens, network, target_cores, drafter_cores, SITES[:clusters]
     )
 

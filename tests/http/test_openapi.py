@@ -85,6 +85,6 @@ def test_answers_have_the_form_of_the_description() -> None:
 
 def test_messages_of_the_description_are_read() -> None:
     message = {"role": "user", "content": [{"type": "text", "text": "or not"}]}
-    assert valid("Message", message)
+    assert valid("MessageBody", message)
     (read,) = read_messages({"messages": [message]})
     assert read.content == "or not"

@@ -23,10 +23,10 @@ from edgecosine.engine.target.target import TransformerTarget
 from edgecosine.lab.exactness.check import (
     CheckCounts,
     EngineShape,
+    ModelUnderTest,
     Opened,
     RandomSpeculation,
     Recorder,
-    Subject,
     plain_answer,
 )
 from edgecosine.lab.exactness.drafts import MOODS, MOST_NODES, Mood, good
@@ -52,7 +52,7 @@ def subject(
     cells: torch.dtype | None = None,
     model: Callable[[ForwardModel], ForwardModel] = lambda model: model,
     engine: Callable[[TargetEngine], TargetEngine] = lambda engine: engine,
-) -> Subject:
+) -> ModelUnderTest:
     """A tiny model; `model` and `engine` may inject faults, except into the reference."""
     built = build(family, dtype=dtype)
 
@@ -73,10 +73,10 @@ def subject(
         )
         return Opened(target if shape == ALONE else engine(target), recorder)
 
-    return Subject(family, VOCABULARY, open_engine)
+    return ModelUnderTest(family, VOCABULARY, open_engine)
 
 
-def check(tested: Subject, num_answers: int = 12, seed: int = 1) -> CheckCounts:
+def check(tested: ModelUnderTest, num_answers: int = 12, seed: int = 1) -> CheckCounts:
     """Answers of 24 tokens under random speculation; every other prompt has the same start."""
     prompts = [prompt_of(20, seed=i) for i in range(num_answers)]
     prompts[::2] = [prompts[0] + prompt[:4] for prompt in prompts[::2]]

@@ -19,7 +19,7 @@ import torch
 from edgecosine.errors import LabError
 from edgecosine.lab.gpu.__main__ import main
 from edgecosine.lab.gpu.bundle import ROOT, join, split, unpack, with_requirements
-from edgecosine.lab.gpu.parts import PARTS, GpuPlan, Part
+from edgecosine.lab.gpu.parts import PARTS, GpuPart, GpuPlan
 from edgecosine.lab.gpu.run_parts import DONE, FAILED, LATE, LEFT_OUT, run_parts, table
 from tests.engine.loading.gguf_files import write_gguf
 
@@ -75,7 +75,7 @@ def test_zoo_writes_json(tmp_path: Path) -> None:
     assert "speed-up" in (tmp_path / "out" / "zoo.log").read_text()
 
 
-def _python(program: str) -> Part:
+def _python(program: str) -> GpuPart:
     return replace(
         PARTS["bench"], modules=("json",), command=lambda *_: [sys.executable, "-c", program]
     )

@@ -14,7 +14,7 @@ from edgecosine.lab.routing.rules import (
     GAMMA,
     Bandit,
     Hedge,
-    PromptScore,
+    PromptScoreRule,
     Rule,
     accepted_lengths,
     leaders,
@@ -67,7 +67,7 @@ def test_worth_of_an_expert_is_highest_in_its_domain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "least"), [(PromptScore(), 1.0), (Hedge(2, 1.0), 0.8), (Bandit(2, 0.1), 0.7)]
+    ("rule", "least"), [(PromptScoreRule(), 1.0), (Hedge(2, 1.0), 0.8), (Bandit(2, 0.1), 0.7)]
 )
 def test_rules_let_the_expert_lead(rule: Rule, least: float) -> None:
     led = leaders(rule, EXPERTS, LENGTHS, ALL)

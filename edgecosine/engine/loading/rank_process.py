@@ -15,11 +15,11 @@ from typing import NoReturn
 
 from edgecosine.engine.tensor_parallel.messages import (
     BeginServing,
-    Channel,
     CopySlots,
     MoveSlots,
     RunForward,
     StartWorker,
+    WorkerChannel,
     WorkerFailed,
     WorkerOrder,
     WorkerReady,
@@ -32,7 +32,7 @@ Orders = queue.SimpleQueue[WorkerOrder]
 
 def main() -> NoReturn:
     """Run batches until rank 0 ends."""
-    channel = Channel(socket.socket(fileno=0))
+    channel = WorkerChannel(socket.socket(fileno=0))
     orders = Orders()
     threading.Thread(target=_listen, args=(channel, orders), daemon=True).start()
     try:
@@ -46,7 +46,7 @@ def main() -> NoReturn:
     os._exit(1)
 
 
-def _listen(channel: Channel, orders: Orders) -> None:
+def _listen(channel: WorkerChannel, orders: Orders) -> None:
     """Queue orders; end the process when rank 0 closes, even if the main thread is blocked."""
     with suppress(BaseException):
         while True:
@@ -56,7 +56,7 @@ def _listen(channel: Channel, orders: Orders) -> None:
     os._exit(0)
 
 
-def _serve(start: StartWorker, channel: Channel, orders: Orders) -> None:
+def _serve(start: StartWorker, channel: WorkerChannel, orders: Orders) -> None:
     # Imported here so that a failing import is reported to rank 0.
     from edgecosine.engine.loading.load_model import load_model
     from edgecosine.engine.tensor_parallel.model import decode_batch, join_group

@@ -86,7 +86,7 @@ _decoder: msgspec.msgpack.Decoder[WorkerOrder | Report] = msgspec.msgpack.Decode
 )
 
 
-class Channel:
+class WorkerChannel:
     """Sends and receives messages over a stream socket."""
 
     def __init__(self, stream: socket.socket) -> None:

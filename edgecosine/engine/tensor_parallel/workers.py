@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from edgecosine.engine.tensor_parallel.messages import (
-    Channel,
     Report,
     StartWorker,
+    WorkerChannel,
     WorkerFailed,
     WorkerOrder,
 )
@@ -36,7 +36,7 @@ class WorkerProcess:
     def __init__(self, start: StartWorker) -> None:
         ours, theirs = socket.socketpair()
         self.rank = start.rank
-        self._channel = Channel(ours)
+        self._channel = WorkerChannel(ours)
         with theirs:
             self.process = subprocess.Popen(
                 _COMMAND,

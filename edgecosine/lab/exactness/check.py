@@ -82,7 +82,7 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ModelUnderTest:
     """A model under test; `open` returns a fresh engine."""
 
     name: str
@@ -206,7 +206,7 @@ class _Session:
 class RandomSpeculation:
     """Answers questions whose plain answers are known, under random events."""
 
-    def __init__(self, subject: Subject, seed: int) -> None:
+    def __init__(self, subject: ModelUnderTest, seed: int) -> None:
         self._subject = subject
         self._rng = random.Random(f"{seed}:{subject.name}")
         self._counts = CheckCounts()

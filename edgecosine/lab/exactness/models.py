@@ -24,7 +24,14 @@ from edgecosine.engine.options import WeightForm
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.exactness import Decision, confirm, decide
 from edgecosine.engine.target.target import TransformerTarget
-from edgecosine.lab.exactness.check import EngineShape, Opened, Question, Recorder, Subject, Truth
+from edgecosine.lab.exactness.check import (
+    EngineShape,
+    ModelUnderTest,
+    Opened,
+    Question,
+    Recorder,
+    Truth,
+)
 from edgecosine.protocol.api.request import Sampling
 
 CONTEXT = 448
@@ -68,7 +75,7 @@ class CheckedModel:
     drafter: str | None = None
     """Zoo model that assists transformers' own generation; None: a copy of the model."""
 
-    def subject(self, device: str) -> tuple[Subject, Decision]:
+    def subject(self, device: str) -> tuple[ModelUnderTest, Decision]:
         """The model under test with its engines, and the exactness policy that applies."""
         model = self.build().to(device)
         if self.form != "bfloat16":
@@ -84,7 +91,7 @@ class CheckedModel:
             )
             return Opened(engine, recorder)
 
-        return Subject(self.name, VOCABULARY, open_engine), decision
+        return ModelUnderTest(self.name, VOCABULARY, open_engine), decision
 
     def _open(self, model: Any, shape: EngineShape, kernels: Kernels | None) -> ForwardModel:
         model = copy.deepcopy(model)  # packing takes the weights

@@ -18,8 +18,8 @@ from edgecosine.lab.exactness.assisted import AssistedPair
 from edgecosine.lab.exactness.check import (
     CheckCounts,
     EngineShape,
+    ModelUnderTest,
     RandomSpeculation,
-    Subject,
     Truth,
     plain_answer,
 )
@@ -102,7 +102,7 @@ def _shares(models: Sequence[CheckedModel], answers: int) -> list[int]:
 
 
 def _check(
-    subject: Subject,
+    subject: ModelUnderTest,
     candidate: CheckedModel,
     count: int,
     settings: ExactnessSettings,
@@ -132,7 +132,7 @@ def _check(
     return total
 
 
-def _record(subject: Subject, decision: Decision, counts: CheckCounts) -> dict[str, Any]:
+def _record(subject: ModelUnderTest, decision: Decision, counts: CheckCounts) -> dict[str, Any]:
     return {
         "model": subject.name,
         "policy": decision.policy,

@@ -41,7 +41,7 @@ class GpuPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class GpuPart:
     """One child process. `command` receives its time limit in seconds; `finish` writes its JSON.
 
     `share` is its relative share of the time.
@@ -167,12 +167,12 @@ def _write(path: Path, data: Any) -> None:
 PARTS: Final = {
     part.name: part
     for part in (
-        Part("tests", "the GPU tests", 2, (*_ENGINE, "pytest", "pytest_timeout"), _tests,
+        GpuPart("tests", "the GPU tests", 2, (*_ENGINE, "pytest", "pytest_timeout"), _tests,
              _no_tests, _finish_tests),
-        Part("bench", "`edgecosine bench gpu`", 2, _COMMANDS, _bench),
-        Part("train", "the drafters' recipe", 5, _ENGINE, _train, _no_target, _finish_train),
-        Part("zoo", "a cluster of the zoo's models", 1, _COMMANDS, _zoo, _no_broker),
-        Part("cluster", "a cluster of the real model, with drafters trained here or packaged", 2,
+        GpuPart("bench", "`edgecosine bench gpu`", 2, _COMMANDS, _bench),
+        GpuPart("train", "the drafters' recipe", 5, _ENGINE, _train, _no_target, _finish_train),
+        GpuPart("zoo", "a cluster of the zoo's models", 1, _COMMANDS, _zoo, _no_broker),
+        GpuPart("cluster", "a cluster of the real model, with drafters trained here or packaged", 2,
              _COMMANDS, _cluster, _no_cluster),
     )
 }  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from edgecosine.lab.figures import Notify
-from edgecosine.lab.gpu.parts import GpuPlan, Part
+from edgecosine.lab.gpu.parts import GpuPart, GpuPlan
 from edgecosine.local import child_processes as processes
 
 DONE, FAILED, LATE, LEFT_OUT = "done", "failed", "out of time", "left out"
@@ -38,7 +38,7 @@ class Ended:
 
 
 async def run_parts(
-    parts: Sequence[Part],
+    parts: Sequence[GpuPart],
     plan: GpuPlan,
     minutes: float,
     environment: Mapping[str, str],
@@ -63,7 +63,7 @@ async def run_parts(
 
 
 async def _run(
-    part: Part,
+    part: GpuPart,
     plan: GpuPlan,
     limit_s: float,
     environment: Mapping[str, str],

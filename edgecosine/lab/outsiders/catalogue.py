@@ -16,7 +16,7 @@ _TASKS: Final = _HERE / "lm_eval"
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class OutsiderRun:
     """Where an outsider runs: the base URL of a target, its model, and a folder for results."""
 
     url: str
@@ -44,18 +44,18 @@ class Outsider:
 
     name: str
     packages: tuple[str, ...]
-    command: Callable[[Setting], Sequence[str]]
-    summary: Callable[[str, Setting], str]
+    command: Callable[[OutsiderRun], Sequence[str]]
+    summary: Callable[[str, OutsiderRun], str]
     needs: str = "/v1/models"
     cwd: Path | None = None
     is_twice: bool = False
 
 
-def _openai(setting: Setting) -> Sequence[str]:
+def _openai(setting: OutsiderRun) -> Sequence[str]:
     return "python", str(_HERE / "openai_client.py"), setting.url, setting.model
 
 
-def _schemathesis(setting: Setting) -> Sequence[str]:
+def _schemathesis(setting: OutsiderRun) -> Sequence[str]:
     return (
         "schemathesis", "run", f"{setting.url}/openapi.json", "--checks=all",
         # JSON Schema cannot say how fields depend on each other and on the model, so a body that it
@@ -65,7 +65,7 @@ def _schemathesis(setting: Setting) -> Sequence[str]:
     )  # fmt: skip
 
 
-def _aiperf(setting: Setting) -> Sequence[str]:
+def _aiperf(setting: OutsiderRun) -> Sequence[str]:
     return (
         "aiperf", "profile", "--model", setting.model, "--url", setting.url,
         "--endpoint-type=completions", "--streaming", "--concurrency=4", "--request-count=16",
@@ -74,7 +74,7 @@ def _aiperf(setting: Setting) -> Sequence[str]:
     )  # fmt: skip
 
 
-def _guidellm(setting: Setting) -> Sequence[str]:
+def _guidellm(setting: OutsiderRun) -> Sequence[str]:
     return (
         "guidellm", "run",
         "--backend", f"kind=openai_http,target={setting.url},model={setting.model},"
@@ -87,7 +87,7 @@ def _guidellm(setting: Setting) -> Sequence[str]:
     )  # fmt: skip
 
 
-def _lm_eval(setting: Setting) -> Sequence[str]:
+def _lm_eval(setting: OutsiderRun) -> Sequence[str]:
     arguments = (
         f"base_url={setting.url}/v1/completions,model={setting.model},num_concurrent=4,"
         f"tokenizer_backend=huggingface,tokenizer={setting.tokenizer},max_length=512"
@@ -99,16 +99,16 @@ def _lm_eval(setting: Setting) -> Sequence[str]:
     )  # fmt: skip
 
 
-def _last_line(output: str, _: Setting) -> str:
+def _last_line(output: str, _: OutsiderRun) -> str:
     return output.strip().splitlines()[-1]
 
 
-def _schemathesis_summary(output: str, _: Setting) -> str:
+def _schemathesis_summary(output: str, _: OutsiderRun) -> str:
     found = re.findall(r"(\d+ generated.*|No issues found.*)", output)
     return "; ".join(found) or output.strip().splitlines()[-1]
 
 
-def _aiperf_summary(_: str, setting: Setting) -> str:
+def _aiperf_summary(_: str, setting: OutsiderRun) -> str:
     """The counts of requests, and the acceptance figures if the report has them."""
     [report] = setting.folder.rglob("profile_export_aiperf.json")
     found = json.loads(report.read_text())
@@ -120,7 +120,7 @@ def _aiperf_summary(_: str, setting: Setting) -> str:
     return f"{count:.0f} requests; acceptance figures: {', '.join(names) or 'none'}"
 
 
-def _guidellm_summary(_: str, setting: Setting) -> str:
+def _guidellm_summary(_: str, setting: OutsiderRun) -> str:
     report = json.loads((setting.folder / "guidellm.json").read_text())
     totals = report["benchmarks"][0]["metrics"]["request_totals"]
     if totals["errored"] or not totals["successful"]:
@@ -128,7 +128,7 @@ def _guidellm_summary(_: str, setting: Setting) -> str:
     return f"{totals['successful']} requests"
 
 
-def _lm_eval_summary(_: str, setting: Setting) -> str:
+def _lm_eval_summary(_: str, setting: OutsiderRun) -> str:
     [report] = setting.folder.rglob("results_*.json")
     return json.dumps(json.loads(report.read_text())["results"], sort_keys=True)
 

@@ -19,7 +19,7 @@ from typing import Final, Literal
 import click
 
 from edgecosine import zoo
-from edgecosine.lab.outsiders.catalogue import OUTSIDERS, Outsider, Setting
+from edgecosine.lab.outsiders.catalogue import OUTSIDERS, Outsider, OutsiderRun
 from edgecosine.local.cluster import LocalCluster
 from edgecosine.local.cluster_plan import local_plan
 
@@ -65,7 +65,7 @@ async def _run_all(chosen: Sequence[Outsider], directory: Path) -> list[Verdict]
 
 
 @contextlib.asynccontextmanager
-async def _target(drafters: Sequence[str], folder: Path) -> AsyncIterator[Setting]:
+async def _target(drafters: Sequence[str], folder: Path) -> AsyncIterator[OutsiderRun]:
     """A target of the zoo with these drafters."""
     port, broker_port = _free_port(), _free_port()
     plan = local_plan(
@@ -76,10 +76,12 @@ async def _target(drafters: Sequence[str], folder: Path) -> AsyncIterator[Settin
     options = (*plan.target.options, "--tool-format", "hermes")
     plan = replace(plan, target=replace(plan.target, options=options))
     async with LocalCluster(plan, lambda line: click.echo(line, err=True)):
-        yield Setting(f"http://127.0.0.1:{port}", zoo.TARGET, folder)
+        yield OutsiderRun(f"http://127.0.0.1:{port}", zoo.TARGET, folder)
 
 
-async def _judge(outsider: Outsider, directory: Path, one: Setting, other: Setting) -> Verdict:
+async def _judge(
+    outsider: Outsider, directory: Path, one: OutsiderRun, other: OutsiderRun
+) -> Verdict:
     click.echo(f"running {outsider.name}", err=True)
     started = time.monotonic()
     try:
@@ -123,7 +125,7 @@ async def _environment(outsider: Outsider, directory: Path) -> Path:
     return place / "bin"
 
 
-async def _run(outsider: Outsider, programs: Path, setting: Setting) -> str:
+async def _run(outsider: Outsider, programs: Path, setting: OutsiderRun) -> str:
     """A line about a run.
 
     Raises ValueError where it failed.

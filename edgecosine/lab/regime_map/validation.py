@@ -36,7 +36,7 @@ _SLOTS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class ValidationSettings:
+class MapValidation:
     """Size of a validation; core lists as for `edgecosine node`."""
 
     repeats: int = 3
@@ -50,7 +50,7 @@ class ValidationSettings:
 
 
 async def validate_map(
-    settings: ValidationSettings, costs: Costs, texts: Texts, notify: Notify, keep: Keep
+    settings: MapValidation, costs: Costs, texts: Texts, notify: Notify, keep: Keep
 ) -> dict[str, Figure]:
     """Run the cells; figures and records are saved after each cluster.
 
@@ -89,7 +89,7 @@ def validation_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Figure]:
     }
 
 
-def _loads(settings: ValidationSettings, cells: Sequence[MapCell]) -> list[SimulatedLoad]:
+def _loads(settings: MapValidation, cells: Sequence[MapCell]) -> list[SimulatedLoad]:
     """Every load has prompts of its own, while there are some."""
     loads, first = [], 0
     policies = (ALONE, *POLICIES) if cells == SITES[0] else POLICIES
@@ -101,7 +101,7 @@ def _loads(settings: ValidationSettings, cells: Sequence[MapCell]) -> list[Simul
     return loads
 
 
-def _plan(settings: ValidationSettings, cell: MapCell) -> LabPlan:
+def _plan(settings: MapValidation, cell: MapCell) -> LabPlan:
     slots = ("--slots", str(_SLOTS))
     return LabPlan(
         drafters=cell.models(),

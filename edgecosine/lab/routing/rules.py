@@ -38,7 +38,7 @@ class Rule(Protocol):
         that of `chosen`."""
 
 
-class PromptScore:
+class PromptScoreRule:
     """The drafter that is least surprised by the prompt, for the whole request."""
 
     def open(self, surprises: Sequence[float]) -> None:

@@ -21,7 +21,7 @@ from edgecosine.lab.routing.rules import (
     Hedge,
     Led,
     Lengths,
-    PromptScore,
+    PromptScoreRule,
     Rule,
     accepted_lengths,
     count_led,
@@ -91,7 +91,7 @@ class RoutingBench:
         block = self._block(repeat)
         cold = _Block((), block.measured[: self._settings.cold])
         makes: dict[str, Callable[[], Rule]] = {
-            "prompt-score": PromptScore,
+            "prompt-score": PromptScoreRule,
             **{name: partial(self._make, name, rate) for name, rate in rates.items()},
         }
         for state, here in (("cold", cold), ("warm", block)):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 
-class Usage(msgspec.Struct, kw_only=True):
+class CompletionUsage(msgspec.Struct, kw_only=True):
     """Tokens of an answer and its prompt."""
 
     prompt_tokens: int
@@ -51,7 +51,7 @@ class _Answer(msgspec.Struct, kw_only=True):
     created: int
     model: str
     system_fingerprint: str | None
-    usage: Usage
+    usage: CompletionUsage
     metrics: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     edgecosine: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 

@@ -48,7 +48,7 @@ class ContentPart(msgspec.Struct, kw_only=True):
     text: str
 
 
-class Message(msgspec.Struct, kw_only=True):
+class MessageBody(msgspec.Struct, kw_only=True):
     """One turn of a conversation; `content` may be null for an assistant."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -95,7 +95,7 @@ class _Body(msgspec.Struct, kw_only=True):
 class ChatBody(_Body, kw_only=True):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[MessageBody], Meta(min_length=1, max_length=MAX_MESSAGES)]
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=MAX_TOP_LOGPROBS_CHAT)] | None = None
     tools: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] | None = None
@@ -122,7 +122,9 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
     """The body of `POST /tokenize`: a prompt, or the messages of a chat."""
 
     prompt: Annotated[str, Meta(min_length=1)] | None = None
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = None
+    messages: Annotated[list[MessageBody], Meta(min_length=1, max_length=MAX_MESSAGES)] | None = (
+        None
+    )
     add_special_tokens: bool | None = None
 
 

@@ -1,7 +1,8 @@
 """Messages between the benchmark and llama.cpp's process, as lines of JSON.
 
-The parent sends one `Setup` and reads one `Ready`; then each `Order` has one `Times`. llama.cpp's
-process, which runs in an environment without this package, reads and writes the same fields.
+The parent sends one `PassSetup` and reads one `Ready`; then each `Order` has one `Times`.
+llama.cpp's process, which runs in an environment without this package, reads and writes the same
+fields.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 
-class Setup(msgspec.Struct, frozen=True):
+class PassSetup(msgspec.Struct, frozen=True):
     """The model's file, a path for the same model in Q8_0, and sizes of the KV cache."""
 
     source: str

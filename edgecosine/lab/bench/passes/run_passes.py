@@ -25,7 +25,7 @@ from edgecosine.engine.options import Weights
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.passes import figures as cells
 from edgecosine.lab.bench.passes.figures import pass_figures, verdicts
-from edgecosine.lab.bench.passes.messages import Order, Ready, Setup, Times
+from edgecosine.lab.bench.passes.messages import Order, PassSetup, Ready, Times
 from edgecosine.lab.bench.passes.ours import OurDrafter, OurEngine
 from edgecosine.lab.bench.peers.environment import llamacpp_directory, llamacpp_python
 from edgecosine.lab.distill.prompts import HELD_OUT
@@ -48,7 +48,7 @@ PEAK: Final = Path(__file__).with_name("peak.cpp")
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class PassLoad:
     """A load: `sessions` sequences, of which `width` tokens are read in the timed pass."""
 
     name: str
@@ -67,11 +67,11 @@ class Cell:
 
 
 CELLS: Final = (
-    Cell(cells.ROW, 1, 1),
-    Cell(cells.EIGHT_ROWS, 1, 8),
-    Cell(cells.MANY_ROWS, SESSIONS, 8),
-    Cell(cells.PLAIN, SESSIONS, 1, steps=GENERATED),
-    Cell(cells.PREFILL, 1, PROMPT, start=0, keeps_all=False),
+    PassLoad(cells.ROW, 1, 1),
+    PassLoad(cells.EIGHT_ROWS, 1, 8),
+    PassLoad(cells.MANY_ROWS, SESSIONS, 8),
+    PassLoad(cells.PLAIN, SESSIONS, 1, steps=GENERATED),
+    PassLoad(cells.PREFILL, 1, PROMPT, start=0, keeps_all=False),
 )
 
 
@@ -88,7 +88,7 @@ async def run_passes(model: str, repeats: int, notify: Notify, keep: Keep) -> li
     python = llamacpp_python(notify)
     async with line_process("llama.cpp", (str(python), str(WORKER))) as process:
         notify("llama.cpp loads the model, in 8 bits and as it is")
-        setup = Setup(str(bench.path), str(bench.int8), SESSIONS, CONTEXT, threads=1)
+        setup = PassSetup(str(bench.path), str(bench.int8), SESSIONS, CONTEXT, threads=1)
         ready = await process.ask(setup, Ready)
         bench.load()
         runs = bench.perplexities()
