@@ -141,7 +141,7 @@ def parts(repeats: int, prompts: int, max_tokens: int, report: Path | None) -> N
     settings = PartsSettings(repeats, prompts, max_tokens, target_cores, drafter_cores)
 
     async def measure() -> None:
-        keep = keeping(report, weather="loopback", settings=asdict(settings))
+        keep = keeping(report, network="loopback", settings=asdict(settings))
         _print(parts_figures(await run_parts(settings, click.echo, keep)))
 
     run_command(measure())
@@ -168,13 +168,13 @@ def engine(ballast: int, repeats: int, model: str | None, report: Path | None) -
     if model is not None:
 
         async def measure() -> None:
-            keep = keeping(report, weather="none")
+            keep = keeping(report, network="none")
             for line in await run_passes(model, repeats, click.echo, keep):
                 click.echo(line)
 
         run_command(measure())
         return
-    keep = keeping(report, weather="none", ballast=ballast)
+    keep = keeping(report, network="none", ballast=ballast)
     _print(run_engine_bench(ballast, repeats, click.echo, keep))
 
 
@@ -191,7 +191,7 @@ def grammar(repeats: int, model: str, report: Path | None) -> None:
 
     log_to_stderr("warning")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    keep = keeping(report, weather="none", model=model)
+    keep = keeping(report, network="none", model=model)
     _print(run_grammar_bench(model, repeats, click.echo, keep))
 
 
@@ -208,7 +208,7 @@ def cache(repeats: int, model: str, report: Path | None) -> None:
 
     log_to_stderr("warning")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    keep = keeping(report, weather="none", model=model)
+    keep = keeping(report, network="none", model=model)
     _print(run_cache_bench(model, repeats, click.echo, keep))
 
 
@@ -243,7 +243,7 @@ def exactness(
         40 if quick else answers, max_tokens, seed, device, weights, kv_dtype
     )
     how = {"weights": weights, "kv_dtype": kv_dtype}
-    keep = keeping(report, weather="none", device=device, seed=seed, **how)
+    keep = keeping(report, network="none", device=device, seed=seed, **how)
     found = run_exactness_bench(settings, click.echo, keep)
     _print(found.figures)
     if found.broken:
@@ -266,7 +266,7 @@ def gpu(device: str, repeats: int, report: Path | None, *, quick: bool) -> None:
     settings = toy_settings(device) if quick else GpuSettings(device=device, repeats=repeats)
     try:
         figures = run_gpu_bench(
-            settings, click.echo, keeping(report, weather="none", device=device)
+            settings, click.echo, keeping(report, network="none", device=device)
         )
     except LabError as error:
         raise click.ClickException(str(error)) from error

@@ -41,7 +41,7 @@ def command(pairs: int, streams: int, max_tokens: int, ballast: int, report: Pat
     settings = HttpSettings(pairs, streams, max_tokens, ballast, split_cores()[0])
 
     async def measure() -> None:
-        keep = keeping(report, weather="loopback", settings=asdict(settings))
+        keep = keeping(report, network="loopback", settings=asdict(settings))
         for name, figure in (await run_http(settings, click.echo, keep)).items():
             click.echo(f"{name}: {figure.text(3)}")
 

@@ -83,11 +83,11 @@ async def _up(plan: LabPlan) -> None:
         click.echo(f"drafters: {', '.join(cluster.drafters)}")
         click.echo(f'ready. Try:  edgecosine ask "def main():" {options}')
         click.echo(f"             edgecosine status --watch {options}")
-        click.echo("             edgecosine lab weather --delay-ms 15")
+        click.echo("             edgecosine lab network --delay-ms 15")
         await asyncio.Event().wait()
 
 
-@command.command("weather")
+@command.command("network")
 @click.argument("drafters", nargs=-1)
 @click.option("--cluster", help="Name of the lab's cluster; needed when several labs run.")
 @_network_options

@@ -36,7 +36,7 @@ def command(model: str, repeats: int, report: Path | None) -> None:
     settings = RoundSettings(model, repeats, *split_cores())
 
     async def measure() -> None:
-        keep = keeping(report, weather="loopback", settings=asdict(settings))
+        keep = keeping(report, network="loopback", settings=asdict(settings))
         for line in verdicts(await run_rounds(settings, click.echo, keep)):
             click.echo(line)
 

@@ -98,7 +98,7 @@ async def run_demo(settings: DemoSettings, console: Console, report: Path | None
             measured.record() for pair in [*pairs, *sampled, *orphaned] for measured in _both(pair)
         ]
         write_report(
-            report, figures, runs, weather="loopback", ballast=scene.ballast,
+            report, figures, runs, network="loopback", ballast=scene.ballast,
             exactness=state["exactness"], target_device=settings.target_device,
             drafter_devices=settings.drafter_devices,
         )  # fmt: skip

@@ -95,23 +95,23 @@ def test_lab_command_runs_until_interrupted_and_changes_network_conditions() -> 
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as lab:
         assert lab.stdout is not None
         try:
-            lines = list(itertools.takewhile(lambda line: "lab weather" not in line, lab.stdout))
+            lines = list(itertools.takewhile(lambda line: "lab network" not in line, lab.stdout))
             cluster = re.search(r"--cluster (\S+)", "".join(lines))
             assert cluster is not None
             for arguments, printed in (
-                (["weather", "--delay-ms", "7", "--jitter-ms", "2"], "ngram-0: 7 ms, jitter 2 ms"),
+                (["network", "--delay-ms", "7", "--jitter-ms", "2"], "ngram-0: 7 ms, jitter 2 ms"),
                 (["cut", "ngram-0"], "ngram-0: cut"),
                 (["cut", "ngram-0", "--mend"], "ngram-0: 7 ms, jitter 2 ms"),
             ):
                 done = CliRunner().invoke(main, ["lab", *arguments, "--cluster", cluster[1]])
                 assert done.output == f"{printed}\n"
             refused = CliRunner().invoke(
-                main, ["lab", "weather", "--loss", "0.5", "--cluster", cluster[1]]
+                main, ["lab", "network", "--loss", "0.5", "--cluster", cluster[1]]
             )
             assert "needs network namespaces" in refused.output
         finally:
             lab.send_signal(signal.SIGINT)
         assert lab.wait(60) == 130
-    after = CliRunner().invoke(main, ["lab", "weather", "--cluster", cluster[1]])
+    after = CliRunner().invoke(main, ["lab", "network", "--cluster", cluster[1]])
     assert after.exit_code == 1
     assert "select one lab" in after.output

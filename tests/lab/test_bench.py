@@ -201,7 +201,7 @@ def test_only_comparable_runs_are_drawn_together() -> None:
         return made_run(
             cell, policy, 10.0 * concurrency,
             load={"kind": "closed", "concurrency": concurrency}, inter_token_s={"p50": 0.1},
-            weather={"delay_ms": 0.0, "jitter_ms": 0.0, "loss": 0.0, "rate_mbps": None},
+            network={"delay_ms": 0.0, "jitter_ms": 0.0, "loss": 0.0, "rate_mbps": None},
             drafters={"python-0": share}, **more,
         )  # fmt: skip
 

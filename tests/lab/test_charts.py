@@ -30,7 +30,7 @@ def _run(
         "policy": policy,
         "load": {"kind": "closed", "concurrency": concurrency},
         "temperature": 0.0,
-        "weather": {"delay_ms": delay_ms, "jitter_ms": 0.0, "loss": 0.0, "rate_mbps": None},
+        "network": {"delay_ms": delay_ms, "jitter_ms": 0.0, "loss": 0.0, "rate_mbps": None},
         "repeat": repeat,
         "tokens_per_s": tokens_per_s,
         "latency_s": {"mean": 128 * concurrency / tokens_per_s},

@@ -45,7 +45,7 @@ def test_counts_are_shown_without_interval() -> None:
 
 def test_record_is_on_disk_after_each_part(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
-    keep = keeping(path, weather="none")
+    keep = keeping(path, network="none")
     runs: list[dict[str, Any]] = []
     for number in range(3):
         runs.append({"number": number})
@@ -54,7 +54,7 @@ def test_record_is_on_disk_after_each_part(tmp_path: Path) -> None:
         assert record["runs"] == runs
         assert record["figures"]["ratio"]["n"] == number + 1
         assert record["figures"]["ratio"]["low"] is None
-        assert record["environment"]["weather"] == "none"
+        assert record["environment"]["network"] == "none"
         assert record["environment"]["costs"] == {"step": number}
     keeping(None)({}, runs)
     assert [each.name for each in tmp_path.iterdir()] == ["record.json"]
@@ -64,7 +64,7 @@ def run(policy: str, repeat: int, tokens_per_s: float) -> dict[str, Any]:
     return {
         "cell": "eight", "policy": policy, "repeat": repeat, "tokens_per_s": tokens_per_s,
         "latency_s": {"mean": 1.0}, "temperature": 0.0, "texts": [], "first_job": 0,
-        "weather": {"delay_ms": 0.15}, "load": {"kind": "closed", "concurrency": 8},
+        "network": {"delay_ms": 0.15}, "load": {"kind": "closed", "concurrency": 8},
     }  # fmt: skip
 
 

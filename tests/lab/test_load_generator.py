@@ -83,7 +83,7 @@ def test_open_loop_does_not_wait_and_counts_refusals() -> None:
     assert record["load"] == {
         "kind": "open", "low_per_s": 2.0, "high_per_s": 2.0, "period_s": None
     }  # fmt: skip
-    assert record["weather"]["delay_ms"] == 1
+    assert record["network"]["delay_ms"] == 1
     assert record["refused"] == ["nope"]
     assert record["drafters"]["d1"]["home"] == {
         "proposed": 6, "accepted": 4, "led": 0, "first": 0

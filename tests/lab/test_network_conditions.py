@@ -16,7 +16,7 @@ from edgecosine.lab.network.netns.switch import Switch
 
 BROADCAST = b"\xff" * 6
 
-weathers = st.builds(
+networks = st.builds(
     lambda delay, jitter, loss, rate: NetworkConditions(delay, delay * jitter, loss, rate),
     st.floats(0, 100),
     st.floats(0, 1),
@@ -52,7 +52,7 @@ def test_impossible_conditions_are_refused(fields: dict[str, float]) -> None:
         NetworkConditions(**fields)
 
 
-@given(weathers, traffic)
+@given(networks, traffic)
 def test_frames_keep_their_order_and_none_is_early(
     conditions: NetworkConditions, sent: list[tuple[float, int]]
 ) -> None:
@@ -128,9 +128,9 @@ def test_lanes_of_a_cable_lose_frames_independently() -> None:
     assert up != down
 
 
-def _switch(**weathers_of_ports: NetworkConditions) -> Switch:
+def _switch(**conditions_of_ports: NetworkConditions) -> Switch:
     switch = Switch(seed=1)
-    for port, conditions in weathers_of_ports.items():
+    for port, conditions in conditions_of_ports.items():
         switch.plug(port, conditions)
     return switch
 

@@ -117,7 +117,7 @@ async def relayed(target: Address) -> AsyncIterator[LinkConditions]:
         def accept() -> _End:
             near, far = _End(conditions), _End(conditions)
             near.other, far.other = far, near
-            group.create_task(_dial(far), name="weather.dial")
+            group.create_task(_dial(far), name="network.dial")
             return near
 
         async def _dial(far: _End) -> None:

@@ -212,17 +212,17 @@ def _inter_token_s(run: Mapping[str, Any]) -> float:
 
 
 def _delay_ms(run: Mapping[str, Any]) -> float:
-    return float(run["weather"]["delay_ms"])
+    return float(run["network"]["delay_ms"])
 
 
 def _conditions(run: Mapping[str, Any]) -> str:
-    conditions = msgspec.convert(run["weather"], NetworkConditions)
+    conditions = msgspec.convert(run["network"], NetworkConditions)
     rtt = f"RTT {2 * conditions.delay_ms:g} ms"
     return f"{rtt}{_still(run)}"
 
 
 def _still(run: Mapping[str, Any]) -> str:
     """The network conditions without the delay, as the end of a title."""
-    conditions = msgspec.convert(run["weather"], NetworkConditions)
+    conditions = msgspec.convert(run["network"], NetworkConditions)
     parts = str(conditions).split(", ")[1:]
     return "".join(f", {part}" for part in parts)

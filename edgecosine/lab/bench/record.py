@@ -44,7 +44,7 @@ class Conditions(msgspec.Struct, frozen=True):
     policy: str
     load: ClosedLoad | OpenLoad
     temperature: float = 0.0
-    network: NetworkConditions = msgspec.field(default=IDEAL, name="weather")
+    network: NetworkConditions = IDEAL
     repeat: int = 0
 
 

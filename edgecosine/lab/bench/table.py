@@ -50,8 +50,8 @@ def policy_table(runs: Runs) -> str:
     greedy = [run for run in compared(closed) if run["temperature"] == 0]
     if not greedy:
         return ""
-    calmest = min((run["weather"] for run in greedy), key=lambda conditions: conditions["delay_ms"])
-    shown = [run for run in greedy if run["weather"] == calmest]
+    calmest = min((run["network"] for run in greedy), key=lambda conditions: conditions["delay_ms"])
+    shown = [run for run in greedy if run["network"] == calmest]
     numbers = sorted({run["load"]["concurrency"] for run in shown})
     policies = dict.fromkeys([ALONE, *(run["policy"] for run in shown)])
     head = ["policy", *(f"{n} at a time, tokens/s (latency)" for n in numbers)]
