@@ -47,6 +47,7 @@ class Policy:
     compares_texts     whether routing uses the rates on similar texts
     reconstruction     how a committee replaces what members do not list; empty: it is exact
     proposes_forced    whether tokens that a response format leaves no choice are draft tokens
+    repeats_text       whether rounds without drafters have drafts from the text itself
     """
 
     name: str
@@ -64,13 +65,15 @@ class Policy:
     uses_self_reports: bool = True
     compares_texts: bool = True
     proposes_forced: bool = True
+    repeats_text: bool = True
     reconstruction: Reconstruction = ""
 
 
 _EDGECOSINE = Policy("edgecosine")
 _PUBLISHED = replace(
-    _EDGECOSINE, is_calibrated=False, is_adaptive=False, may_step=False, proposes_forced=False
-)
+    _EDGECOSINE, is_calibrated=False, is_adaptive=False, may_step=False, proposes_forced=False,
+    repeats_text=False,
+)  # fmt: skip
 
 _ABLATIONS: Mapping[str, Policy] = {
     "cooperation": replace(_EDGECOSINE, max_drafters=1),
@@ -85,6 +88,7 @@ _ABLATIONS: Mapping[str, Policy] = {
     "fanout": replace(_EDGECOSINE, fans_out=False),
     "adaptivity": replace(_EDGECOSINE, is_adaptive=False),
     "steps": replace(_EDGECOSINE, may_step=False),
+    "repetition": replace(_EDGECOSINE, repeats_text=False),
 }
 PARTS = tuple(_ABLATIONS)
 """Parts that the policies `edgecosine-without-PART` leave out, one each."""

@@ -198,6 +198,11 @@ class Statistics:
         """Time in the event loop per speculative round of one request."""
         return self._bookkeeping_s[False]
 
+    @property
+    def plain_bookkeeping_s(self) -> float:
+        """Time in the event loop per plain round of one request."""
+        return self._bookkeeping_s[True]
+
     def pass_s(self, num_rows: int) -> float:
         """Expected time of a pass."""
         return self._pass_cost.expected_s(num_rows)

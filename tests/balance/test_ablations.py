@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from edgecosine.balance.cost_model import PassReport
+from edgecosine.balance.own_text import OwnText
 from edgecosine.balance.plan import MAX_NODES, Plan
 from edgecosine.balance.planner import Planner
 from edgecosine.balance.policy import PARTS, POLICIES
@@ -29,7 +30,9 @@ TRUTH = tuple(range(100, 140))
 TEAM = ("a", "b", "c")
 EXPERT = "a"
 """The best drafter by all evidence; drawn routing chooses another one."""
-FOLLOWS_SPEEDS = {"length", "deadline", "tree", "fused every", "drafts ahead suffice"}
+FOLLOWS_SPEEDS = {
+    "length", "deadline", "tree", "fused every", "drafts ahead suffice", "text repeated",
+}  # fmt: skip
 WHOM = {"led by results", "led by nll", "led by reports", "led by similarity"}
 
 CHANGED: Mapping[str, set[str]] = {
@@ -45,6 +48,7 @@ CHANGED: Mapping[str, set[str]] = {
     "fanout": {"outcomes shared"},
     "adaptivity": FOLLOWS_SPEEDS,
     "steps": {"fused every"},
+    "repetition": {"text repeated"},
 }
 
 
@@ -167,6 +171,10 @@ def is_ready(made: Planner, request: RequestState) -> object:
     return made.start_round(request, plan, [draft_of("a", 5, (1,), (0.3,))]).is_ready
 
 
+def repeated(made: Planner, request: RequestState) -> object:
+    return OwnText(request, made.statistics).draft([1, 2, 3, 4, 1, 2, 3], 50).tokens
+
+
 DECISIONS: Mapping[str, Callable[[Planner, RequestState], object]] = {
     "asked first": lambda made, request: made.first_plan(request, TEAM, 100),
     "led by results": led_by_results,
@@ -186,6 +194,7 @@ DECISIONS: Mapping[str, Callable[[Planner, RequestState], object]] = {
     "outcomes shared": lambda *known: bool(ahead_of(*known).shares),
     "width ahead": lambda *known: ahead_of(*known).width,
     "drafts ahead suffice": is_ready,
+    "text repeated": repeated,
     "tried": lambda made, request: [
         made.probe(request, TEAM, Plan(("a",))).drafters for _ in range(20)
     ],

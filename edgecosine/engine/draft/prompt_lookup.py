@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 
 from edgecosine.engine.base import DraftEngine, DraftResult, DraftWork, never
 from edgecosine.engine.options import Loaded
+from edgecosine.fusion.suffix_index import SuffixIndex
 from edgecosine.models import NGRAM
-
-LONGEST = 8
-"""Most tokens of a suffix."""
 
 
 def load_ngram() -> tuple[DraftEngine, Loaded]:
@@ -22,7 +20,7 @@ class NgramDrafter:
     """Drafts by repetition; implements `DraftEngine`."""
 
     def __init__(self) -> None:
-        self._indexes: dict[str, _SuffixIndex] = {}
+        self._indexes: dict[str, SuffixIndex] = {}
 
     def draft(
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
@@ -35,38 +33,13 @@ class NgramDrafter:
         self._indexes.pop(key, None)
 
     def _draft(self, work: DraftWork) -> DraftResult:
-        index = self._indexes.setdefault(work.key, _SuffixIndex())
-        index.reconcile(work.tokens)
+        index, tokens = self._indexes.get(work.key), list(work.tokens)
+        if index is None or index.tokens != tokens[: len(index.tokens)]:
+            index = self._indexes[work.key] = SuffixIndex()
+        index.extend(tokens[len(index.tokens) :])
         start, matched = index.longest_match()
         if not matched:
             return DraftResult((), ())
-        tokens = tuple(index.tokens[start : start + work.num_tokens])
+        drafted = tuple(index.tokens[start : start + work.num_tokens])
         confidence = 1.0 - 0.5**matched
-        return DraftResult(tokens, (confidence,) * len(tokens))
-
-
-class _SuffixIndex:
-    """Position after the last occurrence of each n-gram of a growing sequence."""
-
-    def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self._last: dict[tuple[int, ...], int] = {}
-
-    def reconcile(self, tokens: Sequence[int]) -> None:
-        tokens = list(tokens)
-        if self.tokens != tokens[: len(self.tokens)]:
-            self.tokens, self._last = [], {}
-        for token in tokens[len(self.tokens) :]:
-            end = len(self.tokens)
-            for size in range(1, min(LONGEST, end) + 1):
-                self._last[tuple(self.tokens[end - size : end])] = end
-            self.tokens.append(token)
-
-    def longest_match(self) -> tuple[int, int]:
-        """Position after the last occurrence of the longest repeated suffix, and its length."""
-        end = len(self.tokens)
-        for size in range(min(LONGEST, end), 0, -1):
-            found = self._last.get(tuple(self.tokens[end - size :]))
-            if found is not None:
-                return found, size
-        return 0, 0
+        return DraftResult(drafted, (confidence,) * len(drafted))

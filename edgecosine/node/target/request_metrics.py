@@ -12,7 +12,7 @@ from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.target.committee_metrics import CommitteeMetrics
 from edgecosine.node.target.round_trace import RoundTrace
 from edgecosine.protocol.api.result import DrafterShare, Metrics
-from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
+from edgecosine.protocol.wire.tree import TokenTree
 
 
 @dataclass(slots=True)
@@ -67,10 +67,12 @@ class RequestMetrics:
         self.accepted += accepted
         self.totals.count_round(len(tree), len(result.path), proposed, accepted)
 
-    def count_plain_round(self, result: VerificationResult, verify_s: float) -> None:
-        """Count a round without drafts."""
+    def count_plain_round(
+        self, tree: TokenTree, proposers: Sequence[str], result: VerificationResult, verify_s: float
+    ) -> None:
+        """Count a round without a plan, whose tree comes from the text itself."""
         self.totals.gamma.observe(0)
-        self.count_round(EMPTY_TREE, (), result)
+        self.count_round(tree, proposers, result)
         self.totals.count_times(plan=0.0, draft=0.0, verify=verify_s)
 
     def metrics(self) -> Metrics:

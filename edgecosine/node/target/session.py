@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
+from edgecosine.balance.own_text import OWN_TEXT, OwnText
 from edgecosine.balance.plan import Plan
 from edgecosine.balance.planner import Planner
 from edgecosine.balance.round import Round
@@ -86,6 +87,7 @@ class Session:
         )
         self._planner = planner.of(self._state)
         self._state.first_length = len(self._sequence)
+        self._own_text = OwnText(self._state, self._statistics)
         self._compared = ComparedDrafters(self._draft_client, self._statistics, self._state)
 
     def __repr__(self) -> str:
@@ -197,21 +199,25 @@ class Session:
         if not (self._metrics.plan and self._statistics.speculates(self._state)):
             why = self._statistics.why_plain(self._state.policy)
             self._metrics.plan = why if self._metrics.trace.is_on else ""
+        tree = self._own_text.draft(self._sequence.tokens, self._text.room - 1)
         submitted = now()
-        result = await self._decode()
-        self._metrics.count_plain_round(result, self._round_ended_s - submitted)
+        result = await self._decode(tree)
+        self._own_text.observe(self._sequence.tokens)
+        self._metrics.count_plain_round(tree, (OWN_TEXT,), result, self._round_ended_s - submitted)
         self._note_bookkeeping(began_s, busy_s, 0.0, is_plain=True)
-        self._note_round(began_s, 1, is_quiet=not self._draft_client.probes)
+        is_quiet = not self._draft_client.probes
+        if not (is_quiet and len(tree)):
+            self._note_round(began_s, 1 + len(result.path), is_quiet=is_quiet)
         return []
 
-    async def _decode(self) -> VerificationResult:
-        """Commit the target's own next token: without drafts there is nothing else to await, and
-        nothing to learn of drafters."""
+    async def _decode(self, tree: TokenTree = EMPTY_TREE) -> VerificationResult:
+        """Commit the target's own next token, behind what it accepts of the text's repetition:
+        without drafters there is nothing else to await, and nothing to learn of them."""
         self._metrics.trace.submit()
-        result = await self._verify(EMPTY_TREE)
-        self._metrics.trace.end(0, 0, self._metrics.plan)
+        result = await self._verify(tree)
+        self._metrics.trace.end(len(tree), len(result.path), self._metrics.plan)
         self._round_ended_s = now()
-        self._append(result, EMPTY_TREE)
+        self._append(result, tree, (OWN_TEXT,))
         return result
 
     def _note_bookkeeping(

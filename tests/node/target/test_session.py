@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgecosine.balance.cost_model import PassReport
+from edgecosine.balance.own_text import OWN_TEXT
 from edgecosine.balance.plan import ALONE
 from edgecosine.balance.policy import POLICIES
 from edgecosine.engine.base import DraftResult, DraftWork, never
@@ -643,3 +644,17 @@ def test_text_says_who_guessed_it() -> None:
         assert by_name[""] > 0
 
     run(main())
+
+
+@pytest.mark.parametrize("num_drafters", [0, 1])
+def test_repeated_text_takes_fewer_passes_without_a_drafter_that_is_right(
+    num_drafters: int,
+) -> None:
+    text = "one two three " * 5
+    language = recital("To be", text.encode())
+    useless = [Drafter(ScriptedDrafter(language, hits=0.0)) for _ in range(num_drafters)]
+    answer = answer_of(language, request(max_tokens=200), *useless)
+    assert answer.text == text
+    metrics = answer.metrics
+    assert sum(metrics.acceptance_histogram) < len(text) / 2
+    assert metrics.drafters[OWN_TEXT].accepted > len(text) / 2

@@ -1,0 +1,86 @@
+"""Drafts from a request's own text are used where repetitions last, and learned of elsewhere."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from edgecosine.balance.cost_model import PassReport
+from edgecosine.balance.own_text import MOST_READ, MOST_TOKENS, OWN_TEXT, OwnText
+from edgecosine.balance.planner import Planner
+
+PASS_S, ROW_S = 0.005, 0.0006
+PASSAGE = list(range(100, 160))
+
+
+def planner() -> Planner:
+    made = Planner()
+    for rows in (1, 16):
+        made.statistics.observe_pass(PassReport(rows, PASS_S + ROW_S * (rows - 1)))
+    return made
+
+
+def decode(made: Planner, prompt: list[int], answer: list[int], policy: str) -> tuple[int, int]:
+    """Passes in which an answer is decoded, and the rows of drafts in them."""
+    request = made.statistics.open(policy, num_prompt=len(prompt))
+    own, text, num_passes, num_rows = OwnText(request, made.statistics), [*prompt], 0, 0
+    while (done := len(text) - len(prompt)) < len(answer):
+        tree = own.draft(text, len(answer) - done - 1)
+        accepted = 0
+        while accepted < len(tree) and tree.tokens[accepted] == answer[done + accepted]:
+            accepted += 1
+        text += answer[done : done + accepted + 1]
+        own.observe(text)
+        num_passes, num_rows = num_passes + 1, num_rows + len(tree)
+    made.statistics.close(request)
+    return num_passes, num_rows
+
+
+def test_repeated_passage_takes_a_fraction_of_its_passes() -> None:
+    num_passes, _ = decode(planner(), [*PASSAGE, 7, 8], [9, *PASSAGE], "edgecosine")
+    assert num_passes < len(PASSAGE) / 3
+
+
+def test_chance_repetitions_cost_less_than_a_hundredth() -> None:
+    made, rng, cost_s, num_tokens = planner(), random.Random(0), 0.0, 0
+    for _ in range(20):
+        words = [rng.randrange(8) for _ in range(200)]
+        num_passes, num_rows = decode(made, words[:72], words[72:], "edgecosine")
+        cost_s += num_passes * PASS_S + num_rows * ROW_S
+        num_tokens += 128
+    assert cost_s < 1.01 * num_tokens * PASS_S
+    state = made.statistics.drafter(OWN_TEXT)
+    assert state.calibration(is_greedy=True).probability(0.45) < 0.2
+
+
+def test_text_that_seldom_goes_on_as_before_costs_little_although_others_did() -> None:
+    made = planner()
+    for _ in range(10):
+        decode(made, [*PASSAGE, 7, 8], [9, *PASSAGE], "edgecosine")
+    # Four tokens recur every time, what follows them never does.
+    verse = [token for number in range(25) for token in (1, 2, 3, 4, 300 + number)]
+    num_passes, num_rows = decode(made, verse[:5], verse[5:], "edgecosine")
+    assert num_passes * PASS_S + num_rows * ROW_S < 1.05 * (len(verse) - 5) * PASS_S
+
+
+@pytest.mark.parametrize("policy", ["target-alone", "edgecosine-without-repetition"])
+def test_other_policies_have_no_such_drafts(policy: str) -> None:
+    num_passes, num_rows = decode(planner(), [*PASSAGE, 7], PASSAGE, policy)
+    assert (num_passes, num_rows) == (len(PASSAGE), 0)
+
+
+def test_no_such_drafts_beside_another_request() -> None:
+    made = planner()
+    made.statistics.open("edgecosine")
+    assert decode(made, PASSAGE, PASSAGE, "edgecosine") == (len(PASSAGE), 0)
+
+
+def test_draft_fits_the_room_and_only_the_end_of_a_long_text_is_read() -> None:
+    made = planner()
+    own = OwnText(made.statistics.open("edgecosine"), made.statistics)
+    text = [*PASSAGE, *range(1000, 1000 + MOST_READ), *PASSAGE[:6]]
+    assert not len(own.draft(text, 8))
+    text += range(2000, 2006)
+    assert len(own.draft(text, 3)) == 3
+    assert 3 < len(own.draft(text, 100)) <= MOST_TOKENS
