@@ -16,6 +16,9 @@ MAX_GAMMA = 12
 MAX_NODES = 48
 PROBE_GAMMA = 4
 """Draft length of a round that probes drafters with little evidence."""
+TRIAL_GAMMA = 3
+"""Longest draft of a lone request that may be slower by it, and of a drafter whose steps were never
+timed: what such a round costs at most is about a plain round."""
 DEADLINE_FACTOR = 2.5
 """Longest wait for a draft, over its expected time."""
 DEADLINE_FLOOR_S = 0.02
@@ -37,6 +40,8 @@ class Candidate:
     is_measured: bool
     beside_others_s: float | None = None
     """Overhead of answers beside which others computed; None before the first one."""
+    longest: int = MAX_GAMMA
+    """Tokens of a draft, at most."""
 
     @property
     def joining_s(self) -> float | None:
@@ -108,7 +113,7 @@ def choose_plan(
     best_speed = -1.0
     for candidate in contenders(candidates):
         tokens, path = 1.0, 1.0
-        for gamma in range(1, min(MAX_GAMMA, room - 1, len(pass_s) - 2) + 1):
+        for gamma in range(1, min(candidate.longest, room - 1, len(pass_s) - 2) + 1):
             path *= candidate.rate
             tokens += path
             draft_s = candidate.overhead_s + gamma * candidate.token_s

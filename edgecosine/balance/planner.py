@@ -15,8 +15,10 @@ from edgecosine.balance.first_probes import first_asked
 from edgecosine.balance.fixed_plan import fixed_plan
 from edgecosine.balance.fresh_draft_gain import pays_to_wait
 from edgecosine.balance.plan import (
+    MAX_GAMMA,
     MAX_NODES,
     PROBE_GAMMA,
+    TRIAL_GAMMA,
     Candidate,
     Plan,
     best_speed,
@@ -138,22 +140,27 @@ class Planner:
         if budget is None:
             return plan
 
+        def lead() -> Candidate:
+            return next(each for each in candidates if each.node_id == plan.drafters[0])
+
         def is_certain() -> bool:
-            lead = next(each for each in candidates if each.node_id == plan.drafters[0])
-            return self._is_certain(request, lead, room)
+            return self._is_certain(request, lead(), room)
 
         why = budget.why_plain(request.trial, request.pace, room, plan.drafters, is_certain)
-        if why is None:
+        if why is None and (budget.settle(request.pace) or is_certain()):
             return plan
+        if why is None:
+            return self._adaptive_plan(request, [replace(lead(), longest=TRIAL_GAMMA)], room)
         if request.trial.rest_left:
             request.pace = Speed()
         return Plan(reason=f"K=0: {why}: {plan.reason}" if why else plan.reason)
 
     def _is_certain(self, request: RequestState, candidate: Candidate, room: int) -> bool:
         """Whether a known drafter pays even at the lower bound of its acceptance rate."""
-        if candidate.evidence < ENOUGH_EVIDENCE:
+        judged = request.rates.judged(candidate.node_id)
+        if judged < ENOUGH_EVIDENCE:
             return False
-        lower = replace(candidate, rate=lower_bound(candidate.rate, candidate.evidence))
+        lower = replace(candidate, rate=lower_bound(candidate.rate, judged))
         co_batched = self.statistics.co_batched(request)
         pass_s = self.statistics.pass_times(co_batched)
         least = choose_plan([lower], pass_s, room, co_batched, request.overlap)
@@ -347,6 +354,7 @@ class Planner:
 
     def _candidate(self, node_id: str, request: RequestState) -> Candidate:
         state = self.statistics.drafter(node_id)
+        is_timed = state.speed.token_s is not None
         return Candidate(
             node_id=node_id,
             rate=request.rates.estimate(node_id, state.record),
@@ -355,6 +363,7 @@ class Planner:
             overhead_s=state.speed.overhead_s or 0.0,
             is_measured=state.speed.overhead_s is not None,
             beside_others_s=state.speed.beside_others_s,
+            longest=MAX_GAMMA if is_timed else TRIAL_GAMMA,
         )
 
 

@@ -26,7 +26,8 @@ LARGEST_LOSS = 4.0
 REQUEST_SHARE, REQUEST_LOSS = 0.01, 1.0
 """Most that trials may cost a request: a share of its tokens, and some rounds."""
 CERTAIN_LOSS = 6.0
-"""Rounds that a request may lose by plans that other texts made certain to pay."""
+"""Rounds that a request may lose by plans that its text made certain to pay; less, as trials get
+less, after requests that lost by them."""
 FEWEST_ROUNDS, CLEARLY = 6, 0.8
 """Rounds after which speculation is judged early, if below this share of plain decoding's speed."""
 ENOUGH_ROUNDS = 16
@@ -156,7 +157,8 @@ class TrialBudget:
         if is_faster is False:
             trial.begin_rest()
             return f"measured to be slower, {pace.per_s:.0f} tokens/s"
-        if self.affords(trial, room) or (trial.lost < CERTAIN_LOSS and is_certain()):
+        allowed = CERTAIN_LOSS * self.share / TRIAL_SHARE
+        if self.affords(trial, room) or (trial.lost < allowed and is_certain()):
             return None
         trial.stretch_out()
         return "trials are used up"

@@ -232,11 +232,17 @@ class RequestRates:
     def evidence(self, drafter: str) -> float:
         """Tokens of this drafter that were judged or reported in this request, and the tokens that
         its NLL or similar texts count for."""
-        seen = (rates.get(drafter) for rates in (self.rates, self.reported))
-        evidence = sum(rate.evidence for rate in seen if rate)
         if drafter in self.predicted:
-            return evidence + self.predicted_weight
-        return evidence + self._similar_texts_trust(drafter) * SIMILAR_TEXTS_WEIGHT
+            return self._seen(drafter) + self.predicted_weight
+        return self.judged(drafter)
+
+    def judged(self, drafter: str) -> float:
+        """The evidence without the prediction by the NLL, which only compares drafters."""
+        return self._seen(drafter) + self._similar_texts_trust(drafter) * SIMILAR_TEXTS_WEIGHT
+
+    def _seen(self, drafter: str) -> float:
+        seen = (rates.get(drafter) for rates in (self.rates, self.reported))
+        return sum(rate.evidence for rate in seen if rate)
 
     def _similar_texts_trust(self, drafter: str) -> float:
         """Weight of the rate on similar texts against the record, 0 to 1."""

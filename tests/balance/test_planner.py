@@ -238,7 +238,8 @@ def test_drafts_are_shorter_if_their_tokens_slow_other_requests() -> None:
     for request in requests:
         made.statistics.close(request)
     newcomer = made.statistics.open("edgecosine")
-    observe_draft(made, newcomer, "d", hits=4)
+    for _ in range(6):
+        observe_draft(made, newcomer, "d", hits=4)
     assert made.plan(newcomer, ["d"], 100).gamma >= lengths[0]
 
 
