@@ -20,7 +20,8 @@ from edgecosine.engine.loading.device import available_memory, resolve_device
 from edgecosine.engine.loading.gguf_file import EMBEDDING
 from edgecosine.engine.loading.load_errors import refusing
 from edgecosine.engine.loading.memory import BLOCK_BYTES, MemoryPlan, plan_memory
-from edgecosine.engine.loading.sources import Source, locate
+from edgecosine.engine.loading.model_files import is_hub_name
+from edgecosine.engine.loading.sources import Source, hub_file, locate
 from edgecosine.engine.options import LoadOptions, WeightForm, Weights
 from edgecosine.errors import ModelUnavailable, ModelUnsupported
 
@@ -153,6 +154,12 @@ def config_of(source: Source) -> Any:
     """
     if source.gguf is not None:
         return read_cut_config(source)
+    is_of_hub = is_hub_name(source.where) and not Path(source.where).is_dir()
+    if is_of_hub and hub_file(source.where, "config.json") is None:
+        raise ModelUnavailable(
+            f"{source.where} has no config.json in the model hub; of a model with GGUF files name "
+            "one: --gguf FILE"
+        )
     config = reading(
         source.where,
         "config.json",

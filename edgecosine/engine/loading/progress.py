@@ -33,7 +33,8 @@ class LoggedProgress(tqdm):  # type: ignore[misc]
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         """Log the progress."""
         share = f"{self.n / self.total:.0%}" if self.total else str(self.n)
-        logger.info("progress: of=%s done=%s", (self.desc or "loading").removesuffix(": "), share)
+        what = (self.desc or "loading").removesuffix(": ").rpartition("/")[2]
+        logger.info("progress: of=%s done=%s", what, share)
         return True
 
 

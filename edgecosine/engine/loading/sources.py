@@ -106,14 +106,43 @@ def _sha256(source: Source) -> str:
 
 def _download(name: str, gguf: str) -> Path:
     """Download a file of a hub model, with all parts of its set; the path of the first part."""
-    from transformers.utils.hub import cached_file
-
     with showing_progress(name):
-        try:
-            paths = [
-                cached_file(name, part, tqdm_class=download_bar()) for part in part_names(gguf)
-            ]
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ModelUnavailable(f"cannot download {gguf} of {name}: {reason}") from error
-    return Path(str(paths[0]))
+        paths = [hub_file(name, part) for part in part_names(gguf)]
+    for part, path in zip(part_names(gguf), paths, strict=True):
+        if path is None:
+            raise ModelUnavailable(f"{name} has no file {part} in the model hub")
+    assert paths[0] is not None, "checked above"
+    return paths[0]
+
+
+def hub_file(name: str, file: str) -> Path | None:
+    """The file of a hub model, downloaded if it is not in the cache; None where the model has no
+    such file.
+
+    Raises ModelUnavailable without a network, and for a model that the hub does not have.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(hf_hub_download(name, file, tqdm_class=download_bar()))
+    except LocalEntryNotFoundError as error:
+        reason = "the model hub cannot be reached, and the file is not in its cache"
+        raise ModelUnavailable(f"cannot download {file} of {name}: {reason}") from error
+    except EntryNotFoundError:
+        return None
+    except GatedRepoError as error:
+        reason = "accept its terms on the model hub, and set HF_TOKEN"
+        raise ModelUnavailable(f"cannot download {name}: {reason}") from error
+    except RepositoryNotFoundError as error:
+        known = ", ".join((*zoo.names(), *models.names()))
+        reason = "the model hub has no such model, or it is private (set HF_TOKEN)"
+        raise ModelUnavailable(f"there is no {name!r}: {reason}; known: {known}") from error
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelUnavailable(f"cannot download {file} of {name}: {reason}") from error
