@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ class TextCodec:
     def __init__(self, tokenizer: Any, eos_tokens: Sequence[int], num_rows: int = 1 << 31) -> None:
         """`tokenizer` is from transformers; the model has embeddings for ids below `num_rows`."""
         self._tokenizer, self.num_rows = tokenizer, num_rows
+        self._decode = functools.partial(_decoder(tokenizer), skip_special_tokens=True)
         self.eos_tokens = frozenset(eos_tokens)
         self._spellings = functools.lru_cache(_MAX_SPELLINGS)(self._spell)
         self._text_of = functools.lru_cache(_MAX_SPELLINGS)(lambda token: self._decode([token]))
@@ -116,15 +117,6 @@ class TextCodec:
             return self._text_of(tokens[0])
         return self._decode(tokens)
 
-    def _decode(self, tokens: Sequence[int]) -> str:
-        return str(
-            self._tokenizer.decode(
-                list(tokens),
-                skip_special_tokens=True,
-                clean_up_tokenization_spaces=False,
-            )
-        )
-
     def spelling(self, token: int) -> tuple[str, bytes]:
         """One token in the middle of a text, special ones by name: as text and as UTF-8.
 
@@ -184,6 +176,18 @@ class TextCodec:
         """The tokens by id, empty for unused ids, for comparison between nodes."""
         names = self._tokenizer.convert_ids_to_tokens(range(self._num_ids))
         return [(name or "").encode() for name in names]
+
+
+def _decoder(tokenizer: Any) -> Callable[..., str]:
+    """The function that decodes tokens without changing spaces: that of the library behind
+    transformers where its class adds nothing, since its own layers cost more than the decoding."""
+    if hasattr(tokenizer, "backend_tokenizer"):
+        from transformers import PreTrainedTokenizerFast as Plain
+
+        kind = type(tokenizer)
+        if kind.decode is Plain.decode and kind._decode is Plain._decode:
+            return tokenizer.backend_tokenizer.decode  # type: ignore[no-any-return]
+    return functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False)
 
 
 def _turn(message: ChatMessage) -> dict[str, Any]:
