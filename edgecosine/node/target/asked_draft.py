@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from edgecosine.balance.plan import Plan
 from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.node.links.pending_requests import Reply
-from edgecosine.protocol.wire.tree import TokenTree
+from edgecosine.protocol.wire.messages import PackedTree
 
 
 @dataclass(slots=True, eq=False)
 class AskedDraft:
-    """One drafter's draft for a plan, after the sequence and `trunk`; with `ahead`, after that
-    tree's endpoints."""
+    """One drafter's draft for a plan, after the sequence and `trunk`; with `ahead`, after the
+    endpoints of the tree that the target verifies."""
 
     node_id: str
     plan: Plan
     asked_s: float
     trunk: Sequence[int] = ()
-    ahead: TokenTree | None = None
+    ahead: PackedTree | None = None
     prefix_len: int = 0
     """Tokens before the draft, of the latest request for it."""
     num_requests: int = 0
@@ -36,7 +36,7 @@ class AskedDraft:
 
     @property
     def is_ahead(self) -> bool:
-        """Whether the target verifies the tree before it."""
+        """Whether the target verifies a tree before it."""
         return self.ahead is not None
 
 

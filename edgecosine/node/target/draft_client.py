@@ -27,17 +27,17 @@ from edgecosine.protocol.wire.messages import (
     Draft,
     DraftRequest,
     OutOfStep,
+    PackedTree,
     Release,
     SharedNoise,
-    pack_parents,
-    pack_shares,
     pack_tokens,
+    pack_tree,
     prefix_digest,
     read_tree,
 )
 from edgecosine.protocol.wire.prefix import Prefix
 from edgecosine.protocol.wire.prompt_score import PromptScore
-from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
+from edgecosine.protocol.wire.tree import TokenTree
 
 logger = logging.getLogger(__name__)
 
@@ -140,10 +140,11 @@ class DraftClient:
     ) -> list[AskedDraft]:
         """Request drafts from the plan's drafters; with `ahead`, after that tree's endpoints."""
         links = self._links()
+        packed = None if ahead is None else pack_tree(ahead)
         chosen = [node_id for node_id in plan.drafters if node_id in links]
         for node_id in chosen:
             self._end_probe(node_id)
-        return [self._ask(links[node_id], node_id, plan, trunk, ahead) for node_id in chosen]
+        return [self._ask(links[node_id], node_id, plan, trunk, packed) for node_id in chosen]
 
     async def any_of(self, drafts: Collection[AskedDraft], within_s: float) -> None:
         """Wait for drafts that may be on their way, unless one is there already."""
@@ -220,7 +221,7 @@ class DraftClient:
         node_id: str,
         plan: Plan,
         trunk: Sequence[int] = (),
-        ahead: TokenTree | None = None,
+        ahead: PackedTree | None = None,
     ) -> AskedDraft:
         asked = AskedDraft(node_id, plan, now(), trunk, ahead)
         self._awaited[asked] = None
@@ -335,7 +336,7 @@ class DraftClient:
         num_sent = self._num_sent.get(asked.node_id, 0)
         self._num_sent[asked.node_id] = len(self._sequence)
         new_tokens = [*self._sequence.tokens[num_sent:], *asked.trunk]
-        plan, tree = asked.plan, asked.ahead or EMPTY_TREE
+        plan, (tokens, parents, confidences) = asked.plan, asked.ahead or (b"", b"", b"")
         return DraftRequest(
             request_id=self._key,
             round=self._round,
@@ -346,8 +347,8 @@ class DraftClient:
             width=plan.width,
             coupling=self._noise,
             is_ahead=asked.is_ahead,
-            tree_tokens=pack_tokens(tree.tokens),
-            tree_parents=pack_parents(tree.parents),
-            tree_confidences=pack_shares(tree.confidences),
+            tree_tokens=tokens,
+            tree_parents=parents,
+            tree_confidences=confidences,
             outcome_shares=plan.shares.get(asked.node_id, b""),
         )

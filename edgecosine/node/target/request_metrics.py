@@ -56,15 +56,11 @@ class RequestMetrics:
             self.totals.count_round(0, 0, {}, {})
             return
         self.num_draft_tokens += len(tree)
-        proposed, accepted = Counter[str](), Counter[str]()
-        for counts, sets in (
-            (proposed, Counter(tree.proposers)),
-            (accepted, Counter([tree.proposers[node] for node in result.path])),
-        ):
-            for bit, drafter in enumerate(drafters):
-                counts[drafter] = sum([n for each, n in sets.items() if each >> bit & 1])
-        self.proposed += proposed
-        self.accepted += accepted
+        proposed = _by_drafter(drafters, tree.proposers)
+        accepted = _by_drafter(drafters, [tree.proposers[node] for node in result.path])
+        for drafter in drafters:
+            self.proposed[drafter] += proposed[drafter]
+            self.accepted[drafter] += accepted[drafter]
         self.totals.count_round(len(tree), len(result.path), proposed, accepted)
 
     def count_plain_round(
@@ -101,3 +97,11 @@ class RequestMetrics:
             began_s=self.trace.began_s,
             committee=self.committee.result(),
         )
+
+
+def _by_drafter(drafters: Sequence[str], proposers: Sequence[int]) -> dict[str, int]:
+    """How many of the nodes with these proposers each drafter proposed."""
+    return {
+        drafter: sum([each >> bit & 1 for each in proposers])
+        for bit, drafter in enumerate(drafters)
+    }

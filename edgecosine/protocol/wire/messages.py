@@ -278,6 +278,15 @@ def pack_shares(shares: Sequence[float]) -> bytes:
     return np.rint(255.0 * np.asarray(shares)).astype(np.uint8).tobytes()
 
 
+PackedTree = tuple[bytes, bytes, bytes]
+"""The tokens, parents and confidences of a tree, as in the fields of a `Draft`."""
+
+
+def pack_tree(tree: TokenTree) -> PackedTree:
+    """Inverse of `read_tree`, but for the proposers."""
+    return pack_tokens(tree.tokens), pack_parents(tree.parents), pack_shares(tree.confidences)
+
+
 def read_tree(tokens: bytes, parents: bytes, confidences: bytes) -> TokenTree | None:
     """The tree in the fields of a `Draft`; None when they are invalid."""
     size = len(confidences)
