@@ -15,7 +15,7 @@ from edgecosine.fusion.acceptance_rates import (
     RequestRates,
     predicted_rates,
 )
-from edgecosine.fusion.drafter_tree import DrafterTree
+from edgecosine.fusion.drafter_tree import Comparison, DrafterTree
 from edgecosine.fusion.text_similarity import TextMemory, features
 from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS
 
@@ -61,12 +61,13 @@ class AcceptanceStatistics:
     ) -> None:
         """Learn from drafts whose tokens the target has accepted or rejected."""
         owned = [own for draft in drafts if (own := draft.own(committed)) is not None]
-        for draft in owned:
-            self._observe_draft(request, draft, committed[draft.prefix_len :])
+        compared = [(draft, draft.compare(committed[draft.prefix_len :])) for draft in owned]
+        for draft, comparison in compared:
+            self._observe_draft(request, draft, comparison)
         self._predict(request)
         if len(owned) > 1:
             self._observe_most_confident(request, owned, committed)
-            self._observe_pairs(owned, committed)
+            self._observe_pairs(compared, len(committed))
 
     def most_confident(self, request: RequestState, drafts: Sequence[DrafterTree]) -> DrafterTree:
         """The draft with the most confident first token, calibrated if the policy says so."""
@@ -80,10 +81,9 @@ class AcceptanceStatistics:
         return state.calibration(is_greedy=request.is_greedy).probability(first)
 
     def _observe_draft(
-        self, request: RequestState, draft: DrafterTree, truth: Sequence[int]
+        self, request: RequestState, draft: DrafterTree, comparison: Comparison
     ) -> None:
-        node_id = draft.node_id
-        hits, misses = draft.hits_and_misses(truth)
+        node_id, hits, misses = draft.node_id, comparison.hits, comparison.misses
         state = self._drafters.get(node_id)
         request.rates.observe(node_id, hits, misses)
         request.text_rates.observe(node_id, hits, misses)
@@ -95,8 +95,8 @@ class AcceptanceStatistics:
             state.record.self_report.observe(reported, hits, misses)
         _observe_score(request, draft)
         calibration = state.calibration(is_greedy=request.is_greedy)
-        for judged in draft.judged(truth):
-            calibration.observe(judged.confidence, is_accepted=judged.is_accepted)
+        for confidence, is_accepted in comparison.judged:
+            calibration.observe(confidence, is_accepted=is_accepted)
 
     def _observe_most_confident(
         self, request: RequestState, drafts: Sequence[DrafterTree], committed: Sequence[int]
@@ -112,14 +112,13 @@ class AcceptanceStatistics:
                 for rate in (request.most_confident, self.most_confident_rate):
                     rate.observe(int(is_right), int(not is_right))
 
-    def _observe_pairs(self, drafts: Sequence[DrafterTree], committed: Sequence[int]) -> None:
-        for one, other in itertools.permutations(drafts, 2):
-            if one.prefix_len != other.prefix_len:
-                continue
-            truth = committed[one.prefix_len :]
-            right = one.covers(truth)
-            if right < len(truth):
-                is_accepted = other.covers(truth) > right
+    def _observe_pairs(
+        self, drafts: Sequence[tuple[DrafterTree, Comparison]], num_committed: int
+    ) -> None:
+        for (one, found), (other, found_by_other) in itertools.permutations(drafts, 2):
+            is_rejected = one.prefix_len + found.covered < num_committed
+            if one.prefix_len == other.prefix_len and is_rejected:
+                is_accepted = found_by_other.covered > found.covered
                 self.conditional.observe(one.node_id, other.node_id, is_accepted=is_accepted)
 
     def _predict(self, request: RequestState) -> None:

@@ -68,7 +68,8 @@ class OwnText:
             return
         [first] = self._probabilities(draft.tree.confidences[:1])
         self._expected = FADE * self._expected + first
-        self._accepted = FADE * self._accepted + draft.covers(committed[draft.prefix_len :][:1])
+        next_token = committed[draft.prefix_len :][:1]
+        self._accepted = FADE * self._accepted + draft.compare(next_token).covered
         self._statistics.acceptance.observe_truth(self._request, [draft], committed)
 
     def _worthwhile(self, tree: TokenTree) -> TokenTree:

@@ -51,7 +51,6 @@ from edgecosine.balance.steps import (
 )
 from edgecosine.fusion.acceptance_rates import PRIOR_WEIGHT, lower_bound
 from edgecosine.fusion.drafter_tree import DrafterTree
-from edgecosine.fusion.fuse import path_probabilities
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 
@@ -213,7 +212,7 @@ class Planner:
 
         `waited_s` is the time that the round has waited for drafts.
         """
-        tree = EMPTY_TREE
+        tree, expected = EMPTY_TREE, 1.0
         if current.drafts and room > 0:
             union = current.union
             if union is None:
@@ -228,11 +227,10 @@ class Planner:
                 if best_speed(paths, pass_s, co_batched) < plain_speed:
                     most = 0
             tree = union.tree(most)
+            expected += sum(union.path_probabilities[:most])
             if current.tokens_ahead is not None:
-                tokens = 1.0 + sum(union.path_probabilities[:most])
                 gain = self.statistics.fresh_draft_gain
-                gain.observe(current.tokens_ahead, tokens, current.leaf_mass_ahead)
-        expected = 1.0 + sum(path_probabilities(tree))
+                gain.observe(current.tokens_ahead, expected, current.leaf_mass_ahead)
         self.statistics.set_size(request, 1 + len(tree), expected)
         return tree
 

@@ -10,11 +10,21 @@ from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
 
 
 @dataclass(frozen=True, slots=True)
-class JudgedToken:
-    """A draft token whose parent was accepted, and whether it was accepted itself."""
+class Comparison:
+    """A draft beside the tokens that the target committed after its prefix.
 
-    confidence: float
-    is_accepted: bool
+    hits, misses  accepted tokens of the best path, and 1 if a rejection followed, else 0
+    covered       committed tokens on a path from the root
+    judged        confidence of each node whose parent was accepted, and whether it was accepted
+
+    Tokens below a rejection, or beyond the end of the committed ones, do not count. An empty draft
+    is a miss.
+    """
+
+    hits: int
+    misses: int
+    covered: int
+    judged: Sequence[tuple[float, bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +51,15 @@ class DrafterTree:
             if child is None:
                 return None
             at = child
-        index, kept, parents = {at: ROOT}, list[int](), list[int]()
-        for node, parent in enumerate(self.tree.parents[at + 1 :], at + 1):
-            above = index.get(parent)
-            if above is not None:
-                index[node] = len(kept)
-                kept.append(node)
-                parents.append(above)
+        parents, place_of = self.tree.parents, {at: ROOT}
+        for node in range(at + 1, len(parents)):
+            if parents[node] in place_of:
+                place_of[node] = len(place_of) - 1
+        _, *kept = place_of
         if not kept:
             return None
         trunk = max(0, self.trunk - len(committed) + self.prefix_len)
-        tree = self._part(kept, parents)
+        tree = self._part(kept, [place_of[parents[node]] for node in kept])
         return DrafterTree(self.node_id, len(committed), tree, trunk=trunk)
 
     def own(self, committed: Sequence[int]) -> DrafterTree | None:
@@ -81,45 +89,23 @@ class DrafterTree:
         tree = TokenTree(tokens, parents, confidences, (0,) * len(tokens))
         return DrafterTree(self.node_id, self.prefix_len - len(trunk), tree, trunk=len(trunk))
 
-    def hits_and_misses(self, truth: Sequence[int]) -> tuple[int, int]:
-        """Accepted tokens of the best path, and 1 if a rejection followed, else 0.
-
-        Tokens below a rejection, or beyond the end of `truth`, do not count. An empty draft is a
-        miss.
-        """
-        at, hits = ROOT, 0
+    def compare(self, truth: Sequence[int]) -> Comparison:
+        """The draft beside the tokens that follow its prefix."""
+        tree, at, judged = self.tree, ROOT, list[tuple[float, bool]]()
+        hits = misses = covered = 0
         for token in truth:
-            best = self._best_child(at)
-            if best is None:
-                return hits, 0 if hits else 1
-            if self.tree.tokens[best] != token:
-                return hits, 1
-            hits, at = hits + 1, best
-        return hits, 0
-
-    def judged(self, truth: Sequence[int]) -> list[JudgedToken]:
-        """All nodes whose parent was accepted, up to the end of `truth`."""
-        at, found, tree = ROOT, list[JudgedToken](), self.tree
-        for token in truth:
-            found += [
-                JudgedToken(tree.confidences[node], tree.tokens[node] == token)
-                for node in self._children(at)
-            ]
+            children = [*self._children(at)]
+            judged += [(tree.confidences[node], tree.tokens[node] == token) for node in children]
+            if not misses:
+                if children and tree.tokens[children[0]] == token:
+                    hits += 1
+                elif children or not hits:
+                    misses = 1
             child = tree.child(at, token)
             if child is None:
                 break
-            at = child
-        return found
-
-    def covers(self, truth: Sequence[int]) -> int:
-        """How many tokens of `truth` lie on a path from the root."""
-        at = ROOT
-        for depth, token in enumerate(truth):
-            child = self.tree.child(at, token)
-            if child is None:
-                return depth
-            at = child
-        return len(truth)
+            at, covered = child, covered + 1
+        return Comparison(hits, misses, covered, judged)
 
     def _part(self, nodes: Sequence[int], parents: Sequence[int]) -> TokenTree:
         tokens, confidences = self.tree.tokens, self.tree.confidences

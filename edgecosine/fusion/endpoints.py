@@ -9,6 +9,7 @@ With different shares their drafts together cover more endpoints.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from edgecosine.protocol.wire.tree import TokenTree
 
@@ -38,11 +39,11 @@ def fan_out(tree: TokenTree, strengths: Sequence[float]) -> tuple[bytes, ...]:
     shares = [bytearray([OTHERS]) * len(ends) for _ in strengths]
     loads = [0.0] * len(strengths)
     for endpoint in sorted(range(len(ends)), key=ends.__getitem__, reverse=True):
-        would_be = [
-            (load + ends[endpoint]) / strength
-            for load, strength in zip(loads, strengths, strict=True)
-        ]
-        least = would_be.index(min(would_be))
-        loads[least] += ends[endpoint]
+        end, least, lowest = ends[endpoint], 0, inf
+        for drafter, strength in enumerate(strengths):
+            would_be = (loads[drafter] + end) / strength
+            if would_be < lowest:
+                least, lowest = drafter, would_be
+        loads[least] += end
         shares[least][endpoint] = OWN
     return tuple(map(bytes, shares))

@@ -7,7 +7,6 @@ probability 1 - prod(1 - p_i).
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 
 from edgecosine.fusion.drafter_tree import DrafterTree
@@ -35,19 +34,19 @@ class DraftUnion:
         for bit, (draft, chances) in enumerate(zip(drafts, probabilities, strict=True)):
             self._merge(1 << bit, draft, chances)
         size = len(self._tokens)
-        # The last place, which ROOT indexes, is the root's.
-        paths, depths = [1.0] * (size + 1), [0] * (size + 1)
+        paths = [1.0] * (size + 1)  # the last place, which ROOT indexes, is the root's
         for node, (parent, rejected) in enumerate(zip(self._parents, self._rejected, strict=True)):
             paths[node] = paths[parent] * (1.0 - rejected)
-            depths[node] = depths[parent] + 1
-        ranked = sorted(zip(map(operator.neg, paths), depths, range(size), strict=False))
-        self._ranked = [node for _, _, node in ranked]
+        self._ranked = sorted(range(size), key=paths.__getitem__, reverse=True)
         self.path_probabilities = [paths[node] for node in self._ranked]
         """Probability that each node is accepted, in falling order. A child is never more probable
-        than its parent, so any cut keeps whole paths."""
-        inner = set(self._parents)
-        self.leaf_mass = sum(paths[node] for node in self._ranked if node not in inner)
+        than its parent, and never listed before it, so any cut keeps whole paths."""
+
+    @property
+    def leaf_mass(self) -> float:
         """Probability that the accepted path ends at a leaf, below which nothing is drafted."""
+        inner, ranked = {*self._parents}, zip(self._ranked, self.path_probabilities, strict=True)
+        return sum([path for node, path in ranked if node not in inner])
 
     def _merge(self, bit: int, draft: DrafterTree, chances: Sequence[float]) -> None:
         if not (self._tokens or draft.trunk):
@@ -77,9 +76,7 @@ class DraftUnion:
         self._tokens, self._parents = [*tree.tokens], [*tree.parents]
         self._rejected = [1.0 - min(probability, _MAX_PROBABILITY) for probability in chances]
         self._proposers = [bit] * len(tree)
-        self._index = dict(
-            zip(zip(tree.parents, tree.tokens, strict=True), range(len(tree)), strict=True)
-        )
+        self._index = {**tree.index}
 
     def tree(self, budget: int) -> TokenTree:
         """The tree of the `budget` most probable nodes; bit i of `proposers` is drafts[i]."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.fusion.drafter_tree import DrafterTree, JudgedToken
+from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.protocol.wire.tree import ROOT
 from tests.fusion.drafts import draft_of
 
@@ -58,18 +58,30 @@ def test_subtree_after_committed_tokens_is_what_was_below_them(
 def test_covers_is_the_longest_path_of_the_truth(draft: DrafterTree, truth: list[int]) -> None:
     held = paths(draft)
     expected = max(n for n in range(len(truth) + 1) if n == 0 or tuple(truth[:n]) in held)
-    assert draft.covers(truth) == expected
+    assert draft.compare(truth).covered == expected
 
 
 @given(drafter_trees(), texts)
 def test_judged_nodes_are_those_with_an_accepted_parent(
     draft: DrafterTree, truth: list[int]
 ) -> None:
-    judged = draft.judged(truth)
-    assert sum(each.is_accepted for each in judged) == draft.covers(truth)
-    hits, misses = draft.hits_and_misses(truth)
-    assert hits <= draft.covers(truth)
-    assert misses in {0, 1}
+    found, tree = draft.compare(truth), draft.tree
+    accepted = [tuple(truth[:depth]) for depth in range(min(len(truth), found.covered + 1))]
+    tokens = {node: tuple(tree.tokens[n] for n in tree.path(node)) for node in range(len(draft))}
+    assert sorted(found.judged) == sorted(
+        (tree.confidences[node], path[-1] == truth[len(path) - 1])
+        for node, path in tokens.items()
+        if path[:-1] in accepted
+    )
+
+
+@given(drafter_trees(), texts)
+def test_best_path_is_right_up_to_its_first_rejection(draft: DrafterTree, truth: list[int]) -> None:
+    best, found = draft.chain().tree.tokens, draft.compare(truth)
+    right = [ours == theirs for ours, theirs in zip(best, truth, strict=False)]
+    assert found.hits == [*right, False].index(False)
+    has_rejection = False in right or bool(truth and not best)
+    assert found.misses == has_rejection
 
 
 @given(drafter_trees())
@@ -94,27 +106,27 @@ def test_best_continuation_counts_and_its_siblings_do_not(
     truth: tuple[int, ...], hits: int, misses: int
 ) -> None:
     draft = draft_of("d", 0, (1, 4, 5, 2), (0.6, 0.2, 0.1, 0.9), (-1, -1, -1, 0))
-    assert draft.hits_and_misses(truth) == (hits, misses)
+    found = draft.compare(truth)
+    assert (found.hits, found.misses) == (hits, misses)
 
 
 def test_judged_tokens_have_confidences() -> None:
     draft = draft_of("d", 0, (1, 4, 2), (0.6, 0.2, 0.9), (-1, -1, 0))
-    assert draft.judged((1, 7)) == [
-        JudgedToken(0.6, True),
-        JudgedToken(0.2, False),
-        JudgedToken(0.9, False),
-    ]
+    assert draft.compare((1, 7)).judged == [(0.6, True), (0.2, False), (0.9, False)]
 
 
 def test_empty_draft_is_a_miss() -> None:
-    assert draft_of("d", 0, (), ()).hits_and_misses((1, 2)) == (0, 1)
+    found = draft_of("d", 0, (), ()).compare((1, 2))
+    assert (found.hits, found.misses) == (0, 1)
 
 
 def test_draft_below_a_trunk_is_judged_by_its_own_tokens() -> None:
     seeded = draft_of("d", 3, (7, 8, 9, 5), (0.5, 0.5, 0.9, 0.9), trunk=2)
     own = seeded.own((0, 0, 0, 7, 8, 9, 6))
     assert own == draft_of("d", 5, (9, 5), (0.9, 0.9), (-1, 0))
-    assert own.hits_and_misses((9, 6)) == (1, 1)
+    assert own is not None
+    found = own.compare((9, 6))
+    assert (found.hits, found.misses) == (1, 1)
     assert seeded.own((0, 0, 0, 7, 1, 9, 5)) is None
     assert seeded.own((0, 0, 0, 7)) is None
     left = seeded.after((0, 0, 0, 7))

@@ -6,7 +6,7 @@ Nodes are in topological order: a parent comes before its children, and -1 is th
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -37,7 +37,7 @@ class TokenTree:
         is_ordered = all(map(operator.lt, self.parents, range(size)))
         if not is_ordered or min(self.parents, default=ROOT) < ROOT:
             raise ValueError("a token tree lists parents before their children")
-        if len(set(zip(self.parents, self.tokens, strict=True))) != size:
+        if len(self.index) != size:
             raise ValueError("siblings of a token tree hold different tokens")
 
     def __len__(self) -> int:
@@ -52,9 +52,10 @@ class TokenTree:
         return tuple(depths)
 
     @cached_property
-    def _children(self) -> dict[tuple[int, int], int]:
-        nodes = range(len(self.tokens))
-        return {(self.parents[node], self.tokens[node]): node for node in nodes}
+    def index(self) -> Mapping[tuple[int, int], int]:
+        """Nodes by their parent and token."""
+        nodes = zip(self.parents, self.tokens, strict=True)
+        return dict(zip(nodes, range(len(self.tokens)), strict=True))
 
     def children(self, node: int) -> list[int]:
         """The children of `node` (-1: the root)."""
@@ -91,7 +92,7 @@ class TokenTree:
 
     def child(self, node: int, token: int) -> int | None:
         """The child of `node` (-1: the root) that holds `token`, if there is one."""
-        return self._children.get((node, token))
+        return self.index.get((node, token))
 
     def path(self, node: int) -> tuple[int, ...]:
         """Nodes from a child of the root down to `node`."""
