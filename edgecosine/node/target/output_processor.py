@@ -93,6 +93,8 @@ class OutputProcessor:
         return len(self.text) < len(self._detokenizer.text)
 
     def _cut_at_stop(self) -> bool:
+        if not self._request.stop:
+            return False
         found = [
             self.text.find(stop, max(0, self._exempt + 1 - len(stop)))
             for stop in self._request.stop
