@@ -11,16 +11,22 @@ import msgspec
 import pytest
 
 from edgecosine import zoo
-from edgecosine.errors import LabError
+from edgecosine.errors import BrokerLost, LabError
 from edgecosine.lab import line_process as line_processes
 from edgecosine.lab.bench.cells import ALONE, OURS
 from edgecosine.lab.bench.peers import run_peers as peers_bench
 from edgecosine.lab.bench.peers import transformers_worker as stock
 from edgecosine.lab.bench.peers.environment import llamacpp_python
-from edgecosine.lab.bench.peers.figures import LLAMACPP, LLAMACPP_DRAFTED, peer_figures
+from edgecosine.lab.bench.peers.figures import (
+    LLAMACPP,
+    LLAMACPP_DRAFTED,
+    TRANSFORMERS,
+    peer_figures,
+)
 from edgecosine.lab.bench.peers.inputs import PeerSettings, PeersRecord, held_out
 from edgecosine.lab.bench.peers.messages import Kind, PeerOrder, Setup
 from edgecosine.lab.bench.peers.server import PeerPrompt, PeerServer, peer_process, record
+from edgecosine.lab.figures import keeping
 from edgecosine.lab.measured_requests import Load
 from edgecosine.lab.paired_runs import balanced_order
 from tests.support.mqtt import run_patiently
@@ -157,7 +163,43 @@ def test_turns_are_balanced_and_continue_without_a_failed_server() -> None:
     assert order[3:6] == [LLAMACPP, OURS, ALONE]
     assert order[6:] == [OURS, ALONE, ALONE, OURS]
     assert found.refused == {LLAMACPP: "it ended"}
+    assert found.notes["complete_turns"] == {"single": "4 of 4", "eight": "0 of 0"}
     assert [run["turn"] for run in found.runs if run["server"] == OURS] == [0, 1, 2, 3]
+
+
+class LostCluster:
+    """Fails in a way that ends the measurement, in its second answer."""
+
+    def __init__(self) -> None:
+        self._num_answers = 0
+
+    async def answer(self, prompts: Sequence[PeerPrompt], at_once: int, max_tokens: int) -> Load:
+        self._num_answers += 1
+        if self._num_answers > 1:
+            raise BrokerLost("ended")
+        return Load((), (), 1.0)
+
+
+def test_interrupted_record_says_how_many_turns_of_each_cell_are_complete() -> None:
+    found = PeersRecord()
+    servers: dict[str, Any] = {OURS: LostCluster()}
+    measuring = peers_bench._measure(
+        PeerSettings(), servers, PROMPTS * 2, (), found, print, keeping(None)
+    )
+    with pytest.raises(BrokerLost):
+        run_patiently(measuring)
+    assert found.notes["complete_turns"] == {"single": "1 of 4", "eight": "0 of 0"}
+
+
+def test_slow_peer_answers_in_half_of_the_turns() -> None:
+    order, found = list[str](), PeersRecord()
+    servers: dict[str, Any] = {name: FakeServer(name, order) for name in (OURS, TRANSFORMERS)}
+    prompts = PROMPTS * 4
+    run_patiently(
+        peers_bench._measure(PeerSettings(), servers, prompts, (), found, print, keeping(None))
+    )
+    turns = [run["turn"] for run in found.runs if run["server"] == TRANSFORMERS]
+    assert turns == [0, 3, 4, 7]
 
 
 def test_record_of_a_run_has_rates_and_texts() -> None:

@@ -52,6 +52,9 @@ from edgecosine.lab.paired_runs import balanced_order
 _AT_EIGHT: Final = (ALONE, OURS, names.LLAMACPP)
 _PER_TURN: Final = 4 * EIGHT
 """Prompts of a turn with eight requests at a time."""
+_SLOW: Final = names.TRANSFORMERS
+"""Answers the prompts of half of the turns, those numbered 0 and 3 of each four: one of its answers
+takes as long as all others together, and no bar rests on it."""
 _ONE_BY_ONE: Final = 4
 """Trial prompts that a peer answers one by one; as in `llamacpp_worker.py`."""
 
@@ -107,10 +110,12 @@ async def _measure(
         (names.SINGLE, 1, [[prompt] for prompt in measured], tuple(servers)),
         (names.EIGHT, EIGHT, turns_of_eight, tuple(name for name in servers if name in _AT_EIGHT)),
     )
+    complete = {cell: f"0 of {len(turns)}" for cell, _, turns, _ in cells}
     for cell, at_once, turns, chosen in cells:
         for turn, prompts in enumerate(turns):
+            found.notes["complete_turns"] = {**complete, cell: f"{turn} of {len(turns)}"}
             for name in balanced_order(chosen, turn):
-                if name in found.refused:
+                if name in found.refused or (name == _SLOW and turn % 4 in (1, 2)):
                     continue
                 try:
                     load = await servers[name].answer(prompts, at_once, settings.max_tokens)
@@ -119,6 +124,8 @@ async def _measure(
                     continue
                 found.runs.append(record(name, cell, turn, load))
                 notify(f"{cell} [{turn + 1}/{len(turns)}] {name}: {load.tokens_per_s:.1f} tokens/s")
+            complete[cell] = f"{turn + 1} of {len(turns)}"
+            found.notes["complete_turns"] = complete
             found.write(keep)
 
 

@@ -25,7 +25,7 @@ from edgecosine.lab.bench.transformers_models import (
 
 DRAFT_LENGTHS = (None, 3, 5)
 """Draft lengths of assisted generation: None is transformers' own choice."""
-NUM_TRIALS = 4
+NUM_TRIALS = 2
 """Number of trial prompts used, since this peer is slow."""
 
 Setting = tuple[str, int | None]
@@ -33,37 +33,39 @@ Setting = tuple[str, int | None]
 
 
 class TransformersPeer:
-    """The models in each dtype to try."""
+    """The target in each dtype to try, then drafters in the quickest one."""
 
     def __init__(self, setup: Setup) -> None:
         self._end_tokens = frozenset(setup.end_tokens)
-        self._targets = {dtype: self._load(setup.target, (dtype, None)) for dtype in DTYPES}
-        # One for each setting, since transformers changes a drafter's generation settings.
-        self._drafters = {
-            setting: self._load(setup.drafter, setting)
-            for setting in itertools.product(DTYPES, DRAFT_LENGTHS)
-            if setup.drafter
-        }
-        trials = setup.trial_prompts[:NUM_TRIALS]
-        kinds: dict[Kind, tuple[int | None, ...]] = {"plain": (None,)}
+        self._targets = {dtype: self._load(setup.target, dtype) for dtype in DTYPES}
+        self._drafters = dict[Setting, Any]()
+        self._quickest = dict[Kind, Setting]()
+        self._trials_s = dict[str, float]()
         refused: dict[Kind, str] = {"batched": "is measured by `scripts/bench`"}
+        self._choose("plain", setup, [(dtype, None) for dtype in DTYPES])
         if setup.drafter:
-            kinds["drafted"] = DRAFT_LENGTHS
+            dtype, _ = self._quickest["plain"]
+            settings = [(dtype, length) for length in DRAFT_LENGTHS]
+            # One for each setting, since transformers changes a drafter's generation settings.
+            self._drafters = {each: self._load(setup.drafter, *each) for each in settings}
+            self._choose("drafted", setup, settings)
         else:
             refused["drafted"] = "there is no draft model"
-        settings, trials_s = dict[Kind, dict[str, Any]](), dict[str, float]()
-        self._quickest = dict[Kind, Setting]()
-        for kind, lengths in kinds.items():
-            order = PeerOrder(kind, trials, setup.trial_tokens)
-            candidates = list(itertools.product(DTYPES, lengths))
-            seconds = trial_seconds(candidates, partial(self._answers, order))
-            for (dtype, length), taken_s in seconds.items():
-                name = f"{kind}, dtype {dtype}, length {length or 'by default'}"
-                trials_s[name] = round(taken_s, 4)
-            dtype, length = self._quickest[kind] = min(seconds, key=seconds.__getitem__)
-            settings[kind] = {"dtype": dtype, "length": length}
+        chosen = {
+            kind: {"dtype": dtype, "length": length}
+            for kind, (dtype, length) in self._quickest.items()
+        }
         versions = {"transformers": transformers.__version__, "torch": str(torch.__version__)}
-        self.ready = PeerReady(settings, refused, trials_s, {}, versions)
+        self.ready = PeerReady(chosen, refused, self._trials_s, {}, versions)
+
+    def _choose(self, kind: Kind, setup: Setup, settings: list[Setting]) -> None:
+        """Try all settings on the trial prompts and keep the fastest."""
+        order = PeerOrder(kind, setup.trial_prompts[:NUM_TRIALS], setup.trial_tokens)
+        seconds = trial_seconds(settings, partial(self._answers, order))
+        for (dtype, length), taken_s in seconds.items():
+            name = f"{kind}, dtype {dtype}, length {length or 'by default'}"
+            self._trials_s[name] = round(taken_s, 4)
+        self._quickest[kind] = min(seconds, key=seconds.__getitem__)
 
     def answer(self, order: PeerOrder) -> Reply:
         """Answer an order with the fastest setting, one prompt after the other."""
@@ -87,9 +89,7 @@ class TransformersPeer:
         answer = itertools.takewhile(lambda token: token not in self._end_tokens, new[0].tolist())
         return PeerAnswer(list(answer), first_s, elapsed_s)
 
-    def _load(self, name: str | None, setting: Setting) -> Any:
-        assert name is not None, "called without a drafter"
-        dtype, length = setting
+    def _load(self, name: str, dtype: str, length: int | None = None) -> Any:
         return load_model(
             Path(name), dtype, end_tokens=sorted(self._end_tokens), draft_length=length
         )
