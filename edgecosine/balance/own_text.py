@@ -1,4 +1,5 @@
-"""Drafts of a lone request from its own text, for the rounds in which no drafter is asked.
+"""Drafts of a lone request from its own text, for rounds in which no drafter is asked, or promises
+less.
 
 They cost the target a look into an index and some rows. Their confidence is the length of the
 repeated suffix, whose acceptance rate is learned from every draft, verified or not.
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from operator import mul
 
-from edgecosine.balance.plan import CoBatchedRequests, worthwhile_nodes
+from edgecosine.balance.plan import CoBatchedRequests, speed_of, worthwhile_nodes
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.statistics import Statistics
 from edgecosine.fusion.drafter_tree import DrafterTree
@@ -22,7 +23,9 @@ OWN_TEXT = "@text"
 SUFFIXES = (4, 2)
 """Tokens of the suffixes that are looked up."""
 MOST_TOKENS = 8
-"""Longest draft."""
+"""Longest draft, which has no more tokens than the suffix that was repeated."""
+PROMISING = 1.0
+"""Tokens expected to be accepted for which drafters are not asked."""
 MOST_READ = 4096
 """Newest tokens of a prompt that are looked at."""
 
@@ -42,11 +45,13 @@ class OwnText:
         self._draft: DrafterTree | None = None
         self._expected, self._accepted = 0.0, 0.0
         """First tokens of the last drafts that were expected to be accepted, and that were."""
+        self.is_promising = False
+        """Whether the last draft is expected to be worth more than drafters were."""
 
     def draft(self, tokens: Sequence[int], room: int) -> TokenTree:
         """The part of a draft after `tokens` that is worth its rows, of at most `room` tokens;
         empty where other requests run, or the policy has no such drafts."""
-        self._draft = None
+        self._draft, self.is_promising = None, False
         is_alone = self._statistics.budget(self._request) is not None
         if not (is_alone and self._request.policy.repeats_text):
             return EMPTY_TREE
@@ -54,7 +59,7 @@ class OwnText:
             self._first = max(0, len(tokens) - MOST_READ)
         self._index.extend(tokens[self._first + len(self._index.tokens) :])
         start, matched = self._index.longest_match()
-        repeated = tuple(self._index.tokens[start : start + min(MOST_TOKENS, room)])
+        repeated = tuple(self._index.tokens[start : start + min(MOST_TOKENS, room, matched)])
         if not (matched and repeated):
             return EMPTY_TREE
         confidences = tuple([_confidence(matched + at) for at in range(len(repeated))])
@@ -78,11 +83,13 @@ class OwnText:
         alone = CoBatchedRequests(bookkeeping_s=statistics.plain_bookkeeping_s)
         trust = (self._accepted + TRUST_PRIOR) / (self._expected + TRUST_PRIOR)
         chances = [min(1.0, trust * each) for each in self._probabilities(tree.confidences)]
-        paths = [*accumulate(chances, mul)]
-        most = worthwhile_nodes(paths, statistics.pass_times(alone), 0.0, alone)
+        paths, pass_s = [*accumulate(chances, mul)], statistics.pass_times(alone)
+        most = worthwhile_nodes(paths, pass_s, 0.0, alone)
         if not most:
             return EMPTY_TREE
-        statistics.set_size(self._request, 1 + most, 1.0 + sum(paths[:most]))
+        promised = sum(paths[:most])
+        speed = speed_of(1.0 + promised, 0.0, pass_s[1 + most], alone)
+        self.is_promising = promised >= PROMISING and speed > self._request.pace.per_s
         return tree.only(range(most))
 
     def _probabilities(self, confidences: Sequence[float]) -> Sequence[float]:

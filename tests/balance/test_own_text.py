@@ -81,6 +81,19 @@ def test_draft_fits_the_room_and_only_the_end_of_a_long_text_is_read() -> None:
     own = OwnText(made.statistics.open("edgecosine"), made.statistics)
     text = [*PASSAGE, *range(1000, 1000 + MOST_READ), *PASSAGE[:6]]
     assert not len(own.draft(text, 8))
-    text += range(2000, 2006)
+    text += range(2000, 2010)
     assert len(own.draft(text, 3)) == 3
     assert 3 < len(own.draft(text, 100)) <= MOST_TOKENS
+
+
+@pytest.mark.parametrize("speedup", [1.0, 6.0])
+def test_repetition_is_preferred_to_drafters_unless_they_were_faster(speedup: float) -> None:
+    made = planner()
+    request = made.statistics.open("edgecosine")
+    own = OwnText(request, made.statistics)
+    for _ in range(8):
+        request.pace.observe(1, PASS_S / speedup)
+    assert len(own.draft([*PASSAGE, *PASSAGE[:8]], 50))
+    assert own.is_promising is (speedup == 1.0)
+    assert not len(own.draft([*PASSAGE, *PASSAGE[:8], 1], 50))
+    assert not own.is_promising

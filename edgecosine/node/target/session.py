@@ -142,9 +142,11 @@ class Session:
         drafts made ahead for the next round."""
         self._draft_client.begin_round()
         self._metrics.trace.begin()
-        may_be_plain = self._constraint is None and not (ahead or self._draft_client.has_probed)
-        if may_be_plain and self._planner.is_plain(self._state):
-            return await self._run_plain_round()
+        if self._constraint is None and not self._draft_client.has_probed:
+            tree = self._own_text.draft(self._sequence.tokens, self._text.room - 1)
+            is_plain = not ahead and self._planner.is_plain(self._state)
+            if is_plain or self._own_text.is_promising:
+                return await self._run_plain_round(tree)
         started, room, client = now(), self._text.room, self._draft_client
         asked = client.ready if self._state.policy.is_adaptive else client.linked
         plan = client.explain(self._planner.plan(self._state, asked, room))
@@ -194,12 +196,12 @@ class Session:
             return ()
         return self._constraint.forced(self._text.tokens, room)
 
-    async def _run_plain_round(self) -> list[DrafterTree]:
+    async def _run_plain_round(self, tree: TokenTree) -> list[DrafterTree]:
+        """A round without drafters, with a repetition of the text itself, or without drafts."""
         began_s, busy_s = self._round_ended_s, now() - self._round_ended_s
         if not (self._metrics.plan and self._statistics.speculates(self._state)):
             why = self._statistics.why_plain(self._state.policy)
             self._metrics.plan = why if self._metrics.trace.is_on else ""
-        tree = self._own_text.draft(self._sequence.tokens, self._text.room - 1)
         submitted = now()
         result = await self._decode(tree)
         self._own_text.observe(self._sequence.tokens)
