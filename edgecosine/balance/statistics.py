@@ -132,7 +132,7 @@ class Statistics:
         not count."""
         for dropped in self.drafters.add_link(node_id, host):
             self.acceptance.conditional.forget(dropped)
-        self._reconsider()
+        self._reconsider(has_new_drafter=True)
 
     def remove_link(self, node_id: str) -> None:
         """A drafter's link has ended; the evidence about it stays while there is room."""
@@ -318,11 +318,11 @@ class Statistics:
             request.rounds_since_fused_once = 0
             request.fused_once.observe(1 + num_accepted, seconds)
 
-    def _reconsider(self) -> None:
+    def _reconsider(self, *, has_new_drafter: bool = False) -> None:
         """Drafters have become better: speculation may pay where it did not."""
         for switch in self._switches.values():
             switch.reconsider()
         for budget in self._budgets.values():
-            budget.reconsider()
+            budget.reconsider(has_new_drafter=has_new_drafter)
         for request in self._active:
             request.trial.reconsider()

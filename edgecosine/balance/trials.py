@@ -18,9 +18,10 @@ from edgecosine.balance.speculation_switch import Speed
 
 TRIAL_SHARE, LEAST_SHARE = 0.01, 0.002
 """Shares of the rounds that trials may cost: at first, and while they were all in vain."""
-FIRST_CREDIT, LARGEST_CREDIT = 8.0, 32.0
+FIRST_CREDIT, LARGEST_CREDIT = 8.0, 8.0
+"""Gains on one subject pay for few trials on another."""
 PROBE_PRICE = 1.0
-"""Least credit for which a drafter is asked to read a request's text."""
+"""Least credit for which a drafter is asked to read a request's text; more, if trials cost more."""
 LARGEST_LOSS = 4.0
 """Most that one round is charged: it may be long for other reasons."""
 REQUEST_SHARE, REQUEST_LOSS = 0.01, 1.0
@@ -35,7 +36,7 @@ FIRST_REST, LONGEST_REST = 16, 256
 """Plain rounds of a request after speculation that was slower; doubled each time."""
 LONGEST_STRETCH = 64
 """Most plain rounds before it is planned again whether drafts pay, though nothing has changed."""
-_PLAIN_SHARE = 0.05
+_PLAIN_SHARE, _PRICE_SHARE = 0.05, 0.5
 
 
 @dataclass(slots=True)
@@ -101,6 +102,11 @@ class TrialBudget:
         self._plain = plain
         self.credit = FIRST_CREDIT
         self.share = TRIAL_SHARE
+        self.price = PROBE_PRICE
+        """What trials cost from their first round to the next one without, smoothed: a drafter that
+        reads a text slows the target's passes."""
+        self._cost: float | None = None
+        """Of the trials that are going on."""
 
     def __repr__(self) -> str:
         return f"<TrialBudget [{self.credit:.1f} rounds]>"
@@ -108,11 +114,14 @@ class TrialBudget:
     @property
     def num_probes(self) -> int:
         """Drafters that may be asked to read a text now."""
-        return max(0, int(self.credit / PROBE_PRICE))
+        return max(0, int(self.credit / self.price))
 
     def observe_plain(self, trial: Trial) -> None:
         """A plain round beside which no drafter worked."""
         trial.num_rounds += 1
+        if self._cost is not None:
+            price = smooth(self.price, self._cost, _PRICE_SHARE)
+            self.price, self._cost = min(LARGEST_CREDIT, max(PROBE_PRICE, price)), None
         self._add(self.share)
 
     def observe_trial(self, trial: Trial, num_tokens: int, round_s: float) -> None:
@@ -123,6 +132,7 @@ class TrialBudget:
             former, trial.lost = trial.lost, max(0.0, trial.lost - gain)
             if former < REQUEST_LOSS <= trial.lost:
                 self.share = max(LEAST_SHARE, self.share / 2)
+            self._cost = (self._cost or 0.0) - gain
             self._add(self.share * num_tokens + gain)
 
     def settle(self, pace: Speed) -> bool | None:
@@ -168,9 +178,11 @@ class TrialBudget:
         allowed = REQUEST_LOSS + REQUEST_SHARE * (trial.num_rounds + room)
         return self.credit > 0.0 and trial.lost < allowed
 
-    def reconsider(self) -> None:
+    def reconsider(self, *, has_new_drafter: bool = False) -> None:
         """Drafters have changed, or speculation was faster."""
         self.share = TRIAL_SHARE
+        if has_new_drafter:
+            self.price = PROBE_PRICE
         self.credit = max(self.credit, PROBE_PRICE)
 
     def _add(self, amount: float) -> None:

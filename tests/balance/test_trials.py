@@ -17,6 +17,7 @@ from edgecosine.balance.trials import (
     FEWEST_ROUNDS,
     FIRST_CREDIT,
     FIRST_REST,
+    LARGEST_CREDIT,
     LARGEST_LOSS,
     LEAST_SHARE,
     LONGEST_STRETCH,
@@ -81,9 +82,29 @@ def test_vain_trials_become_rarer_until_drafters_change() -> None:
     assert budget.share == LEAST_SHARE
     lost, _ = spend(budget, 100, 0.5)
     assert lost <= 2 * LEAST_SHARE * 100 * TOKENS + LARGEST_LOSS
-    budget.reconsider()
+    budget.reconsider(has_new_drafter=True)
     assert budget.share == TRIAL_SHARE
     assert budget.num_probes == 1
+
+
+def test_probes_after_costly_ones_need_their_price() -> None:
+    """A drafter that reads a text slows forty rounds; another text's gains pay for it once."""
+    budget, num_probes = measured_budget(), list[int]()
+    for _ in range(20):
+        trial, asked = Trial(), 0
+        for _ in range(TOKENS):
+            if budget.num_probes:
+                asked += 1
+                for _ in range(40):
+                    budget.observe_trial(trial, 1, 1.5 * PLAIN_S)
+            budget.observe_plain(trial)
+        num_probes.append(asked)
+    assert num_probes[0] == 1
+    assert sum(num_probes) <= 2
+    for _ in range(100):
+        budget.observe_trial(Trial(), 2, PLAIN_S)
+    budget.observe_plain(Trial())
+    assert budget.num_probes == LARGEST_CREDIT
 
 
 def test_slower_speculation_rests() -> None:
