@@ -111,6 +111,8 @@ def _run(arguments: Sequence[str], log: Path, environment: Mapping[str, str]) ->
     with log.open("ab") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
+    # The server's streams would seek, which a pipe as the log cannot do.
+    sys.stdout, sys.stderr = (os.fdopen(fd, "w", 1, closefd=False) for fd in (1, 2))
     from edgecosine.cli import main
 
     main([*arguments], prog_name="edgecosine")
