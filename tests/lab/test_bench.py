@@ -230,12 +230,10 @@ def test_command_refuses_an_unknown_cell() -> None:
     assert "no cell loss here; there are single, eight, rtt15" in done.output
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "cells", [("loopback",), pytest.param(("slow", "loopback"), marks=pytest.mark.soak)], ids=str
-)
-def test_real_clusters_give_figures_and_plots(cells: tuple[str, ...], tmp_path: Path) -> None:
-    record = tmp_path / "bench.json"
+def test_command_starts_clusters_and_gives_figures_and_plots(tmp_path: Path) -> None:
+    cells, record = ("slow", "loopback"), tmp_path / "bench.json"
     words = ["bench", *(word for cell in cells for word in ("--only", cell)), "--drafter", "ngram"]
     words += ["--ballast", "1", "--requests", "2", "--max-tokens", "24", "--repeats", "1"]
     words += ["--network", "relays", "--json", str(record)]

@@ -21,7 +21,9 @@ from edgecosine.lab.bench.transformers_messages import TransformersReady
 from edgecosine.lab.bench.transformers_process import stock_process
 from edgecosine.lab.cluster import LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.figures import Notify
+from edgecosine.lab.network.hosts import Spawn
 from edgecosine.lab.network.netns import namespaces
+from edgecosine.local import child_processes
 
 NUM_ADVERSARIES = 3
 MAX_SESSIONS = 16
@@ -37,7 +39,9 @@ def possible(cells: Sequence[Cell], kind: NetworkKind, notify: Notify) -> tuple[
     return tuple(cell for cell in cells if not cell.conditions.loss)
 
 
-def environments(settings: BenchSettings, notify: Notify) -> OpenEnvironment:
+def environments(
+    settings: BenchSettings, notify: Notify, spawn: Spawn = child_processes.spawn
+) -> OpenEnvironment:
     """A function that opens environments with these settings: fresh clusters for each repetition of
     a cell. transformers' settings are chosen once."""
     chosen: list[TransformersReady] = []
@@ -46,15 +50,16 @@ def environments(settings: BenchSettings, notify: Notify) -> OpenEnvironment:
     async def open_environment(cell: Cell) -> AsyncIterator[Environment]:
         async with AsyncExitStack() as stack:
             plan = _plan(settings, cell)
-            clusters = {"": await stack.enter_async_context(lab_cluster(plan, notify))}
+            clusters = {"": await stack.enter_async_context(lab_cluster(plan, notify, spawn=spawn))}
             for policy in set(cell.policies) & set(WITH_COPIES):
                 copies = (GENERALIST,) * len(plan.drafters)
                 clusters[policy] = await stack.enter_async_context(
-                    lab_cluster(replace(plan, drafters=copies), notify)
+                    lab_cluster(replace(plan, drafters=copies), notify, spawn=spawn)
                 )
             if COLOCATED in cell.policies:
                 beside = _colocated(settings)
-                clusters[COLOCATED] = await stack.enter_async_context(lab_cluster(beside, notify))
+                cluster = lab_cluster(beside, notify, spawn=spawn)
+                clusters[COLOCATED] = await stack.enter_async_context(cluster)
             stock = None
             if set(cell.policies) & set(STOCK):
                 process = stock_process(settings.ballast, settings.target_cores, *chosen)
