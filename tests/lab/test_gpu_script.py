@@ -15,7 +15,9 @@ from zipfile import ZipFile
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from edgecosine.cli import main as edgecosine
 from edgecosine.errors import LabError
 from edgecosine.lab.gpu.__main__ import main
 from edgecosine.lab.gpu.bundle import ROOT, join, split, unpack, with_requirements
@@ -51,6 +53,16 @@ def test_gpu_tests_are_recorded_one_by_one(tmp_path: Path) -> None:
     assert summary["skipped"] == len(summary["cases"]) > 10
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_benchmarks_part_calls_a_command_that_needs_a_gpu(plan: GpuPlan) -> None:
+    words = PARTS["bench"].command(replace(plan, device="cuda"), 60)
+    assert words[:3] == [sys.executable, "-m", "edgecosine"]
+    done = CliRunner().invoke(edgecosine, words[3:])
+    assert done.exit_code == 1
+    assert "CUDA device" in done.output
+
+
+@pytest.mark.soak
 def test_benchmark_writes_json(tmp_path: Path) -> None:
     assert main(_arguments(tmp_path, "bench")) == 0
     summary = json.loads((tmp_path / "out" / "bench.json").read_text())
