@@ -18,13 +18,17 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 _INSTALLABLE = re.compile("mosquitto|compiler|no ip command")
 """Reasons to skip a test that `scripts/test --install-tools` removes on Debian as root."""
 _LONGEST: Final = (
-    "engine/loading/test_selftest.py", "lab/test_exactness_check.py",
-    "engine/tensor_parallel/test_tensor_parallel.py", "lab/test_simulation.py",
-    "cli/test_exit_status.py", "lab/test_chaos.py",
-    "lab/test_gpu_script.py", "engine/cuda/test_padded_model.py",
-    "engine/target/test_log_probabilities.py", "engine/draft/test_draft_sampling.py",
-    "node/durability/test_recovery.py", "engine/tensor_parallel/test_worker_failures.py",
-    "cli/test_secured_setup.py", "cli/test_mqtt_commands.py", "engine/loading/test_load_errors.py",
+    "engine/tensor_parallel/test_worker_failures.py", "engine/loading/test_selftest.py",
+    "engine/tensor_parallel/test_tensor_parallel.py", "lab/test_network.py",
+    "lab/test_simulation.py", "node/durability/test_recovery.py",
+    "engine/target/test_distribution.py", "engine/cpu/test_blocks.py",
+    "lab/test_exactness_check.py", "lab/test_distill.py", "lab/test_transformers_process.py",
+    "node/gateway/test_request_isolation.py", "node/gateway/test_refusal_values.py",
+    "cli/test_exit_status.py", "cli/test_secured_setup.py", "cli/test_mqtt_commands.py",
+    "engine/cuda/test_padded_model.py", "engine/target/test_target.py",
+    "cluster/test_lab_cluster.py", "cluster/test_planner_adapts.py", "cluster/test_takeover.py",
+    "cluster/test_real_model.py", "cluster/test_crash_recovery.py", "cluster/test_exact_text.py",
+    "cluster/test_chaos.py", "cluster/test_restart.py",
 )  # fmt: skip
 """Files that run first, so that none of them is the last one on a single processor."""
 _REQUIRES_TOOLS = bool(os.environ.get("EDGECOSINE_TESTS_REQUIRE_TOOLS"))
