@@ -41,7 +41,8 @@ _ON_CABLES = tuple(policy for policy in _IN_THE_RUNTIME if policy != COLOCATED)
 _INPUTS = ("routing", "surprise", "reports", "similarity")
 _ABLATIONS = (OURS, *(f"{OURS}-without-{part}" for part in PARTS))
 _OF_INPUTS = (OURS, *(f"{OURS}-without-{part}" for part in _INPUTS))
-_OTHERS = tuple(policy for policy in _ABLATIONS if policy not in _OF_INPUTS[1:])
+_OF_LONE_REQUESTS = (f"{OURS}-without-repetition",)
+_OTHERS = tuple(p for p in _ABLATIONS if p not in (*_OF_INPUTS[1:], *_OF_LONE_REQUESTS))
 """All together would need more prompts at eight than there are."""
 
 
