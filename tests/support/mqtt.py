@@ -24,7 +24,7 @@ from edgecosine.protocol.api.topics import Topics
 from tests.support.fakes import ScriptedService
 
 HOME = Topics("home")
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 
 needs_mosquitto = pytest.mark.skipif(
     shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin") is None
@@ -43,7 +43,7 @@ def run(scenario: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop().set_exception_handler(
             lambda _, context: failures.append(context)
         )
-        async with asyncio.timeout(3 * PATIENCE_S):
+        async with asyncio.timeout(2 * PATIENCE_S):
             return await scenario
 
     result = uvloop.run(limited(), debug=True)
