@@ -22,6 +22,7 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.node_status import NodeStatusPublisher
 from edgecosine.protocol.api.retained_topics import node_state_notice
 from tests.support.mqtt import (
+    COMMANDS_S,
     HOME,
     GatewayHarness,
     free_port,
@@ -30,8 +31,6 @@ from tests.support.mqtt import (
     run,
     running,
 )
-
-pytestmark = pytest.mark.timeout(60)
 
 EDGECOSINE = (sys.executable, "-m", "edgecosine")
 OURS = shlex.join(EDGECOSINE)
@@ -64,7 +63,7 @@ async def shell(
 def ends(*words: str | bytes, env: Mapping[str, str] | None = None) -> tuple[int, str]:
     """Exit code and last line of a command in a separate process."""
     done = subprocess.run(
-        [*EDGECOSINE, *words], capture_output=True, check=False, timeout=30,
+        [*EDGECOSINE, *words], capture_output=True, check=False,
         env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     error = done.stderr.decode(errors="replace")
@@ -162,7 +161,7 @@ def test_port_in_use_exits_with_1() -> None:
                 code, _, error = await shell(command)
                 assert (code, f"127.0.0.1:{port}" in error) == (1, True), error
 
-    run(scenario())
+    run(scenario(), COMMANDS_S)
 
 
 @needs_mosquitto
@@ -187,7 +186,7 @@ def test_output_that_cannot_be_written_sets_the_exit_code() -> None:
             assert (code, out, error) == (0, "to be\n", "")
             assert (await shell(f"$EC ask - {at} <&-"))[0] == 2
 
-    run(scenario())
+    run(scenario(), COMMANDS_S)
 
 
 @needs_mosquitto
@@ -212,7 +211,7 @@ def test_watching_ends_when_its_reader_has_gone() -> None:
             await home.listener.expect(HOME.status)
             await scenario(home)
 
-    run(inside())
+    run(inside(), COMMANDS_S)
 
 
 @needs_mosquitto
@@ -236,7 +235,7 @@ def test_texts_are_read_and_printed_in_all_encodings(encoding: str) -> None:
             assert code == 0
             assert home.service.requests[-1].prompt == "or é"
 
-    run(scenario())
+    run(scenario(), COMMANDS_S)
 
 
 def test_standard_input_that_is_not_text_is_refused() -> None:
@@ -244,7 +243,7 @@ def test_standard_input_that_is_not_text_is_refused() -> None:
         code, _, error = await shell("$EC ask -", b"or not \xff", {"PYTHONIOENCODING": "utf-8"})
         assert (code, "standard input is not UTF-8 (byte 7)" in error) == (2, True)
 
-    run(scenario())
+    run(scenario(), COMMANDS_S)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -261,7 +260,7 @@ def test_signals_have_their_exit_codes(number: int, code: int) -> None:
         rest = await process.stderr.read()
         assert (await process.wait(), b"Traceback" in rest) == (code, False)
 
-    run(scenario())
+    run(scenario(), COMMANDS_S)
 
 
 def test_every_cause_is_one_line_and_a_bug_names_its_origin(
@@ -315,4 +314,4 @@ def test_second_drafter_of_the_same_name_reports_why_it_cannot_start() -> None:
                 assert error.startswith("Error: node_id = 'd1' is not allowed: ")
                 assert error.count("\n") == 1
 
-    run(scenario())
+    run(scenario(), COMMANDS_S)

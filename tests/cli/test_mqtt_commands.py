@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.support.mqtt import (
+    COMMANDS_S,
     HOME,
     GatewayHarness,
     free_port,
@@ -22,7 +23,7 @@ from tests.support.mqtt import (
     run,
 )
 
-pytestmark = [needs_mosquitto, pytest.mark.timeout(60)]
+pytestmark = needs_mosquitto
 
 
 @contextlib.asynccontextmanager
@@ -63,7 +64,7 @@ def test_ask_prints_the_text() -> None:
             assert await run_to_end("ask", "or not", *at(home)) == (0, "to be\n", "")
             assert await run_to_end("ask", "--chat", "or not", *at(home)) == (0, "to be\n", "")
 
-    run(main())
+    run(main(), COMMANDS_S)
 
 
 def test_ask_sends_its_options_and_prints_json() -> None:
@@ -77,7 +78,7 @@ def test_ask_sends_its_options_and_prints_json() -> None:
             assert (request.max_tokens, request.sampling.temperature) == (9, 0.5)
             assert (request.sampling.top_p, request.sampling.seed) == (0.9, 7)
 
-    run(main())
+    run(main(), COMMANDS_S)
 
 
 def test_ask_refuses_a_too_long_prompt_before_sending_it() -> None:
@@ -91,7 +92,7 @@ def test_ask_refuses_a_too_long_prompt_before_sending_it() -> None:
                     assert err.count(b"\n") == 1
             assert not [m for m in home.listener.received if "/request/" in m.topic]
 
-    run(main())
+    run(main(), COMMANDS_S)
 
 
 def test_ask_reports_a_missing_gateway_or_broker() -> None:
@@ -104,7 +105,7 @@ def test_ask_reports_a_missing_gateway_or_broker() -> None:
         assert code == 1
         assert "no connection to 127.0.0.1" in err
 
-    run(main())
+    run(main(), COMMANDS_S)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_signal_cancels_the_request(number: int, code: int) -> None:
             [request] = home.service.requests
             await home.listener.expect_state(request.request_id, "cancelled")
 
-    run(main())
+    run(main(), COMMANDS_S)
 
 
 def test_status_shows_the_nodes() -> None:
@@ -149,7 +150,7 @@ def test_status_shows_the_nodes() -> None:
             assert data["online"] is True
             assert data["nodes"]["t1"]["role"] == "target"
 
-    run(main())
+    run(main(), COMMANDS_S)
 
 
 def test_status_watch_shows_changes() -> None:
@@ -166,7 +167,7 @@ def test_status_watch_shows_changes() -> None:
             process.send_signal(signal.SIGINT)
             assert await process.wait() == 130
 
-    run(main())
+    run(main(), COMMANDS_S)
 
 
 def test_broker_prints_its_kind_and_frees_its_port() -> None:
@@ -185,7 +186,7 @@ def test_broker_prints_its_kind_and_frees_its_port() -> None:
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", int(listen.rpartition(":")[2]))
 
-    run(main())
+    run(main(), COMMANDS_S)
 
 
 def test_ctrl_c_reaches_the_command_and_not_the_broker() -> None:
@@ -197,7 +198,7 @@ def test_ctrl_c_reaches_the_command_and_not_the_broker() -> None:
             os.killpg(process.pid, signal.SIGINT)
             assert await process.wait() == 130
 
-    run(main())
+    run(main(), COMMANDS_S)
 
 
 def test_broker_ends_with_a_killed_command() -> None:
@@ -213,7 +214,7 @@ def test_broker_ends_with_a_killed_command() -> None:
             writer.close()
             await writer.wait_closed()
 
-    run(main())
+    run(main(), COMMANDS_S)
 
 
 def test_broker_refuses_a_wrong_address() -> None:

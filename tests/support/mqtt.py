@@ -25,6 +25,8 @@ from tests.support.fakes import ScriptedService
 
 HOME = Topics("home")
 PATIENCE_S = 20.0
+COMMANDS_S = 100.0
+"""Time limit of tests that start several commands, one after the other."""
 
 needs_mosquitto = pytest.mark.skipif(
     shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin") is None
@@ -35,7 +37,7 @@ needs_mosquitto = pytest.mark.skipif(
 T = TypeVar("T")
 
 
-def run(scenario: Coroutine[Any, Any, T]) -> T:
+def run(scenario: Coroutine[Any, Any, T], limit_s: float = 2 * PATIENCE_S) -> T:
     """Run a coroutine as a node runs, under a time limit. No callback may fail."""
     failures: list[dict[str, Any]] = []
 
@@ -43,7 +45,7 @@ def run(scenario: Coroutine[Any, Any, T]) -> T:
         asyncio.get_running_loop().set_exception_handler(
             lambda _, context: failures.append(context)
         )
-        async with asyncio.timeout(2 * PATIENCE_S):
+        async with asyncio.timeout(limit_s):
             return await scenario
 
     result = uvloop.run(limited(), debug=True)
