@@ -27,7 +27,7 @@ from edgecosine.lab.figures import keeping
 @click.option("--prompts", type=click.IntRange(1, 14), help="Prompts in each of four domains, sent "
               "one at a time. Default: 8; quick: 1.")  # fmt: skip
 @click.option("--eight-turns", type=click.IntRange(1, 100),
-              help="Repetitions with 16 prompts, eight at a time. Default: 4; quick: 1."
+              help="Repetitions with 32 prompts, eight at a time. Default: 5; quick: 1."
               )  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True,
               help="Maximum tokens in each answer.")  # fmt: skip

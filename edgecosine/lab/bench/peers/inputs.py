@@ -43,7 +43,7 @@ class PeerSettings:
     """Also the peers' draft model, and the source of an adversarial one; empty: none."""
     prompts_per_domain: int = 8
     eight_turns: int = 5
-    """Repetitions with 16 prompts, eight at a time."""
+    """Repetitions with 32 prompts, eight at a time."""
     max_tokens: int = 128
     trial_tokens: int = 32
     """Tokens in each answer to a trial prompt."""
