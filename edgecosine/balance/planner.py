@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from edgecosine.balance.ahead_plan import plan_ahead
 from edgecosine.balance.baselines.planner import BaselinePlanner
+from edgecosine.balance.baselines.rules import Similarity, equality
 from edgecosine.balance.first_probes import first_asked
 from edgecosine.balance.fixed_plan import fixed_plan
 from edgecosine.balance.fresh_draft_gain import pays_to_wait
@@ -55,11 +56,11 @@ from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 
 class Planner:
-    """Makes plans and trees from `statistics`."""
+    """Makes plans and trees from `statistics`; a baseline compares tokens by `similarity`."""
 
-    def __init__(self) -> None:
+    def __init__(self, similarity: Similarity = equality) -> None:
         self.statistics = Statistics()
-        self.baselines = BaselinePlanner(self.statistics)
+        self.baselines = BaselinePlanner(self.statistics, similarity)
         self._last_reason = ""
         self._last_plain: Policy | None = None
         """The policy of the last round, if `is_plain` decided it."""

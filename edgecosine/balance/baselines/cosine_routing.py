@@ -10,8 +10,10 @@ from weakref import WeakKeyDictionary
 
 from edgecosine.balance.baselines.rules import (
     CosinePaper,
+    Similarity,
     choose_team,
     cut_to_budget,
+    equality,
     routing_score,
 )
 from edgecosine.balance.cost_model import smooth
@@ -33,8 +35,8 @@ class _Routed:
 class CosineRouting:
     """Routing of the active requests."""
 
-    def __init__(self, known: Statistics) -> None:
-        self._statistics = known
+    def __init__(self, known: Statistics, similarity: Similarity = equality) -> None:
+        self._statistics, self._similarity = known, similarity
         self._requests: WeakKeyDictionary[RequestState, _Routed] = WeakKeyDictionary()
 
     def plan(
@@ -65,6 +67,7 @@ class CosineRouting:
     ) -> None:
         """Learn the scores of the drafters of a round from the tokens that the target committed."""
         routed = self._routed(request, rules)
+        similarity = self._similarity if rules.embeds else equality
         confidences, similarities = (
             defaultdict[str, list[float]](list),
             defaultdict[str, list[float]](list),
@@ -75,8 +78,8 @@ class CosineRouting:
                 confidences[draft.node_id].append(chain.tree.confidences[depth])
                 at = draft.prefix_len + depth
                 if at < len(committed):
-                    is_same = chain.tree.tokens[depth] == committed[at]
-                    similarities[draft.node_id].append(float(is_same))
+                    alike = similarity(chain.tree.tokens[depth], committed[at])
+                    similarities[draft.node_id].append(alike)
         for node_id, seen in confidences.items():
             routed.rounds[node_id] += 1
             if alike_ones := similarities[node_id]:

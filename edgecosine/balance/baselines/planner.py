@@ -8,7 +8,14 @@ from dataclasses import replace
 
 from edgecosine.balance.baselines.batching import ByObjective, OneGroup
 from edgecosine.balance.baselines.cosine_routing import CosineRouting
-from edgecosine.balance.baselines.rules import Baseline, CosinePaper, SpecEdge, TargetAlone
+from edgecosine.balance.baselines.rules import (
+    Baseline,
+    CosinePaper,
+    Similarity,
+    SpecEdge,
+    TargetAlone,
+    equality,
+)
 from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES, Plan
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.round import Round
@@ -21,9 +28,9 @@ from edgecosine.protocol.wire.tree import ROOT, TokenTree
 class BaselinePlanner:
     """Its waits use no estimate of acceptance, only measured times of drafters and passes."""
 
-    def __init__(self, statistics: Statistics) -> None:
+    def __init__(self, statistics: Statistics, similarity: Similarity = equality) -> None:
         self._statistics = statistics
-        self.routing = CosineRouting(statistics)
+        self.routing = CosineRouting(statistics, similarity)
 
     def __repr__(self) -> str:
         return "<BaselinePlanner>"

@@ -14,6 +14,8 @@ MAX_DEPTH, MAX_WIDTH, MAX_NODES = 16, 8, 48
 
 PassTime = Callable[[int], float]
 """Expected seconds of a pass by its rows."""
+Similarity = Callable[[int, int], float]
+"""How alike two tokens are, at most 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,9 @@ class CosinePaper(Baseline):
     idle       share of time without a pass above which drafts grow, and below which they shrink
     budget     most draft tokens of all requests together
     weight     of latency against verified rows in the choice of a batch
-    Two tokens have similarity 1 if they are equal, else 0: no embeddings are at hand here.
+    embeds     1 compares tokens by the cosine of their embeddings, 0 by equality. The paper does
+               not name the embeddings: the simulation has the rows of the target's input
+               embedding; a target at work has none to compare, and equality serves for both
     """
 
     depth: int = 8
@@ -122,14 +126,20 @@ class CosinePaper(Baseline):
     idle: float = 0.2
     budget: int = 128
     weight: float = 0.5
+    embeds: int = 1
 
     def __post_init__(self) -> None:
         Baseline.__post_init__(self)
-        shares = (self.explore, self.exploit, self.memory, self.idle, self.weight)
+        shares = (self.explore, self.exploit, self.memory, self.idle, self.weight, self.embeds)
         if not (all(0 <= share <= 1 for share in shares) and 0 <= self.threshold <= MAX_DEPTH):
             raise ValueError(f"shares are 0 to 1, the threshold 0 to {MAX_DEPTH}")
         if not (1 <= self.team_size <= 64 and 1 <= self.budget <= 65_536):
             raise ValueError("team_size is 1 to 64, budget 1 to 65536")
+
+
+def equality(token: int, other: int) -> float:
+    """1 for the same token, else 0: the similarity without embeddings."""
+    return float(token == other)
 
 
 def routing_score(confidence: float, accuracy: float) -> float:

@@ -16,7 +16,7 @@ SWEEPS: Mapping[str, Steps] = {
     "cosine-paper": (
         ("depth", (3, 5)), ("team_size", (1, 2)), ("idle", (0.6,)), ("weight", (0.0, 1.0)),
         ("budget", (48,)), ("threshold", (0.5,)), ("explore", (0.1,)), ("exploit", (0.3,)),
-        ("memory", (0.6,)),
+        ("memory", (0.6,)), ("embeds", (0,)),
     ),
 }  # fmt: skip
 """By baseline: the constants in the order in which they are swept, each with the values that are

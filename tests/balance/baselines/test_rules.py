@@ -122,6 +122,20 @@ def test_cosine_scores_confidence_and_similarity_harmonically() -> None:
     assert plan(made, request).drafters[:2] == ("a", "b")
 
 
+@pytest.mark.parametrize(("constants", "best"), [("", "b"), (":embeds=0", "a")])
+def test_cosine_compares_the_embeddings_of_draft_and_committed_tokens(
+    constants: str, best: str
+) -> None:
+    """Place by place: b's tokens are like the target's, a has one of two and another unlike it."""
+    cosines = {(4, 4): 1.0, (9, 5): -0.9, (7, 4): 0.8, (8, 5): 0.9}
+    made = Planner(lambda token, other: cosines[token, other])
+    request = made.statistics.open(f"cosine-paper{constants}")
+    drafts = [draft_of("a", 3, (4, 9), (0.5, 0.5)), draft_of("b", 3, (7, 8), (0.5, 0.5))]
+    made.of(request).observe_truth(request, drafts, (*PROMPT, 4, 5, 6))
+    request.accepted = 5.0
+    assert made.of(request).plan(request, ("a", "b"), 100).drafters[0] == best
+
+
 def test_cosine_explores_below_the_threshold_and_exploits_above() -> None:
     scores, rounds = [0.9, 0.5, 0.0], [50, 50, 0]
     assert choose_team(scores, rounds, CosinePaper().exploit, 2) == [0, 1]
