@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 
 from edgecosine.balance.plan import Plan
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.statistics import Statistics
-from edgecosine.fusion.endpoints import fan_out
 from edgecosine.protocol.wire.tree import TokenTree
 
 AHEAD_WIDTH = 6
@@ -15,8 +14,6 @@ AHEAD_WIDTH = 6
 AHEAD_STEPS = (2, 24)
 """Fewest and most steps ahead: the first one finds likely tokens of the target's own, below which
 only the second one drafts."""
-LEAST_STRENGTH = 0.01
-"""Least acceptance rate of a drafter for the fan-out of endpoints."""
 
 
 def plan_ahead(
@@ -39,24 +36,8 @@ def plan_ahead(
     steps = min(within, default=plan.gamma + 1)
     return Plan(
         drafters=asked,
-        shares=_endpoint_shares(request, asked, tree, statistics),
         # The first step reads the tree, the second one the guesses at the target's own token.
         gamma=min(most, max(fewest + bool(len(tree)), steps)),
         width=AHEAD_WIDTH if policy.width else 1,
         deadline_s=pass_s + plan.deadline_s,
     )
-
-
-def _endpoint_shares(
-    request: RequestState, asked: Sequence[str], tree: TokenTree, statistics: Statistics
-) -> Mapping[str, bytes]:
-    """Endpoint shares by acceptance rate and steps per pass; none for one drafter."""
-    if len(asked) < 2 or not request.policy.fans_out:
-        return {}
-    states = [statistics.drafter(node_id) for node_id in asked]
-    steps_s = [state.speed.ahead_step_s for state in states]
-    strengths = []
-    for node_id, state, step_s in zip(asked, states, steps_s, strict=True):
-        rate = max(LEAST_STRENGTH, request.rates.estimate(node_id, state.record))
-        strengths.append(rate / (step_s if step_s and all(steps_s) else 1.0))
-    return dict(zip(asked, fan_out(tree, strengths), strict=True))

@@ -73,7 +73,7 @@ class Plan:
     interval: int = 0
     """Tokens between two fusions of the round; 0: once, when drafts are complete."""
     shares: Mapping[str, bytes] = field(default_factory=dict)
-    """Of a plan ahead for several drafters: each one's weights of the acceptance endpoints."""
+    """Of a plan ahead: a drafter's weights of the acceptance endpoints, if it has some."""
     is_probe: bool = False
     """Whether its drafts only yield evidence, so that no round waits for them."""
     draft_s: float = 0.0

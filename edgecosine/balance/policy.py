@@ -39,7 +39,6 @@ class Policy:
     width              most probable tokens that a drafter reads per step; 0: chains only
     is_calibrated      whether confidences are calibrated by verification results
     is_ahead           whether drafters draft while the target verifies
-    fans_out           whether drafters that draft ahead share the acceptance endpoints out
     is_adaptive        whether lengths, trees and waits follow measured speeds
     may_step           whether plans may choose an interval, if it was measured to be faster
     scores_prompts     whether routing uses the drafters' NLL of the prompt
@@ -58,7 +57,6 @@ class Policy:
     width: int = 2
     is_calibrated: bool = True
     is_ahead: bool = True
-    fans_out: bool = True
     is_adaptive: bool = True
     may_step: bool = True
     scores_prompts: bool = True
@@ -85,7 +83,6 @@ _ABLATIONS: Mapping[str, Policy] = {
     "similarity": replace(_EDGECOSINE, compares_texts=False),
     "calibration": replace(_EDGECOSINE, is_calibrated=False),
     "ahead": replace(_EDGECOSINE, is_ahead=False),
-    "fanout": replace(_EDGECOSINE, fans_out=False),
     "adaptivity": replace(_EDGECOSINE, is_adaptive=False),
     "steps": replace(_EDGECOSINE, may_step=False),
     "repetition": replace(_EDGECOSINE, repeats_text=False),

@@ -11,12 +11,11 @@ from edgecosine.balance.drafter_table import MAX_KNOWN
 from edgecosine.balance.first_probes import FIRST_ASKED, FIRST_ASKED_PER_HOST
 from edgecosine.balance.plan import LONGEST_DEADLINE_S, MAX_NODES, PROBE_GAMMA, Plan
 from edgecosine.balance.planner import Planner
-from edgecosine.balance.policy import POLICIES
 from edgecosine.balance.probes import OTHERS_TURN
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.round import Round
 from edgecosine.balance.speculation_switch import FIRST_REST
-from edgecosine.protocol.wire.tree import EMPTY_TREE, chain
+from edgecosine.protocol.wire.tree import EMPTY_TREE
 from tests.fusion.drafts import draft_of
 
 PASS_S = 0.03
@@ -339,21 +338,6 @@ def test_union_of_drafts_made_ahead_is_computed_once() -> None:
     fresh = current.with_drafts([draft_of("d", 3, TRUTH[8:12], (0.95,) * 4)])
     assert fresh.union is None
     assert made.fuse(request, fresh, 50, 0.0).tokens == TRUTH[8:12]
-
-
-def test_only_several_drafters_share_the_endpoints() -> None:
-    made = planner()
-    tree = chain((1, 2, 3), (0.8, 0.8, 0.8))
-    for policy, drafters, shared in (
-        ("edgecosine", ("a", "b"), 2),
-        ("edgecosine", ("a",), 0),
-        ("edgecosine-without-fanout", ("a", "b"), 0),
-    ):
-        request = RequestState(POLICIES[policy])
-        ahead = made.ahead(request, drafters, Plan(drafters, gamma=3), tree)
-        assert ahead.drafters == drafters
-        assert len(ahead.shares) == shared
-        assert all(len(own) == 1 + len(tree) for own in ahead.shares.values())
 
 
 def test_slow_drafters_draft_below_the_targets_own_token() -> None:

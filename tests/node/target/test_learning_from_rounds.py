@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from edgecosine.balance.plan import Plan
 from edgecosine.protocol.api.request import Request
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import Drafter, TargetHarness, harness
@@ -57,34 +56,6 @@ def test_requests_without_a_wait_end_with_the_result() -> None:
             assert home.links["drafter-0"].asked
             assert late == []
             assert answer.metrics.drafters == {}
-
-    run(main())
-
-
-def test_drafters_that_draft_ahead_together_get_endpoint_shares() -> None:
-    async def shares(policy: str) -> list[dict[int, bytes]]:
-        """Of each drafter, by round, if the tree has endpoints beside its root."""
-        async with harness(ScriptedTarget(LANGUAGE), drafters(2)) as home:
-            home.planner.plan = lambda *_: Plan(  # type: ignore[method-assign]
-                ("drafter-0", "drafter-1"), gamma=3, deadline_s=1.0
-            )
-            await home.answer(asked(policy))
-            ahead = [
-                [each for each in link.asked if each.is_ahead and each.tree_tokens]
-                for link in home.links.values()
-            ]
-        for each in (*ahead[0], *ahead[1]):
-            assert len(each.outcome_shares) in (0, 1 + len(each.tree_confidences))
-        return [{each.round: each.outcome_shares for each in asks} for asks in ahead]
-
-    async def main() -> None:
-        one, other = await shares("edgecosine")
-        rounds = one.keys() & other.keys()
-        assert rounds
-        assert all(one[number] and one[number] != other[number] for number in rounds)
-        for observed in await shares("edgecosine-without-fanout"):
-            assert observed
-            assert not any(observed.values())
 
     run(main())
 
