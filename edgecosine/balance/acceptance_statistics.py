@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from edgecosine.balance.drafter_table import DrafterTable
 from edgecosine.balance.request_state import RequestState
 from edgecosine.fusion.acceptance_rates import (
-    RECORD_MEMORY,
-    AcceptanceRate,
     ConditionalAcceptance,
     PromptScoreGain,
     RequestRates,
@@ -29,8 +27,6 @@ class AcceptanceStatistics:
     def __init__(self, drafters: DrafterTable) -> None:
         self._drafters = drafters
         self.conditional = ConditionalAcceptance()
-        self.most_confident_rate = AcceptanceRate(RECORD_MEMORY)
-        """Of the most confident of several drafts, at its first token."""
         self._prompt_gain = {True: PromptScoreGain(), False: PromptScoreGain()}
         """By whether the request is greedy."""
         self._texts = TextMemory()
@@ -66,7 +62,6 @@ class AcceptanceStatistics:
             self._observe_draft(request, draft, comparison)
         self._predict(request)
         if len(owned) > 1:
-            self._observe_most_confident(request, owned, committed)
             self._observe_pairs(compared, len(committed))
 
     def most_confident(self, request: RequestState, drafts: Sequence[DrafterTree]) -> DrafterTree:
@@ -97,20 +92,6 @@ class AcceptanceStatistics:
         calibration = state.calibration(is_greedy=request.is_greedy)
         for confidence, is_accepted in comparison.judged:
             calibration.observe(confidence, is_accepted=is_accepted)
-
-    def _observe_most_confident(
-        self, request: RequestState, drafts: Sequence[DrafterTree], committed: Sequence[int]
-    ) -> None:
-        at: dict[int, list[DrafterTree]] = {}
-        for draft in drafts:
-            if len(draft) and len(committed) > draft.prefix_len:
-                at.setdefault(draft.prefix_len, []).append(draft)
-        for prefix_len, rivals in at.items():
-            if len(rivals) > 1:
-                best = max(rivals, key=lambda draft: self._first_confidence(request, draft))
-                is_right = best.tree.tokens[0] == committed[prefix_len]
-                for rate in (request.most_confident, self.most_confident_rate):
-                    rate.observe(int(is_right), int(not is_right))
 
     def _observe_pairs(
         self, drafts: Sequence[tuple[DrafterTree, Comparison]], num_committed: int

@@ -24,7 +24,6 @@ from edgecosine.balance.plan import (
     Plan,
     best_speed,
     choose_plan,
-    deadline,
     probe_plan,
     worthwhile_nodes,
 )
@@ -43,14 +42,7 @@ from edgecosine.balance.round import Round, union_of
 from edgecosine.balance.second_drafter import add_drafters
 from edgecosine.balance.speculation_switch import Speed
 from edgecosine.balance.statistics import Statistics
-from edgecosine.balance.steps import (
-    FUSED_ONCE_EVERY,
-    MORE_CONFIDENT,
-    DrafterTeam,
-    best_steps,
-    explain,
-)
-from edgecosine.fusion.acceptance_rates import PRIOR_WEIGHT, lower_bound
+from edgecosine.fusion.acceptance_rates import lower_bound
 from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
@@ -295,55 +287,8 @@ class Planner:
         most = request.policy.max_drafters
         conditional = self.statistics.acceptance.conditional.estimate
         contention = self.statistics.contention.factor
-        plan = add_drafters(
+        return add_drafters(
             plan, candidates, conditional, most, pass_s, co_batched, overlap, contention, room - 1
-        )
-        if plan.drafters and request.policy.may_step and not co_batched.requests:
-            return self._stepwise_plan(request, candidates, plan, pass_s, room)
-        return plan
-
-    def _stepwise_plan(
-        self,
-        request: RequestState,
-        candidates: Sequence[Candidate],
-        plan: Plan,
-        pass_s: Sequence[float],
-        room: int,
-    ) -> Plan:
-        """The plan step by step with as many drafters as the policy allows, if that is faster or to
-        be probed; else `plan`."""
-        rate = max(c.rate for c in candidates if c.node_id in plan.drafters)
-        prior = self.statistics.acceptance.most_confident_rate.mean(rate, PRIOR_WEIGHT)
-        first_rate = request.most_confident.mean(prior, PRIOR_WEIGHT)
-        is_once_due = request.rounds_since_fused_once >= FUSED_ONCE_EVERY
-        if first_rate < rate + MORE_CONFIDENT or is_once_due:
-            return plan
-        ranked = sorted(candidates, key=lambda c: (c.node_id not in plan.drafters, -c.rate))
-        members = ranked[: request.policy.max_drafters]
-        if len(members) < 2:
-            return plan
-        contention = self.statistics.contention.factor(len(members))
-        team = DrafterTeam(
-            size=len(members),
-            first_rate=first_rate,
-            rate=rate,
-            exchange_s=contention * max(member.overhead_s for member in members),
-            token_s=contention * max(member.token_s for member in members),
-        )
-        steps = best_steps(team, pass_s, room, self.statistics.bookkeeping_s)
-        fused_once = request.fused_once
-        if steps is None or not self.statistics.stepwise_gain.wants(steps.speed, fused_once):
-            return plan
-        piece_s = team.exchange_s + steps.interval * team.token_s
-        return replace(
-            plan,
-            drafters=tuple(member.node_id for member in members),
-            gamma=steps.gamma,
-            interval=steps.interval,
-            speed=steps.speed,
-            draft_s=steps.draft_s,
-            deadline_s=deadline(piece_s, steps.gamma * pass_s[1], is_measured=True),
-            reason=explain(steps, team, fused_once.per_s),
         )
 
     def _candidates(self, request: RequestState, drafters: Collection[str]) -> list[Candidate]:

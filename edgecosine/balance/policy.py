@@ -40,7 +40,6 @@ class Policy:
     is_calibrated      whether confidences are calibrated by verification results
     is_ahead           whether drafters draft while the target verifies
     is_adaptive        whether lengths, trees and waits follow measured speeds
-    may_step           whether plans may choose an interval, if it was measured to be faster
     scores_prompts     whether routing uses the drafters' NLL of the prompt
     uses_self_reports  whether routing uses the top-1 agreement that drafters report of the answer
     compares_texts     whether routing uses the rates on similar texts
@@ -58,7 +57,6 @@ class Policy:
     is_calibrated: bool = True
     is_ahead: bool = True
     is_adaptive: bool = True
-    may_step: bool = True
     scores_prompts: bool = True
     uses_self_reports: bool = True
     compares_texts: bool = True
@@ -69,9 +67,8 @@ class Policy:
 
 _EDGECOSINE = Policy("edgecosine")
 _PUBLISHED = replace(
-    _EDGECOSINE, is_calibrated=False, is_adaptive=False, may_step=False, proposes_forced=False,
-    repeats_text=False,
-)  # fmt: skip
+    _EDGECOSINE, is_calibrated=False, is_adaptive=False, proposes_forced=False, repeats_text=False
+)
 
 _ABLATIONS: Mapping[str, Policy] = {
     "cooperation": replace(_EDGECOSINE, max_drafters=1),
@@ -84,7 +81,6 @@ _ABLATIONS: Mapping[str, Policy] = {
     "calibration": replace(_EDGECOSINE, is_calibrated=False),
     "ahead": replace(_EDGECOSINE, is_ahead=False),
     "adaptivity": replace(_EDGECOSINE, is_adaptive=False),
-    "steps": replace(_EDGECOSINE, may_step=False),
     "repetition": replace(_EDGECOSINE, repeats_text=False),
 }
 PARTS = tuple(_ABLATIONS)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from edgecosine.balance.policy import POLICIES, Policy
 from edgecosine.balance.speculation_switch import Speed
 from edgecosine.balance.trials import Trial
-from edgecosine.fusion.acceptance_rates import REQUEST_MEMORY, AcceptanceRate, RequestRates
+from edgecosine.fusion.acceptance_rates import RequestRates
 from edgecosine.fusion.text_similarity import Features
 
 
@@ -43,9 +43,4 @@ class RequestState:
     """Accepted tokens per round, smoothed."""
     pace: Speed = field(default_factory=Speed)
     """Tokens per second of its rounds, whatever time these took."""
-    most_confident: AcceptanceRate = field(default_factory=lambda: AcceptanceRate(REQUEST_MEMORY))
-    """How often the most confident of several drafts was right at its first token."""
-    fused_once: Speed = field(default_factory=Speed)
-    """Tokens per second of its rounds whose drafts were fused once."""
-    rounds_since_fused_once: int = 0
     trial: Trial = field(default_factory=Trial)

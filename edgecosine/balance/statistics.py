@@ -23,7 +23,6 @@ from edgecosine.balance.plan import (
 from edgecosine.balance.policy import Policy, find_policy
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.speculation_switch import SpeculationSwitch
-from edgecosine.balance.steps import StepwiseGain
 from edgecosine.balance.trials import PlainRound, TrialBudget
 
 GOOD_RATE, WORTH_TRYING = 0.8, 1.1
@@ -42,7 +41,6 @@ class Statistics:
         self.acceptance = AcceptanceStatistics(self.drafters)
         self.contention = ContentionFactor()
         self.fresh_draft_gain = FreshDraftGain()
-        self.stepwise_gain = StepwiseGain()
         self._pass_cost = PassCost()
         self._bookkeeping_s = {True: 0.0, False: 0.0}
         """Per round of one request, by whether it is plain; smoothed."""
@@ -194,11 +192,6 @@ class Statistics:
         return size / (pass_s + size * self._bookkeeping_s[True]) if pass_s > 0.0 else 0.0
 
     @property
-    def bookkeeping_s(self) -> float:
-        """Time in the event loop per speculative round of one request."""
-        return self._bookkeeping_s[False]
-
-    @property
     def plain_bookkeeping_s(self) -> float:
         """Time in the event loop per plain round of one request."""
         return self._bookkeeping_s[True]
@@ -296,7 +289,6 @@ class Statistics:
     def observe_round(
         self,
         request: RequestState,
-        plan: Plan,
         *,
         waited_s: float,
         was_ready: bool,
@@ -309,14 +301,6 @@ class Statistics:
         request.accepted = smooth(request.accepted, num_accepted)
         seconds = waited_s + self._pass_cost.expected_s(request.rows)
         request.pace.observe(1 + num_accepted, max(seconds, round_s))
-        if len(self._active) > 1 or not request.policy.may_step:
-            return
-        if plan.interval and not was_ready:
-            request.rounds_since_fused_once += 1
-            self.stepwise_gain.observe(1 + num_accepted, seconds, plan.speed)
-        else:
-            request.rounds_since_fused_once = 0
-            request.fused_once.observe(1 + num_accepted, seconds)
 
     def _reconsider(self, *, has_new_drafter: bool = False) -> None:
         """Drafters have become better: speculation may pay where it did not."""

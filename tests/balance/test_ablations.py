@@ -18,7 +18,6 @@ from edgecosine.balance.planner import Planner
 from edgecosine.balance.policy import PARTS, POLICIES
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.round import Round
-from edgecosine.balance.steps import ENOUGH_ROUNDS
 from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.protocol.wire.prompt_score import PromptScore
 from edgecosine.protocol.wire.tree import chain
@@ -30,13 +29,11 @@ TRUTH = tuple(range(100, 140))
 TEAM = ("a", "b", "c")
 EXPERT = "a"
 """The best drafter by all evidence; drawn routing chooses another one."""
-FOLLOWS_SPEEDS = {
-    "length", "deadline", "tree", "fused every", "drafts ahead suffice", "text repeated",
-}  # fmt: skip
+FOLLOWS_SPEEDS = {"length", "deadline", "tree", "drafts ahead suffice", "text repeated"}
 WHOM = {"led by results", "led by nll", "led by reports", "led by similarity"}
 
 CHANGED: Mapping[str, set[str]] = {
-    "cooperation": {"drafters asked", "fused every"},
+    "cooperation": {"drafters asked"},
     "fusion": {"drafters in the tree"},
     "siblings": {"width", "width ahead", "siblings in the tree"},
     "routing": WHOM,
@@ -46,7 +43,6 @@ CHANGED: Mapping[str, set[str]] = {
     "calibration": {"confidences"},
     "ahead": {"asked ahead", "width ahead"},
     "adaptivity": FOLLOWS_SPEEDS,
-    "steps": {"fused every"},
     "repetition": {"text repeated"},
 }
 
@@ -133,23 +129,6 @@ def plan_of_two(made: Planner, request: RequestState) -> Plan:
     return made.plan(request, ("a", "b"), 100)
 
 
-def fused_every(made: Planner, request: RequestState) -> object:
-    """The more confident of two drafts is always right at its first token, each drafter half of the
-    time."""
-    right, wrong = (TRUTH[0],), (7,)
-    for turn in range(60):
-        drafts = [
-            draft_of("a", len(PROMPT), right if turn % 2 else wrong, (0.9 if turn % 2 else 0.2,)),
-            draft_of("b", len(PROMPT), wrong if turn % 2 else right, (0.2 if turn % 2 else 0.9,)),
-        ]
-        made.statistics.acceptance.observe_truth(request, drafts, PROMPT + TRUTH[:1])
-    for _ in range(ENOUGH_ROUNDS):
-        made.statistics.observe_round(
-            request, Plan(("a", "b"), gamma=4), waited_s=0.0, was_ready=False, num_accepted=0
-        )
-    return bool(made.plan(request, ("a", "b"), 100).interval)
-
-
 def tree_of(made: Planner, request: RequestState) -> Any:
     """The tree of two drafts, one of them with siblings."""
     drafts = [
@@ -184,7 +163,6 @@ DECISIONS: Mapping[str, Callable[[Planner, RequestState], object]] = {
     "length": lambda *known: plan_of_two(*known).gamma,
     "width": lambda *known: plan_of_two(*known).width,
     "deadline": lambda *known: plan_of_two(*known).deadline_s,
-    "fused every": fused_every,
     "tree": lambda *known: 4 in tree_of(*known).tokens,
     "siblings in the tree": lambda *known: 3 in tree_of(*known).tokens,
     "drafters in the tree": lambda *known: 9 in tree_of(*known).tokens,

@@ -182,7 +182,6 @@ class Session:
         if plan.drafters:
             self._statistics.observe_round(
                 self._state,
-                plan,
                 waited_s=waited_s,
                 was_ready=current.is_ready and bool(current.drafts),
                 num_accepted=len(result.path),
