@@ -20,7 +20,7 @@ ONE_DRAFTER = "edgecosine-one-drafter"
 SPECIALISTS = ("python", "manual", "legal", "home")
 _RATIOS = (0.1, 0.2, 0.4, 0.02)
 _CROSSED = (0.02, 0.4)
-_PARTS = ("cooperation", "fusion", "routing", "siblings", "ahead", "adaptivity")
+_PARTS = ("cooperation", "fusion", "routing", "siblings", "ahead", "adaptivity", "repetition")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from edgecosine.lab.bench.cells import ALONE, COLOCATED, GENERALIST, OURS, WITH_COPIES
+from edgecosine.lab.looping_share import loop_share
 from edgecosine.lab.regime_map.cells import ONE_DRAFTER, PASS_S, MapCell
 from edgecosine.lab.regime_map.sweeps import SWEEPS, tune
 from edgecosine.lab.regime_map.texts import domain_of, measured, swept
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
-from edgecosine.lab.simulation.texts import Texts
+from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
 
 Record = dict[str, Any]
 
@@ -26,8 +27,9 @@ MEASURED = 2
 def run_cell(
     cell: MapCell, repeats: int, costs: Costs, texts: Texts, former: Record | None = None
 ) -> Record:
-    """The cell's record: every setting of its sweep, and of each policy and repetition tokens per
-    second, mean latency, accepted tokens of a round and rows of a pass.
+    """The cell's record: every setting of its sweep, the share of text that repeats itself, and of
+    each policy and repetition tokens per second, mean latency, accepted tokens of a round and rows
+    of a pass.
 
     Every run has a cluster of its own, so policies share no learning; those of a repetition have
     the same texts. The baselines of a `former` record are kept.
@@ -52,10 +54,17 @@ def _with_baselines(cell: MapCell, repeats: int, costs: Costs, texts: Texts) -> 
         "kind": "map",
         "cell": cell.name,
         **asdict(cell),
+        "looping_share": round(_looping_share(cell, repeats, texts), 3),
         "sweep": {name: [[p, round(s, 1)] for p, s in tried] for name, tried in trials.items()},
         "settings": {name: policy for name, (policy, _) in chosen.items()},
         "repeats": _measure(cell, policies, repeats, costs, texts),
     }
+
+
+def _looping_share(cell: MapCell, repeats: int, texts: Texts) -> float:
+    """Mean share of the measured answers that repeats itself."""
+    chosen = [text for repeat in range(repeats) for text in measured(texts, cell, repeat).lists]
+    return statistics.fmean(loop_share(text[NUM_PROMPT:][:MAX_TOKENS]) for text in chosen)
 
 
 def _measure(
