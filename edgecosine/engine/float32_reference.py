@@ -29,15 +29,22 @@ def computing_in(dtype: torch.dtype, model: Any) -> Iterator[None]:
     implementation for `dtype` raise their own errors.
     """
     # Fused products of experts do not support float64, and would be converted all at once.
-    experts = getattr(model.config, "_experts_implementation", None)
-    if experts is not None:
-        model.set_experts_implementation("eager")
+    with eager_experts(model), _Widening(dtype):
+        yield
+
+
+@contextmanager
+def eager_experts(model: Any) -> Iterator[None]:
+    """Context in which the experts of a model are multiplied one after the other."""
+    experts = getattr(getattr(model, "config", None), "_experts_implementation", None)
+    if experts is None:
+        yield
+        return
+    model.set_experts_implementation("eager")
     try:
-        with _Widening(dtype):
-            yield
+        yield
     finally:
-        if experts is not None:
-            model.set_experts_implementation(experts)
+        model.set_experts_implementation(experts)
 
 
 class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -50,7 +50,7 @@ class SlotModel:
                 pack_shards(model, kernels, threads)
             else:
                 pack_linear_layers(model, kernels, threads, form)
-                pack_experts(model, kernels, threads)
+                pack_experts(model, kernels, threads, form)
             replace_activations(model)
         self._model = model.eval()  # type: ignore[no-untyped-call]
         # Threads split elementwise operators at places that depend on the number of rows, and the

@@ -7,23 +7,24 @@ rounds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
+from torch.overrides import TorchFunctionMode
 
+from edgecosine.engine.cpu.matrices import DENSE, PRODUCTS, matrices_of
 from edgecosine.engine.cpu.native_structs import BLOCK_SIZE
+from edgecosine.engine.float32_reference import eager_experts
 from edgecosine.engine.options import WeightForm
 
 BYTES_OF_BLOCK: Final = {"int8": BLOCK_SIZE + 2, "int4": BLOCK_SIZE // 2 + 4}
 """Bytes of 32 weights and their scale, with 4 bits also a minimum."""
 ROWS_AT_ONCE: Final = 512
 """Rows of a matrix that are rounded at once; a multiple of the panel."""
-_DENSE: Final = {nn.Linear, Conv1D}
 _MOST = 15
 """The greatest nibble."""
 _NEAR = 0.02
@@ -105,42 +106,74 @@ def round_weights(
     model: nn.Module, form: WeightForm = "int8", in_8_bits: nn.Module | None = None,
     *, is_file_kept: bool = False,
 ) -> None:  # fmt: skip
-    """Round the weights of dense linear layers to a form of blocks.
+    """Round the weights of dense linear layers and experts to a form of blocks.
 
     With int4, the layer `in_8_bits` is rounded to 4 bits only if that loses nothing, and with
-    `is_file_kept` all layers are. The rounded weights have memory of their own: packing drops the
+    `is_file_kept` all matrices are. The rounded weights have memory of their own: packing drops the
     pages of a mapped file, and with them what was written there.
     """
-    for module in model.modules():
-        if type(module) not in _DENSE:
-            continue
-        parameter = module.get_parameter("weight")
-        weight = parameter.t() if type(module) is Conv1D else parameter.data
-        is_careful = is_file_kept or module is in_8_bits
-        is_small = form == "int4" and (not is_careful or are_nibbles(weight))
+    for module, name, is_transposed in matrices_of(model):
+        parameter = module.get_parameter(name)
+        weight = parameter.data.mT if is_transposed else parameter.data
         rounded = torch.empty_like(weight)
-        for rows, found in zip(
-            *(torch.split(w, ROWS_AT_ONCE) for w in (weight, rounded)), strict=True
-        ):
-            blocks = to_nibbles(rows)[0] if is_small else to_blocks(rows)
-            found.copy_(blocks.weights(weight.shape[1]))
-        parameter.data = rounded.t() if type(module) is Conv1D else rounded
+        is_careful = is_file_kept or module is in_8_bits
+        each = (weights.view(-1, *weights.shape[-2:]) for weights in (weight, rounded))
+        for matrix, found in zip(*each, strict=True):
+            _round(matrix, found, form, is_careful=is_careful)
+        parameter.data = rounded.mT if is_transposed else rounded
+
+
+def _round(
+    matrix: torch.Tensor, found: torch.Tensor, form: WeightForm, *, is_careful: bool
+) -> None:
+    is_small = form == "int4" and (not is_careful or are_nibbles(matrix))
+    parts = (torch.split(whole, ROWS_AT_ONCE) for whole in (matrix, found))
+    for rows, part in zip(*parts, strict=True):
+        blocks = to_nibbles(rows)[0] if is_small else to_blocks(rows)
+        part.copy_(blocks.weights(matrix.shape[1]))
 
 
 @contextmanager
 def rounding_inputs(model: nn.Module) -> Iterator[None]:
-    """Context in which stock dense linear layers round their inputs as layers in blocks do."""
-    layers = [module for module in model.modules() if type(module) in _DENSE]
-    hooks = [layer.register_forward_pre_hook(_rounded_inputs) for layer in layers]
+    """Context in which stock layers and experts round their inputs as those in blocks do."""
+    layers = [module for module in model.modules() if type(module) in DENSE]
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs: _rounded(inputs[0])) for layer in layers
+    ]
     try:
-        yield
+        with eager_experts(model), _RoundingExperts(model):
+            yield
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _rounded_inputs(_layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    x = inputs[0]
+class _RoundingExperts(TorchFunctionMode):
+    """Rounds the inputs of products whose weights are those of an expert."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        weights = (
+            module.get_parameter(name)
+            for module, name, _ in matrices_of(model)
+            if type(module) not in DENSE
+        )
+        self._storages = {weight.untyped_storage().data_ptr() for weight in weights}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call `func`."""
+        if func in PRODUCTS and args[1].untyped_storage().data_ptr() in self._storages:
+            args = (_rounded(args[0]), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def _rounded(x: torch.Tensor) -> torch.Tensor:
     padded = functional.pad(x, (0, -x.shape[-1] % BLOCK_SIZE))
     blocks = padded.view(*x.shape[:-1], -1, BLOCK_SIZE)
     scales = blocks.abs().amax(-1, keepdim=True) / 127

@@ -1,26 +1,23 @@
 """Mixtures of experts whose products the kernels compute.
 
 transformers' own modules route the rows and add each row's experts in ascending order; only their
-weights are replaced, by objects that multiply. So a row depends on itself alone, to the bit. The
-weights keep their number format: inputs are not rounded to 8 bits here.
+weights are replaced, by objects that multiply. So a row depends on itself alone, to the bit. With
+weights in blocks, routers keep their number format: they are small, and choose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from edgecosine.engine.cpu.kernel_library import Kernels
+from edgecosine.engine.cpu.matrices import EXPERTS, PRODUCTS, has_experts, is_mixture
 from edgecosine.engine.cpu.packing import PackedLinear
-
-FAMILIES: Final = ("gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe")
-"""Model types whose modules use these weights in products only."""
-_MATRICES: Final = ("gate_up_proj", "down_proj")
+from edgecosine.engine.options import WeightForm
 
 
 class _Factor:
@@ -38,7 +35,7 @@ class _Factor:
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """x W^T + bias, or x W where the weights are stored that way."""
-        if func not in {functional.linear, torch.Tensor.matmul, torch.Tensor.__matmul__} or kwargs:
+        if func not in PRODUCTS or kwargs:
             return NotImplemented
         x, factor, *bias = args
         y = factor._packed(x)
@@ -55,24 +52,30 @@ class _Factors:
         return self._factors[int(expert)]
 
 
-def pack_experts(model: PreTrainedModel, kernels: Kernels, threads: int) -> None:
-    """Pack the experts and routers of `model` in place, if its family is one of `FAMILIES`."""
-    if model.config.model_type not in FAMILIES:
+def pack_experts(
+    model: PreTrainedModel, kernels: Kernels, threads: int, form: WeightForm = "bfloat16"
+) -> None:
+    """Pack the experts and routers of `model` in place, if its family is one of `MIXTURES`."""
+    if not is_mixture(model):
         return
+
+    def packed_of(weight: torch.Tensor, form: WeightForm) -> PackedLinear:
+        return PackedLinear(weight, None, kernels, threads, weight.dtype, form)
+
     for module in list(model.modules()):
-        if all(isinstance(getattr(module, name, None), nn.Parameter) for name in _MATRICES):
-            for name in _MATRICES:
+        if has_experts(module):
+            for name in EXPERTS:
                 weights = _taken(module, name)
                 if getattr(module, "is_transposed", False):
                     weights = weights.transpose(1, 2)
-                packed = [_pack(weight, kernels, threads) for weight in weights]
+                packed = [packed_of(weight, form) for weight in weights]
                 module.add_module(f"packed_{name}", nn.ModuleList(packed))
                 setattr(module, name, _Factors(packed))
                 del weights
         elif type(module).__name__.endswith("TopKRouter"):
             weight = _taken(module, "weight")
-            module.add_module("packed_weight", packed_router := _pack(weight, kernels, threads))
-            module.weight = _Factor(packed_router)  # type: ignore[assignment]
+            module.add_module("packed_weight", router := packed_of(weight, "bfloat16"))
+            module.weight = _Factor(router)  # type: ignore[assignment]
     model.set_experts_implementation("eager")
 
 
@@ -80,7 +83,3 @@ def _taken(module: nn.Module, name: str) -> torch.Tensor:
     weight = module.get_parameter(name).detach()
     delattr(module, name)
     return weight
-
-
-def _pack(weight: torch.Tensor, kernels: Kernels, threads: int) -> PackedLinear:
-    return PackedLinear(weight, None, kernels, threads, weight.dtype)

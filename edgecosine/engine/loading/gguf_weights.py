@@ -80,6 +80,8 @@ def _complete(config: Any, model: GgufModel) -> None:
     known = {
         "head_dim": None if has_two else model.setting("attention.key_length"),
         "max_position_embeddings": model.setting("context_length"),
+        "moe_intermediate_size": model.setting("expert_feed_forward_length"),
+        "shared_expert_intermediate_size": model.setting("expert_shared_feed_forward_length"),
         "vocab_size": embedding,
     }
     for key, value in known.items():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.blocks import (
     BYTES_OF_BLOCK,
     are_nibbles,
@@ -32,7 +33,7 @@ from edgecosine.engine.cpu.native_llama import NativeLlama, can_fuse
 from edgecosine.engine.cpu.native_structs import WeightLayout
 from edgecosine.engine.cpu.packing import BLOCK_SIZE, PackedLinear
 from edgecosine.engine.loading.load import load_target
-from edgecosine.engine.loading.selftest import check_family, take_reference
+from edgecosine.engine.loading.selftest import check_family, error_of, take_reference
 from edgecosine.engine.options import LoadOptions, WeightForm
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.engine.target.target import TransformerTarget
@@ -49,8 +50,8 @@ except KernelsUnavailable as error:
 FORMS: tuple[WeightForm, ...] = ("int8", "int4")
 SHAPES = [(16, 8), (33, 257), (768, 256), (211, 1000), (1, 3)]
 WAYS = [("llama", "fused", "int8"), ("llama", "fused", "int4"), ("qwen3", "fused", "int4"),
-        ("qwen3", "layers", "int8"), ("gemma2", "layers", "int4"),
-        ("gpt2", "layers", "int8")]  # fmt: skip
+        ("gemma2", "layers", "int4"),
+        ("gpt2", "layers", "int8"), ("qwen3_moe", "layers", "int8")]  # fmt: skip
 
 
 def _linear(inputs: int, outputs: int, form: WeightForm, *, bias: bool = True) -> nn.Linear:
@@ -244,7 +245,18 @@ def test_self_test_of_models_in_blocks_detects_mistakes(
 
 @pytest.mark.parametrize(
     ("family", "form"),
-    [("llama", "int8"), ("llama", "int4"), ("qwen3", "int4"), ("gemma2", "int8"), ("gpt2", "int4")],
+    [
+        ("llama", "int8"),
+        ("llama", "int4"),
+        ("qwen3", "int4"),
+        ("gemma2", "int8"),
+        ("gpt2", "int4"),
+        ("gpt_oss", "int8"),
+        ("mixtral", "int4"),
+        ("olmoe", "int8"),
+        ("qwen2_moe", "int4"),
+        ("qwen3_moe", "int8"),
+    ],
 )
 def test_answers_of_models_in_blocks_do_not_depend_on_drafts(
     family: str, form: WeightForm, tmp_path: Path
@@ -267,6 +279,22 @@ def test_answers_of_models_in_blocks_do_not_depend_on_drafts(
     found, accepted = decode(engine, prompts, 30, drafts)
     assert found == answers
     assert accepted > 10
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss", "mixtral"])
+def test_stock_model_rounds_inputs_where_blocks_do(family: str) -> None:
+    """The self-test compares with it. A sharp comparison needs one layer."""
+    model = build(family, layers=1)
+    round_weights(model)
+    tokens = prompt_of(24)
+    with torch.inference_mode():
+        plain = model(torch.tensor([tokens])).logits[0]
+        with rounding_inputs(model):
+            rounded = model(torch.tensor([tokens])).logits[0]
+    rows = RowBuilder()
+    rows.add_sequence(0, 0, tokens)
+    found = _runner("layers", model, "int8").forward(rows.build(), range(len(tokens)))
+    assert error_of(found, rounded) < 0.05 * error_of(plain, rounded)
 
 
 def test_tied_embedding_has_the_same_numbers_as_the_output_layer() -> None:

@@ -11,6 +11,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 WIDTH, HEADS, KEY_HEADS, LAYERS, FEED_FORWARD, CONTEXT = 256, 4, 2, 2, 256, 128
+EXPERTS = 4
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MERGES = ("t h", "th e", "Ġ the", "i n")
 TOKENS = (*CONTROL, *bytes_to_unicode().values(), *(merge.replace(" ", "") for merge in MERGES))
@@ -47,10 +48,15 @@ def write_gguf(
     writer.add_rope_freq_base(10_000.0)
     if has_tokenizer:
         _add_tokenizer(writer)
+    if family == "qwen3moe":
+        writer.add_expert_count(EXPERTS)
+        writer.add_expert_used_count(2)
+        writer.add_expert_feed_forward_length(FEED_FORWARD)
+        writer.add_key_length(WIDTH // HEADS)
     change(writer)
     random = np.random.default_rng(1)
     for name, shape in _shapes(family).items():
-        if len(shape) == 1:
+        if len(shape) == 1 or "gate_inp" in name:
             values = random.normal(float("norm" in name), _SPREAD, shape).astype(np.float32)
             writer.add_tensor(name, values)
         else:
@@ -93,7 +99,11 @@ def _shapes(family: str) -> dict[str, tuple[int, ...]]:
         }
         if family == "qwen2":
             block |= {"attn_q.bias": (WIDTH,), "attn_k.bias": (keys,), "attn_v.bias": (keys,)}
-        if family == "qwen3":
+        if family == "qwen3moe":
+            for kind in ("gate", "up", "down"):
+                block[f"ffn_{kind}_exps.weight"] = (EXPERTS, *block.pop(f"ffn_{kind}.weight"))
+            block["ffn_gate_inp.weight"] = (EXPERTS, WIDTH)
+        if family in {"qwen3", "qwen3moe"}:
             size = (WIDTH // HEADS,)
             block |= {"attn_q_norm.weight": size, "attn_k_norm.weight": size}
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in block.items()}
@@ -107,11 +117,11 @@ def _matrix(
     if kind.name not in _SCALES:
         return gguf.quantize(random.normal(0, _SPREAD, shape).astype(np.float32), kind)
     elements, size = gguf.GGML_QUANT_SIZES[kind]
-    blocks = random.integers(0, 256, (shape[0], shape[1] // elements, size), dtype=np.uint8)
+    blocks = random.integers(0, 256, (*shape[:-1], shape[-1] // elements, size), dtype=np.uint8)
     for place, scale in _SCALES[kind.name].items():
-        scales = np.full(blocks.shape[:2], _SPREAD * scale, dtype=np.float16)
-        blocks[:, :, place : place + 2] = scales[:, :, None].view(np.uint8)
-    return blocks.reshape(shape[0], -1)
+        scales = np.full(blocks.shape[:-1], _SPREAD * scale, dtype=np.float16)
+        blocks[..., place : place + 2] = scales[..., None].view(np.uint8)
+    return blocks.reshape(*shape[:-1], -1)
 
 
 # gguf cannot write these. Blocks of random bytes with the scales at these places are as good: the

@@ -19,7 +19,7 @@ from edgecosine.engine.base import DraftWork
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.loading.gguf_file import read_gguf
 from edgecosine.engine.loading.load import load_drafter, load_target
-from edgecosine.engine.loading.load_plan import plan_load
+from edgecosine.engine.loading.load_plan import kernels_if_any, plan_load
 from edgecosine.engine.loading.model_files import fault_of, files_digest, find_model
 from edgecosine.engine.options import LoadOptions
 from edgecosine.engine.target.target import TransformerTarget
@@ -27,7 +27,16 @@ from edgecosine.errors import ModelUnavailable, ModelUnsupported, OutOfMemory
 from edgecosine.protocol.api.request import ChatMessage
 from edgecosine.protocol.wire.messages import SharedNoise
 from tests.engine.decoding import decode, nothing
-from tests.engine.loading.gguf_files import CONTEXT, END, HEADS, TOKENS, TURN_END, WIDTH, write_gguf
+from tests.engine.loading.gguf_files import (
+    CONTEXT,
+    END,
+    FEED_FORWARD,
+    HEADS,
+    TOKENS,
+    TURN_END,
+    WIDTH,
+    write_gguf,
+)
 
 PROMPT = [20 + 7 * i % 200 for i in range(20)]
 KINDS = (Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K)
@@ -48,7 +57,7 @@ def generated(path: Path, length: int) -> list[int]:
     """The continuation of the prompt by transformers, from the dequantised weights."""
     where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     config = AutoConfig.from_pretrained(**where)
-    config.head_dim = WIDTH // HEADS
+    config.head_dim, config.moe_intermediate_size = WIDTH // HEADS, FEED_FORWARD
     model = AutoModelForCausalLM.from_pretrained(
         **where, config=config, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
     )
@@ -73,7 +82,7 @@ def test_text_equals_that_of_the_dequantised_weights(kind: Kind, tmp_path: Path)
     assert len(set(answer)) > 3
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3moe"])
 def test_text_of_other_families_equals_that_of_the_dequantised_weights(
     family: str, tmp_path: Path
 ) -> None:
@@ -82,6 +91,16 @@ def test_text_of_other_families_equals_that_of_the_dequantised_weights(
 
     path = write_gguf(tmp_path / "model.gguf", family=family, kind=Kind.Q8_0, change=add_head_size)
     assert served(options(path), 12) == generated(path, 12)
+
+
+def test_experts_of_a_quantised_file_stay_in_blocks(tmp_path: Path) -> None:
+    kernels = kernels_if_any()
+    if kernels is None or not kernels.has_bytes:
+        pytest.skip("this processor has no instructions that multiply bytes")
+    path = write_gguf(tmp_path / "model.gguf", family="qwen3moe", kind=Kind.Q4_K)
+    _, loaded = load_target(options(path, dtype="auto"))
+    assert (loaded.form, loaded.exactness) == ("int4", "bitwise")
+    assert loaded.weights < loaded.num_parameters
 
 
 def test_text_of_a_split_set_equals_that_of_one_file(plain: Path, tmp_path: Path) -> None:

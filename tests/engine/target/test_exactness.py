@@ -46,7 +46,7 @@ def test_bitwise_holds_for_mixtures_of_experts(family: str, dtype: torch.dtype) 
 
 
 def test_stock_experts_are_not_bitwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgecosine.engine.cpu.experts.FAMILIES", ())
+    monkeypatch.setattr("edgecosine.engine.cpu.matrices.MIXTURES", ())
     decision = decide("cpu", torch.float32)
     found = confirm(decision, "auto", *_layered("qwen3_moe"))
     assert found.policy == "rounding"
