@@ -1,8 +1,9 @@
 """`edgecosine bench cache`: what a shared prefix saves, and what a narrow KV cache changes.
 
 One thread, no drafters. A request is timed from its first pass to its first token, after a system
-prompt that no other request has, and after one that a live request has read. Then the same texts
-are read and continued with each number format of the cache.
+prompt that no other request has, and after one that a live request has read, and so is copying such
+a prompt from slot to slot. Then the same texts are read and continued with each number format of
+the cache.
 """
 
 from __future__ import annotations
@@ -78,11 +79,13 @@ def run_cache_bench(
     """The figures of a model, with `each` prompts of each domain to answer; they and all runs are
     saved after each part."""
     quiet_transformers()
+    notify(f"loading {model}")
     first = _load(model, FORMATS[0])
     encode = first.loaded.codec.encode if first.loaded.codec is not None else None
     assert encode is not None
     texts = [encode(" ".join(domain))[:SYSTEM] for domain in zoo.prompts().values()]
     prompts = [encode(text) for domain in zoo.prompts().values() for text in domain[:each]]
+    notify(f"timing first tokens after {SYSTEM} tokens, alone and shared, {repeats} times")
     runs = _time_prefixes(first, max(texts, key=len), prompts, repeats)
     figures = _prefix_figures(runs)
     keep(figures, runs)
@@ -122,7 +125,8 @@ def _bytes_per_token(served: _Loaded) -> float:
 def _time_prefixes(
     served: _Loaded, system: Sequence[int], prompts: Sequence[Sequence[int]], repeats: int
 ) -> list[dict[str, Any]]:
-    """Seconds to the first token, alone and beside a live request with the same system prompt."""
+    """Seconds to the first token, alone and beside a live request with the same system prompt,
+    and seconds to copy that prompt."""
     runs = []
     for repeat in range(repeats):
         # Another first token each time, so that nothing of a former run is in the cache.
@@ -130,7 +134,10 @@ def _time_prefixes(
         one, other = (prompts[(repeat + i) % len(prompts)][:QUESTION] for i in (0, 1))
         alone = served.first_token_s("first", [*own, *one])
         shared = served.first_token_s("second", [*own, *other])
-        runs.append({"repeat": repeat, "alone_s": alone, "shared_s": shared})
+        started = time.perf_counter()
+        served.runner.copy(0, 1, 0, SYSTEM)
+        copied = time.perf_counter() - started
+        runs.append({"repeat": repeat, "alone_s": alone, "shared_s": shared, "copied_s": copied})
         for key in ("first", "second"):
             served.target.release(key)
     return runs
@@ -140,5 +147,6 @@ def _prefix_figures(runs: Sequence[Mapping[str, float]]) -> dict[str, Figure]:
     return {
         "first_token_ms": interval([1e3 * run["alone_s"] for run in runs], unit="ms"),
         "first_token_shared_ms": interval([1e3 * run["shared_s"] for run in runs], unit="ms"),
+        "copy_ms": interval([1e3 * run["copied_s"] for run in runs], unit="ms"),
         "shared_over_alone": interval([run["shared_s"] / run["alone_s"] for run in runs]),
     }

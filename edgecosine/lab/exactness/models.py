@@ -1,4 +1,5 @@
-"""The models that exactness is checked on: the zoo's target, and dense random ones of real width.
+"""The models that exactness is checked on: the zoo's target, and random ones of real width,
+dense and with experts.
 
 Random weights are sensitive to every sum: none is zero or trained away, and near-ties are frequent.
 """
@@ -45,6 +46,7 @@ _WIDE: dict[str, Any] = {
 _FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "gemma2": {"sliding_window": 64, "query_pre_attn_scalar": 64},
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256},
 }
 _SPREAD = 0.05
 """Standard deviation of random weights; large enough that attention matters."""
@@ -81,11 +83,13 @@ class CheckedModel:
         if self.form != "bfloat16":
             round_weights(model, self.form, model.get_output_embeddings())
         decision = decide(device, self.dtype)
-        probe = self._open(model, EngineShape(1, 64, 1), decision.kernels)
-        decision = confirm(decision, "auto", probe, model)
+        packed = copy.deepcopy(model)  # packing takes the weights
+        probe = self._open(packed, EngineShape(1, 64, 1), decision.kernels)
+        decision = confirm(decision, "auto", probe, packed)
 
         def open_engine(shape: EngineShape) -> Opened:
-            recorder = Recorder(self._open(model, shape, decision.kernels))
+            fresh = copy.deepcopy(model)
+            recorder = Recorder(self._open(fresh, shape, decision.kernels))
             engine = TransformerTarget(
                 recorder, slots=shape.slots, max_context=CONTEXT, chunk=shape.chunk
             )
@@ -94,7 +98,6 @@ class CheckedModel:
         return ModelUnderTest(self.name, VOCABULARY, open_engine), decision
 
     def _open(self, model: Any, shape: EngineShape, kernels: Kernels | None) -> ForwardModel:
-        model = copy.deepcopy(model)  # packing takes the weights
         if kernels is not None and can_fuse(model):
             return NativeLlama(
                 model, slots=shape.slots, slot_size=CELLS, threads=shape.threads,
