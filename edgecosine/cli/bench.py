@@ -153,8 +153,12 @@ def parts(repeats: int, prompts: int, max_tokens: int, report: Path | None) -> N
 @click.option("--model", metavar="MODEL",
               help="Compare with llama.cpp on this GGUF model instead, in all forms of weights."
               )  # fmt: skip
+@click.option("--threads", type=click.IntRange(1, 64), default=1, show_default=True,
+              help="Threads and cores of both sides; with --model.")  # fmt: skip
 @_report
-def engine(ballast: int, repeats: int, model: str | None, report: Path | None) -> None:
+def engine(
+    ballast: int, repeats: int, model: str | None, threads: int, report: Path | None
+) -> None:
     """Compare the engine with transformers on the same weights, with one thread on one core.
 
     With --model: forward passes in all forms of weights, and llama.cpp's on the same file, in
@@ -164,12 +168,15 @@ def engine(ballast: int, repeats: int, model: str | None, report: Path | None) -
     from edgecosine.lab.bench.run_engine import run_engine_bench
 
     log_to_stderr("warning")
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    cores = sorted(os.sched_getaffinity(0))
+    if threads > (len(cores) if model is not None else 1):
+        raise click.UsageError(f"--threads needs --model and as many cores: here are {len(cores)}")
+    os.sched_setaffinity(0, cores[:threads])
     if model is not None:
 
         async def measure() -> None:
-            keep = keeping(report, network="none")
-            for line in await run_passes(model, repeats, click.echo, keep):
+            keep = keeping(report, network="none", threads=threads)
+            for line in await run_passes(model, repeats, threads, click.echo, keep):
                 click.echo(line)
 
         run_command(measure())

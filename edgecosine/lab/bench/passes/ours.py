@@ -29,9 +29,11 @@ _CHUNK = 512
 class OurEngine:
     """A target in one form of weights."""
 
-    def __init__(self, path: str, form: Weights, *, sessions: int, context: int) -> None:
+    def __init__(
+        self, path: str, form: Weights, *, sessions: int, context: int, threads: int
+    ) -> None:
         options = LoadOptions(
-            path, device="cpu", threads=1, slots=sessions, context=context, weights=form
+            path, device="cpu", threads=threads, slots=sessions, context=context, weights=form
         )
         self.runner, self.loaded, _ = load_model(options)
         self._target = TransformerTarget(
@@ -102,8 +104,8 @@ def _pass(runner: ForwardModel, order: Order) -> float:
 class OurDrafter:
     """A drafter whose drafts for one request and for many are timed."""
 
-    def __init__(self, name: str, sessions: int) -> None:
-        options = LoadOptions(name, device="cpu", threads=1, slots=sessions)
+    def __init__(self, name: str, sessions: int, threads: int) -> None:
+        options = LoadOptions(name, device="cpu", threads=threads, slots=sessions)
         self._engine, self.loaded = load_drafter(options)
         self._last = itertools.cycle(range(1000, 2000))
 

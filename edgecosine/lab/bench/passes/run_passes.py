@@ -1,6 +1,6 @@
 """`edgecosine bench engine --model NAME`: forward passes beside llama.cpp's on the same file.
 
-Both have one thread. All forms of weights and llama.cpp take turns within a repetition.
+Both have as many threads. All forms of weights and llama.cpp take turns within a repetition.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ CELLS: Final = (
 )
 
 
-async def run_passes(model: str, repeats: int, notify: Notify, keep: Keep) -> list[str]:
+async def run_passes(
+    model: str, repeats: int, threads: int, notify: Notify, keep: Keep
+) -> list[str]:
     """Load, measure, save after each repetition; returns a line for each bar.
 
     Raises LabError when the model is no GGUF file of a known name, or llama.cpp's process fails.
@@ -84,18 +86,19 @@ async def run_passes(model: str, repeats: int, notify: Notify, keep: Keep) -> li
     path = models.obtain(model) or Path(model)
     if not path.is_file():
         raise LabError(f"{model} is no GGUF file: use one of {', '.join(models.CATALOGUE)}")
-    bench = _Bench(path.resolve(), model, notify)
+    bench = _Bench(path.resolve(), model, threads, notify)
     python = llamacpp_python(notify)
     async with line_process("llama.cpp", (str(python), str(WORKER))) as process:
         notify("llama.cpp loads the model, in 8 bits and as it is")
-        setup = PassSetup(str(bench.path), str(bench.int8), SESSIONS, CONTEXT, threads=1)
+        setup = PassSetup(str(bench.path), str(bench.int8), SESSIONS, CONTEXT, threads)
         ready = await process.ask(setup, Ready)
         bench.load()
         runs = bench.perplexities()
         flash = await bench.quickest(process)
         for repeat in range(repeats):
             runs += await bench.repetition(repeat, process, flash)
-            found = pass_figures(runs, bench.products_per_row)
+            # The loop that measures the peak has one core.
+            found = pass_figures(runs, bench.products_per_row // threads)
             keep(found, runs, model=model, llamacpp=ready.system, flash=flash)
             notify(f"repetition {repeat + 1} of {repeats}")
     for name, figure in found.items():
@@ -106,8 +109,8 @@ async def run_passes(model: str, repeats: int, notify: Notify, keep: Keep) -> li
 class _Bench:
     """The model in all forms, and the cells that are measured with it."""
 
-    def __init__(self, path: Path, model: str, notify: Notify) -> None:
-        self.path, self._model, self._notify = path, model, notify
+    def __init__(self, path: Path, model: str, threads: int, notify: Notify) -> None:
+        self.path, self._model, self._threads, self._notify = path, model, threads, notify
         self.int8 = llamacpp_directory().with_name(f"{path.stem}.Q8_0.gguf")
         tokenizer: Any = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         self._texts = [
@@ -130,9 +133,11 @@ class _Bench:
             path = self.int8 if form == "int8" else self.path
             # Of a file in 4 bits, auto keeps the matrices that have more.
             asked: Weights = "auto" if form == "int4" and self._is_small else form
-            self._ours[form] = OurEngine(str(path), asked, sessions=SESSIONS, context=CONTEXT)
+            self._ours[form] = OurEngine(
+                str(path), asked, sessions=SESSIONS, context=CONTEXT, threads=self._threads
+            )
         if (drafter := f"{self._model}/generalist") in models.names():
-            self._drafter = OurDrafter(drafter, SESSIONS)
+            self._drafter = OurDrafter(drafter, SESSIONS, self._threads)
 
     def perplexities(self) -> list[dict[str, Any]]:
         """A run for each form."""
