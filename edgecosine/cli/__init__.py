@@ -15,7 +15,7 @@ _GROUPS = {
         "up": "Run a whole cluster on this machine.",
         "ask": "Send a prompt and print the answer as it is generated.",
         "status": "Show the nodes of the cluster.",
-        "node": "Run one node: a target or a drafter.",
+        "node": "Run one node: a target, a drafter, a committee member or an HTTP gateway.",
         "doctor": "Check this machine and report what to fix.",
         "broker": "Run an MQTT broker.",
         "cluster": "Manage the members of a cluster: init, invite, join, revoke.",
