@@ -10,8 +10,10 @@ import gguf
 import numpy as np
 import torch
 from gguf.quants import quantize
+from numpy.typing import NDArray
 from transformers import LlamaForCausalLM
 
+from edgecosine.engine.cpu.blocks import to_nibbles
 from edgecosine.engine.loading.cut_models import LAYER_WEIGHTS, OUTPUT, adapted_name, rotary_pairs
 from edgecosine.engine.loading.gguf_file import BASE, BASE_DIGEST, SHORTLIST
 from edgecosine.lab.distill.adapters import changes
@@ -89,4 +91,15 @@ def _add(writer: gguf.GGUFWriter, name: str, weight: torch.Tensor, kind: str) ->
         writer.add_tensor(name, values)
         return
     ggml = gguf.GGMLQuantizationType[kind]
-    writer.add_tensor(name, np.ascontiguousarray(quantize(values, ggml)), raw_dtype=ggml)
+    packed = _q4_1(weight) if kind == "Q4_1" else np.ascontiguousarray(quantize(values, ggml))
+    writer.add_tensor(name, packed, raw_dtype=ggml)
+
+
+def _q4_1(weight: torch.Tensor) -> NDArray[np.uint8]:
+    """Rows as bytes of Q4_1. Other than gguf's own rounding, values of 4 bits are not changed."""
+    blocks, _ = to_nibbles(weight.detach().float().cpu())
+    assert blocks.minima is not None
+    scales = torch.stack([blocks.scales, blocks.minima], -1).numpy().view(np.uint8)
+    halves = blocks.values.numpy().astype(np.uint8).reshape(*blocks.scales.shape, 2, -1)
+    nibbles = halves[..., 0, :] | halves[..., 1, :] << 4
+    return np.concatenate([scales, nibbles], -1).reshape(len(weight), -1)

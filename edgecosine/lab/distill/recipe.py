@@ -25,7 +25,7 @@ class DistillRecipe:
     """All settings of a training of the drafters.
 
     layers         layers of the target with which a drafter begins
-    kind           GGML's format of the generalist's matrices
+    kind           GGML's format of the generalist's matrices; Q4_1 is rounded for their inputs
     rank           rank of a specialist's changes, which are stored as Q8_0
     text_tokens    answer tokens that the target writes, in shards of `shard_tokens`
     replay         share of other domains' conversations in the training of a specialist
@@ -34,7 +34,7 @@ class DistillRecipe:
     target: str = DEFAULT_TARGET
     layers: tuple[int, ...] = (0, 1, 2, 28, 29)
     shortlist: int = 8192
-    kind: str = "Q5_0"
+    kind: str = "Q4_1"
     rank: int = 32
     text_tokens: int = 1_500_000
     shard_tokens: int = 20_000

@@ -28,6 +28,7 @@ from edgecosine.lab.distill.export import write_adapter, write_drafter
 from edgecosine.lab.distill.losses import AcceptanceLoss, batches_from, plan, rate
 from edgecosine.lab.distill.prompts import DOMAINS, GENERALIST, held_out
 from edgecosine.lab.distill.recipe import DRAFTERS, DistillPaths, DistillRecipe
+from edgecosine.lab.distill.rounding import round_student
 from edgecosine.lab.distill.student import cut, shortlist_of
 from edgecosine.lab.distill.teacher import Teacher, head_of, load_stock, load_teacher
 from edgecosine.lab.distill.trainer import Trainer
@@ -40,6 +41,7 @@ _SLOT_SIZE = 640
 _SAVE_EVERY_S = 60.0
 _LOG_EVERY_S = 10.0
 _SHORTLIST_STATES = 5
+_ROUNDING_CONVERSATIONS = 64
 _ADAPTER_KIND = "Q8_0"
 
 
@@ -110,6 +112,8 @@ def drafter_stage(name: str) -> Stage:
         paths.out.mkdir(parents=True, exist_ok=True)
         title = f"{Path(recipe.target).stem} {name}"
         if name == GENERALIST:
+            if recipe.kind == "Q4_1":
+                round_student(student, chosen[:_ROUNDING_CONVERSATIONS])
             report["bytes"] = write_drafter(
                 paths.drafter(name), student, shortlist, Path(recipe.target).name, recipe.kind,
                 title,
