@@ -26,7 +26,7 @@ from tests.support.mqtt import free_port, run_patiently
 pytestmark = pytest.mark.timeout(120)
 
 MAX_TOKENS = 16
-LONG = 400
+LONG = 1000
 
 
 def _plan(*target_options: str, drafters: tuple[str, ...] = ()) -> ClusterPlan:

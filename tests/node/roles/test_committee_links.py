@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -34,13 +35,21 @@ class Greeted:
         self.reasons.append(reason)
 
 
+class Tokenizer:
+    def __len__(self) -> int:
+        return 8
+
+    def decode(self, tokens: Sequence[int], **_options: Any) -> str:
+        return "".join(map(str, tokens))
+
+
 def _links() -> CommitteeLinks:
     """A coordinator without a model of its own, for two members."""
     config = NodeConfig(
         "target", "t", LoadOptions("m"),
         committee=CommitteeOptions(committee=("legal=0.5", "python=0.5")),
     )  # fmt: skip
-    codec = TextCodec(range(8), ())
+    codec = TextCodec(Tokenizer(), ())
     return CommitteeLinks(config, Loaded("m", "none", codec, 100, "none", 0), None)
 
 
