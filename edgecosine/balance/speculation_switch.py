@@ -156,8 +156,10 @@ class SpeculationSwitch:
             size.reconsider()
 
     def reason(self, num_requests: int) -> str:
-        """The measured speeds."""
+        """The measured speeds; without any, that plans did not pay."""
         size = self._size(num_requests)
+        if not size.speculating.num_passes:
+            return "no plan paid lately"
         measured = f"{size.speculating.per_s:.0f} tokens/s speculating, {size.plain.per_s:.0f} not"
         return f"{measured}, for {num_requests} requests"
 

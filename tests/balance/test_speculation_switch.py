@@ -137,3 +137,7 @@ def test_better_drafters_cause_a_probe_at_once() -> None:
         play(switch, 1, 0.5 * 4 / PLAIN_S)
     switch.reconsider()
     assert play(switch, 1000, 2.0 * 4 / PLAIN_S) == 0
+
+
+def test_reason_names_no_speeds_that_were_not_measured() -> None:
+    assert SpeculationSwitch().reason(1) == "no plan paid lately"
