@@ -2,7 +2,8 @@
 less.
 
 They cost the target a look into an index and some rows. Their confidence is the length of the
-repeated suffix, whose acceptance rate is learned from every draft, verified or not.
+repeated suffix, whose acceptance rate is learned in rounds without drafters, also from drafts that
+were not worth their rows.
 """
 
 from __future__ import annotations

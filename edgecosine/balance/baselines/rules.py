@@ -114,7 +114,7 @@ class CosinePaper(Baseline):
     weight     of latency against verified rows in the choice of a batch
     embeds     1 compares tokens by the cosine of their embeddings, 0 by equality. The paper does
                not name the embeddings: the simulation has the rows of the target's input
-               embedding; a target at work has none to compare, and equality serves for both
+               embedding; a real target compares none, so there both values mean equality
     """
 
     depth: int = 8

@@ -87,19 +87,12 @@ def _grid(block: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """For each row of a block [rows, inputs], the minimum and the scale with the least weighted
     error, as numbers of float16."""
     low, high = block.amin(1), block.amax(1)
-    best: tuple[Tensor, Tensor, Tensor] | None = None
-    for share in _SHARES:
-        centre, half = (low + high) / 2, (high - low) / 2 * share
-        minimum = (centre - half).half().float()
-        scale = (2 * half / _MOST).half().float().clamp_min(torch.finfo(torch.float16).tiny)
-        nibbles = ((block - minimum[:, None]) / scale[:, None]).round().clamp(0, _MOST)
-        values = minimum[:, None] + scale[:, None] * nibbles
-        error = ((values - block).square() * weights).sum(1)
-        if best is None:
-            best = error, minimum, scale
-        else:
-            is_better = error < best[0]
-            pairs = zip((error, minimum, scale), best, strict=True)
-            best = cast(Any, tuple(torch.where(is_better, new, old) for new, old in pairs))
-    assert best is not None
-    return best[1], best[2]
+    shares = torch.tensor(_SHARES, device=block.device)[:, None]
+    centres, halves = (low + high) / 2, (high - low) / 2 * shares
+    minima = (centres - halves).half().float()
+    scales = (2 * halves / _MOST).half().float().clamp_min(torch.finfo(torch.float16).tiny)
+    nibbles = ((block - minima[..., None]) / scales[..., None]).round().clamp(0, _MOST)
+    values = minima[..., None] + scales[..., None] * nibbles
+    best = ((values - block).square() * weights).sum(-1).argmin(0)
+    rows = torch.arange(len(block), device=block.device)
+    return minima[best, rows], scales[best, rows]

@@ -43,6 +43,7 @@ def _settled(loaded: Result, config: NodeConfig) -> Result:
     """Pin all threads of the process to the node's cores, after loading, which may use all, and
     exempt what was loaded from garbage collections, which else stall a node for a tenth of a
     second."""
+    gc.unfreeze()  # a former engine of this process, which nothing else would free
     gc.collect()
     gc.freeze()
     if config.cores:
