@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -10,8 +12,22 @@ from edgecosine.engine.attention import BatchRows
 from edgecosine.protocol.wire.tree import ROOT, TokenTree
 
 
+@dataclass(frozen=True, slots=True)
+class RowColumns:
+    """The columns of `BatchRows` as arrays; `path` has `longest` entries for each row."""
+
+    tokens: array[int]
+    positions: array[int]
+    slot: array[int]
+    kv_position: array[int]
+    length: array[int]
+    path: array[int]
+    path_length: array[int]
+    longest: int
+
+
 class RowBuilder:
-    """Collects rows session by session and converts them to tensors once."""
+    """Collects rows session by session and converts them once."""
 
     def __init__(self) -> None:
         self._tokens: list[int] = []
@@ -69,13 +85,11 @@ class RowBuilder:
 
     def build(self) -> BatchRows:
         """The rows as tensors."""
-        longest = max(1, max(map(len, self._paths), default=1))
-        padded = [path + [0] * (longest - len(path)) for path in self._paths]
-        lengths = [len(path) for path in self._paths]
+        longest, path = self._padded_paths()
         # One tensor for several columns: allocation costs more than the copy.
         wide = torch.tensor([self._tokens, self._positions])
         narrow = torch.tensor(
-            [self._slot, self._kv_position, self._length, lengths], dtype=torch.int32
+            [self._slot, self._kv_position, self._length, self._path_lengths()], dtype=torch.int32
         )
         return BatchRows(
             tokens=wide[0],
@@ -83,9 +97,33 @@ class RowBuilder:
             slot=narrow[0],
             kv_position=narrow[1],
             length=narrow[2],
-            path=torch.tensor(padded, dtype=torch.int32),
+            path=torch.tensor(path, dtype=torch.int32).view(-1, longest),
             path_length=narrow[3],
         )
+
+    def columns(self) -> RowColumns:
+        """The rows as plain arrays. Python and torch are not in the processor's cache after a pass,
+        where tensors take ten times as long to make."""
+        longest, path = self._padded_paths()
+        return RowColumns(
+            tokens=array("q", self._tokens),
+            positions=array("q", self._positions),
+            slot=array("i", self._slot),
+            kv_position=array("i", self._kv_position),
+            length=array("i", self._length),
+            path=array("i", path),
+            path_length=array("i", self._path_lengths()),
+            longest=longest,
+        )
+
+    def _path_lengths(self) -> list[int]:
+        return [len(path) for path in self._paths]
+
+    def _padded_paths(self) -> tuple[int, list[int]]:
+        """The length of the longest path, and all of them, padded to it."""
+        longest = max(1, max(map(len, self._paths), default=1))
+        zeros = [0] * longest
+        return longest, [at for path in self._paths for at in (path + zeros)[:longest]]
 
 
 def branch_among_siblings(branch: Sequence[int]) -> TokenTree:

@@ -197,12 +197,14 @@ def _declare(path: Path) -> Kernels:
     library.edgecosine_attention.argtypes = (
         [pointer] * 13 + [size] * 8 + [real, real, size, number, number, number]
     )
-    library.edgecosine_decode.argtypes = [pointer] * 8 + [size] * 2 + [pointer, size, pointer]
+    for name in ("decode", "decode_greedily"):
+        decode = getattr(library, f"edgecosine_{name}")
+        decode.argtypes = [pointer] * 8 + [size] * 2 + [pointer, size, pointer]
+        decode.restype = number
     library.edgecosine_rank.argtypes = [pointer, size, size, *[pointer] * 3, size, *[pointer] * 2]
     library.edgecosine_draft_step.argtypes = [pointer, pointer, size]
     library.edgecosine_draft_step.restype = size
     library.edgecosine_attention.restype = number
-    library.edgecosine_decode.restype = number
     for name in ("pack", "pack_blocks", "prefer_huge_pages", "linear", "rank"):
         getattr(library, f"edgecosine_{name}").restype = None
     library.edgecosine_shared_values.argtypes = [pointer, size]

@@ -7,6 +7,7 @@ compares the results. Models of other kinds run as a `SlotModel`.
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from edgecosine.engine.attention import BatchRows, LayerCache
+from edgecosine.engine.batch import RowColumns
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.cpu.native_structs import (
     MATRICES,
@@ -145,7 +147,6 @@ class NativeLlama:
         cache = bytes_of(t for layer in self._caches for t in (layer.keys, layer.values))
         return self._arena.used + bytes_of(self._kept), cache
 
-    @torch.inference_mode()
     def forward(self, rows: BatchRows, keep: Sequence[int]) -> torch.Tensor:
         """Run the rows; returns float32 logits [len(keep), vocabulary] of the rows numbered in
         `keep`.
@@ -167,6 +168,28 @@ class NativeLlama:
             return spread(logits, self._shortlist.tokens, self._shortlist.vocabulary)
         return logits
 
+    def most_probable(self, rows: RowColumns, keep: Sequence[int]) -> list[int]:
+        """Run the rows; returns the token of the highest logit, the lowest of equal ones, of each
+        row numbered in `keep`, or -1 where logits are not finite.
+
+        Raises IndexError as `forward` does.
+        """
+        wanted, tokens = array("q", keep), (ctypes.c_int64 * len(keep))()
+        do_fit = self._kernels.library.edgecosine_decode_greedily(
+            ctypes.byref(self._decoder),
+            *(
+                column.buffer_info()[0]
+                for column in (
+                    rows.tokens, rows.positions, rows.slot, rows.kv_position, rows.length,
+                    rows.path, rows.path_length,
+                )
+            ),
+            rows.longest, len(rows.tokens), wanted.buffer_info()[0], len(keep), tokens,
+        )  # fmt: skip
+        if not do_fit:
+            raise IndexError("a token or a position of a row is beyond the model or the cache")
+        return list(tokens)
+
     def draft_step(self, works: ctypes.Array[NativeDraftWork]) -> int:
         """One step of drafting for all works in one forward pass; returns its number of rows.
 
@@ -179,7 +202,6 @@ class NativeLlama:
             raise IndexError("a token or a position of a row is beyond the model or the cache")
         return rows
 
-    @torch.inference_mode()
     def move(self, slot: int, source: Sequence[int], target: Sequence[int]) -> None:
         """Copy keys and values from `source` to `target` KV positions of a slot, in all layers."""
         if list(source) == list(target):

@@ -88,6 +88,9 @@ class TransformerMember(TransformerTarget):
         self._model.move(slot.index, source, range(length, length + len(path)))
         slot.tokens.extend(tree.tokens[node] for node in path)
 
+    def _reads_logits(self, work: VerifyWork) -> bool:
+        return isinstance(work, JudgeWork) or super()._reads_logits(work)
+
     def _verify(
         self, part: Part, logits: torch.Tensor, greedy: list[int | None]
     ) -> VerificationResult | RowLists:

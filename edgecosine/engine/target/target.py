@@ -18,6 +18,7 @@ from edgecosine.engine.base import (
     VerifyWork,
 )
 from edgecosine.engine.batch import RowBuilder
+from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.kv_slots import BLOCK, KvSlot, KvSlots
 from edgecosine.engine.sampling import draw, logprobs_of
@@ -25,6 +26,8 @@ from edgecosine.engine.target.acceptance import walk
 from edgecosine.errors import NoLogits
 from edgecosine.protocol.api.request import Logprobs
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT
+
+_NO_LOGITS = torch.empty(0, 1)
 
 
 @dataclass(slots=True)
@@ -62,6 +65,7 @@ class TransformerTarget:
         num_tokens: int = 1 << 31,
         switches_at: int = 0,
     ) -> None:
+        self._fused = model if isinstance(model, NativeLlama) else None
         self._model, self._num_tokens, self._switches_at = model, num_tokens, switches_at
         self._eos_tokens = frozenset(eos_tokens)
         self._slots = KvSlots(slots, model.copy, switches_at)
@@ -96,18 +100,40 @@ class TransformerTarget:
             for work, slot in zip(batch, slots, strict=True):
                 is_awaited = self._is_awaited(work, slot, parts)
                 parts.append(_wait(work, slot) if is_awaited else self._add(work, slot, rows, keep))
-            logits = self._model.forward(rows.build(), keep) if len(rows) else torch.empty(0, 1)
+            logits, greedy = self._run(rows, keep, batch)
         except BaseException:
             for part in parts:
                 if isinstance(part, Part):  # its KV positions may be undefined
                     part.slot.keep(len(part.slot.tokens) - part.fed)
             raise
-        greedy = _most_probable(logits)
         outcomes = [
             part if isinstance(part, FailedWork) else self._outcome(part, logits, greedy)
             for part in parts
         ]
         return StepResult(outcomes, len(rows))
+
+    def _run(
+        self, rows: RowBuilder, keep: Sequence[int], batch: Sequence[VerifyWork]
+    ) -> tuple[torch.Tensor, list[int | None]]:
+        """The logits of the rows in `keep`, none where no work reads them, and the most probable
+        tokens."""
+        if self._fused is not None and not any(map(self._reads_logits, batch)):
+            found = self._fused.most_probable(rows.columns(), keep) if len(rows) else []
+            return _NO_LOGITS, [token if token >= 0 else None for token in found]
+        logits = self._model.forward(rows.build(), keep) if len(rows) else _NO_LOGITS
+        return logits, _most_probable(logits)
+
+    def _reads_logits(self, work: VerifyWork) -> bool:
+        """Whether more of the logits is read than which one is the highest."""
+        how = work.sampling
+        return not (
+            how.is_greedy
+            and how.is_plain
+            and work.top_logprobs is None
+            and work.constraint is None
+            and not work.scores_prompt
+            and len(work.tokens) - work.num_prompt >= how.min_tokens
+        )
 
     def release(self, key: str) -> None:
         """Release the slot of the session."""

@@ -119,6 +119,23 @@ def test_rows_beyond_the_cache_are_refused_and_touch_no_memory(runs_fused: bool)
     assert torch.equal(model.forward(_row(), [0]), whole)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_most_probable_token_is_the_first_of_the_highest_logits(dtype: torch.dtype) -> None:
+    model = build("llama", dtype=dtype)
+    head = model.lm_head.weight.data
+    head[VOCABULARY // 2 :] = head[: VOCABULARY - VOCABULARY // 2].clone()  # every logit twice
+    fused = NativeLlama(model, slots=1, slot_size=64, threads=1, kernels=KERNELS)
+    rows, keep = RowBuilder(), range(1, 40, 3)
+    rows.add_sequence(0, 0, [token % VOCABULARY for token in range(7, 407, 10)])
+    logits = fused.forward(rows.build(), keep)
+    first = [int((row == row.max()).nonzero()[0]) for row in logits]
+    assert len(set(first)) > 2
+    assert fused.most_probable(rows.columns(), keep) == first
+    rows.add_sequence(1, 0, [5])
+    with pytest.raises(IndexError, match="beyond"):
+        fused.most_probable(rows.columns(), [0])
+
+
 @pytest.mark.parametrize("token", [VOCABULARY, -1])
 def test_token_beyond_the_embedding_is_refused(token: int) -> None:
     fused = NativeLlama(build("llama"), slots=1, slot_size=32, threads=1, kernels=KERNELS)

@@ -12,6 +12,7 @@
 #include "attention.h"
 #include "decoder.h"
 #include "draft_tree.h"
+#include "greedy.h"
 #include "linear.h"
 #include "rank.h"
 
@@ -97,6 +98,15 @@ int edgecosine_decode(const Decoder* decoder, const int64_t* tokens, const int64
                       const int64_t* keep, int64_t keeps, float* logits) {
   const Batch batch{slot, kv_position, length, path, path_length, paths, rows};
   return decode(*decoder, tokens, positions, batch, keep, keeps, logits);
+}
+
+// The same, for the token of the highest logit of each of these rows; -1 where its logits are not finite.
+int edgecosine_decode_greedily(const Decoder* decoder, const int64_t* tokens, const int64_t* positions,
+                               const int32_t* slot, const int32_t* kv_position, const int32_t* length,
+                               const int32_t* path, const int32_t* path_length, int64_t paths,
+                               int64_t rows, const int64_t* keep, int64_t keeps, int64_t* best) {
+  const Batch batch{slot, kv_position, length, path, path_length, paths, rows};
+  return decode_greedily(*decoder, tokens, positions, batch, keep, keeps, best);
 }
 
 // The most probable draft tokens after each row of logits [rows, vocabulary]: tokens and shares [rows,
