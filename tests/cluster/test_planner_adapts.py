@@ -39,7 +39,7 @@ MAX_WAITS = 8
 plans."""
 MAX_ANSWERS = 60
 """Answers until a recovered drafter is used as before. A lone request pays for trials from a share
-of its plain rounds, 0.2% while they are in vain: with the largest debt that is some 3,000 rounds."""
+of its plain rounds, 0.2% while they are in vain: with the largest debt some 3,000 rounds."""
 STOPPED_S, RUNNING_S = 0.098, 0.002
 """A stop is longer than a pass on a busy machine, so that drafting ahead cannot hide it."""
 
