@@ -31,15 +31,24 @@ from edgecosine.lab.figures import keeping
               help="Emulated network; namespaces need root on Linux.")  # fmt: skip
 @click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
               help="Write figures and runs to FILE as JSON, after each cluster.")  # fmt: skip
+@click.option("--renew", is_flag=True,
+              help="Simulate the loads of FILE again, and keep what was measured.")  # fmt: skip
 def command(
     record: Path, repeats: int, requests: int, max_tokens: int, clusters: int | None,
-    network: NetworkKind, report: Path | None,
+    network: NetworkKind, report: Path | None, *, renew: bool,
 ) -> None:  # fmt: skip
     """Measure eight cells of `bench map` on real nodes whose passes and steps are slowed, and
     simulate the same loads; minutes.
     """
-    from edgecosine.lab.regime_map.validation import SITES, MapValidation, validate_map
-    from edgecosine.lab.simulation.run_simulation import read_costs
+    from edgecosine.lab.bench.table import read_report
+    from edgecosine.lab.regime_map.validation import (
+        SITES,
+        MapValidation,
+        simulate_again,
+        validate_map,
+        validation_figures,
+    )
+    from edgecosine.lab.simulation.run_simulation import costs_record, read_costs
     from edgecosine.lab.simulation.texts import load_texts
 
     log_to_stderr("warning")
@@ -51,8 +60,17 @@ def command(
     async def validate() -> None:
         keep = keeping(report, settings=asdict(settings))
         notify = functools.partial(click.echo, err=True)
-        figures = await validate_map(settings, read_costs(record), load_texts(), notify, keep)
+        if renew and report is not None:
+            former = read_report(report)["runs"]
+            costs = read_costs(report)
+            runs = simulate_again(settings, costs, former, load_texts())
+            figures = validation_figures(runs)
+            keep(figures, runs, costs=costs_record(costs))
+        else:
+            figures = await validate_map(settings, read_costs(record), load_texts(), notify, keep)
         for name, figure in figures.items():
             click.echo(f"{name}: {figure}")
 
+    if renew and report is None:
+        raise click.UsageError("--renew needs the FILE of --json")
     run_command(validate())

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from edgecosine.balance.policy import find_policy
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.cells import ALONE, OURS
+from edgecosine.lab.bench.run_rounds import DRAFTING, PLAIN
+from edgecosine.lab.bench.table import read_report
 from edgecosine.lab.regime_map.cells import ONE_DRAFTER, MapCell, all_cells, only
 from edgecosine.lab.regime_map.map_curves import map_curves
 from edgecosine.lab.regime_map.map_figures import best_baseline, map_cell, map_figures
@@ -19,10 +22,13 @@ from edgecosine.lab.regime_map.map_table import HEAD, map_rows
 from edgecosine.lab.regime_map.run_cell import costs_of, run_cell
 from edgecosine.lab.regime_map.sweeps import SWEEPS, tune
 from edgecosine.lab.regime_map.texts import SEGMENT, measured, swept
+from edgecosine.lab.simulation.cluster import Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import FLAT_PASS_ROWS
+from edgecosine.lab.simulation.run_simulation import read_costs
 from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
 from tests.lab.test_simulation import COSTS, TEXTS
 
+RECORDS = Path(__file__).parents[2] / "docs" / "measured"
 MIXED, ONE = MapCell(), MapCell(mix="one")
 
 
@@ -72,6 +78,20 @@ def test_hardware_of_a_cell_replaces_passes_steps_and_round_trip_only() -> None:
     assert costs.drafter_step(8) == pytest.approx(0.25 * costs.target_pass(1))
     assert costs.one_way_s == 0.004
     assert (costs.round_s, costs.message_s) == (COSTS.round_s, COSTS.message_s)
+
+
+@pytest.mark.parametrize(
+    ("policy", "figure"),
+    [(DRAFTING, "round_overhead_8_ms"), (PLAIN, "plain_round_overhead_8_ms")],
+)
+def test_rounds_cost_the_simulated_loop_what_they_were_measured_to_cost(
+    policy: str, figure: str
+) -> None:
+    costs = costs_of(MIXED, read_costs(RECORDS / "simulation.json"))
+    scenario = Scenario(TEXTS.drafters, has_device=True)
+    [outcome] = simulate(scenario, [SimulatedLoad(policy, 8, 8, 48)], costs, TEXTS)
+    measured_ms = read_report(RECORDS / "rounds.json")["figures"][figure]["value"]
+    assert 1e3 * outcome.loop_s / outcome.num_rounds > 0.85 * measured_ms
 
 
 def record(cell: MapCell, **speeds: list[float]) -> dict[str, Any]:
@@ -138,3 +158,17 @@ def test_renewed_cell_keeps_its_baselines_and_runs_edgecosine() -> None:
         assert renewed["repeats"][name] == former["repeats"][name]
     assert renewed["repeats"][OURS] == renewed["repeats"][ONE_DRAFTER]
     assert renewed["repeats"][OURS][0][0] > 30
+
+
+def test_slowed_drafters_share_a_processor_but_not_their_sleep() -> None:
+    """A second drafter on the same processor computes a little, and sleeps beside the first one."""
+    costs = replace(costs_of(MIXED, COSTS), step_s={1: 1e-5, 64: 2e-5}, least_step_s=0.006)
+    outcomes = [
+        simulate(
+            Scenario(TEXTS.drafters[:2], is_core_shared=True, has_device=True),
+            [SimulatedLoad(DRAFTING, 2, 2, 32)], each, TEXTS,
+        )[0]
+        for each in (costs, replace(costs, step_s={1: 0.006, 64: 0.006}, least_step_s=0.0))
+    ]  # fmt: skip
+    slept, computed = (outcome.tokens_per_s for outcome in outcomes)
+    assert slept > 1.05 * computed

@@ -54,8 +54,8 @@ async def validate_map(
 ) -> dict[str, Figure]:
     """Run the cells; figures and records are saved after each cluster.
 
-    Costs of event loops and links are measured on the first cluster, the rest is in `costs`.
-    Raises LabError and what a cluster raises.
+    Costs of event loops, links and clients are measured on the first cluster, the rest is in
+    `costs`. Raises LabError and what a cluster raises.
     """
     runs: list[dict[str, Any]] = []
     calibrated: Costs | None = None
@@ -65,15 +65,44 @@ async def validate_map(
             if calibrated is None:
                 calibrated = (await calibrate(cluster, _engines(costs), notify)).costs
             measured = [await _ask(cluster, load, notify) for load in loads]
-        hardware = calibrated.on_accelerators(PASS_S, cells[0].ratio * PASS_S)
-        far_s = (cells[0].rtt_ms - MapCell().rtt_ms) / 2e3
-        hardware = replace(hardware, one_way_s=hardware.one_way_s + far_s)
-        scenario = Scenario(cells[0].models(), has_device=True, slots=_SLOTS)
-        outcomes = simulate(scenario, loads, hardware, texts)
-        simulated = [outcome.tokens_per_s for outcome in outcomes]
+        simulated = _simulate(cells, loads, calibrated, texts)
         runs += _records(cells, loads, measured, simulated)
         keep(validation_figures(runs), runs, costs=costs_record(calibrated))
     return validation_figures(runs)
+
+
+def simulate_again(
+    settings: MapValidation, costs: Costs, former: Sequence[dict[str, Any]], texts: Texts
+) -> list[dict[str, Any]]:
+    """The records of a former validation with `settings`, whose clusters had `costs`, simulated
+    anew; what was measured stays."""
+    measured = {(run["cell"], run["policy"]): run["measured_tokens_per_s"] for run in former}
+    runs = []
+    for cells in settings.sites:
+        loads = _loads(settings, cells)
+        simulated = _simulate(cells, loads, costs, texts)
+        for run in _records(cells, loads, simulated, simulated):
+            real = measured[run["cell"], run["policy"]]
+            ratio = statistics.median(run["simulated_tokens_per_s"]) / statistics.median(real)
+            runs.append({**run, "measured_tokens_per_s": real, "ratio": ratio})
+    return runs
+
+
+def _simulate(
+    cells: Sequence[MapCell], loads: Sequence[SimulatedLoad], costs: Costs, texts: Texts
+) -> list[float]:
+    """Tokens per second of the loads on the lab's hardware: drafters, broker, traffic and clients
+    share a processor, on which slowed steps compute as long as others, and sleep the rest."""
+    slowed = costs.on_accelerators(PASS_S, costs.drafter_step(1))
+    far_s = (cells[0].rtt_ms - MapCell().rtt_ms) / 2e3
+    hardware = replace(
+        slowed,
+        step_s=costs.step_s,
+        least_step_s=cells[0].ratio * PASS_S,
+        one_way_s=costs.one_way_s + far_s,
+    )
+    scenario = Scenario(cells[0].models(), is_core_shared=True, has_device=True, slots=_SLOTS)
+    return [outcome.tokens_per_s for outcome in simulate(scenario, loads, hardware, texts)]
 
 
 def validation_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Figure]:

@@ -45,6 +45,8 @@ class Costs:
     contention: float = 0.0
     """Seconds by which a pass is longer for each second in which the drafters' shared processor
     computes meanwhile: both use the memory of one machine."""
+    least_step_s: float = 0.0
+    """A drafter's step takes so long at least; what is left of it uses no processor."""
     notes: Mapping[str, float] = field(default_factory=dict)
     """Other measurements, for the record."""
 

@@ -228,7 +228,9 @@ class SimulatedDraftWorker(DraftWorker):
             except StopIteration as done:
                 return cast(list[DraftResult], done.value)
             if rows:
+                ends = now() + self._charges.least_step_s
                 await self._core.spend(self._charges.drafter_step(rows))
+                await _pause(self._strand, max(0.0, ends - now()))
 
 
 def _nothing() -> None:
