@@ -113,6 +113,8 @@ class PassReport:
     cycle_s: float = 0.0
     num_tokens: int = 0
     """Tokens that it committed."""
+    num_accepted: int = 0
+    """Of these, draft tokens."""
     is_prefill: bool = True
     """Whether it read prompts; such a pass is no measurement of decoding."""
 

@@ -2,9 +2,9 @@
 
 Plans rest on estimates of drafters and passes. The costs that they leave out (the target's own
 bookkeeping, drafters that share a machine, requests that miss a pass) show in the tokens committed
-per second of the target's time. Where speculation commits fewer of them than plain decoding, it is
-switched off, and probed ever less often, or when drafters change. For a single request `trials`
-decides.
+per second of the target's time. Where speculation commits fewer of them than plain decoding, or
+hardly any of them are drafters' tokens, it is switched off, and tried ever less often, or when
+drafters change, while trials are affordable. For a single request `trials` decides.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ LONGEST_REST = 4096
 """Most plain passes between two probes."""
 TRIAL_SHARE = 0.01
 """Share of the throughput that probes may cost."""
-FIRST_TRIAL_COST = 2.0
-"""What a probe is expected to cost before the first one, in plain passes."""
+FIRST_TRIAL_COST, LEAST_TRIAL_COST = 2.0, 0.5
+"""What a probe is expected to cost before the first one, and at least, in plain passes."""
 LARGEST_CREDIT = TRIAL_SHARE * LONGEST_REST
-LEAST = 0.95
+LEAST = 0.98
 """Share of plain decoding's speed below which speculation is switched off."""
+LEAST_GAIN = 1.05
+"""Tokens over those that plain decoding commits in the same passes, below which speculation is
+switched off: with hardly any draft accepted it has costs only, which noise hides."""
 _MIXED_PASSES = 2
 """Passes after a change in which plain and speculative rounds mix."""
 
@@ -39,17 +42,25 @@ class Speed:
     tokens: float = 0.0
     seconds: float = 0.0
     num_passes: int = 0
+    accepted: float = 0.0
+    """Draft tokens among `tokens`."""
 
-    def observe(self, tokens: int, seconds: float) -> None:
+    def observe(self, tokens: int, seconds: float, accepted: int = 0) -> None:
         """Learn from one pass."""
         self.tokens = MEMORY * self.tokens + tokens
         self.seconds = MEMORY * self.seconds + seconds
+        self.accepted = MEMORY * self.accepted + accepted
         self.num_passes += 1
 
     @property
     def per_s(self) -> float:
         """0 before the first pass."""
         return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def gains(self) -> bool:
+        """Whether drafts add tokens worth mentioning."""
+        return self.tokens >= LEAST_GAIN * (self.tokens - self.accepted)
 
 
 @dataclass(slots=True)
@@ -69,34 +80,40 @@ class _Size:
     """What the last trial cost, in plain passes."""
     has_better_drafters: bool = False
     """Whether drafters have become better since speculation was switched off."""
+    has_new_drafter: bool = False
+    """Whether one of them is new: its trial need not wait until former ones are paid for."""
     patience: int = 0
     """Plain passes before better drafters lead to a probe; doubled each time, since some drafters
     are quick whenever they are idle."""
 
-    def reconsider(self) -> None:
+    def reconsider(self, *, has_new_drafter: bool = False) -> None:
+        self.has_new_drafter = self.has_new_drafter or has_new_drafter
         self.has_better_drafters = self.is_plain
-        if self.has_better_drafters and self.num_passes >= self.patience:
+        is_affordable = self.has_new_drafter or self.credit >= 0.0
+        if self.has_better_drafters and is_affordable and self.num_passes >= self.patience:
             self.patience = min(LONGEST_REST, 2 * self.patience or FIRST_REST)
             self.change(is_plain=False)
 
     def change(self, *, is_plain: bool) -> None:
-        self.is_plain, self.has_better_drafters, self.num_passes = is_plain, False, 0
+        self.is_plain, self.num_passes = is_plain, 0
+        self.has_better_drafters = self.has_new_drafter = False
         if not is_plain:
             self.speculating = Speed()
 
-    def observe(self, tokens: int, cycle_s: float, plain_per_s: float) -> None:
+    def observe(self, tokens: int, accepted: int, cycle_s: float, plain_per_s: float) -> None:
         self.num_passes += 1
         if self.num_passes <= _MIXED_PASSES:
             return
         if self.is_plain:
             self._observe_plain(tokens, cycle_s)
             return
-        self.speculating.observe(tokens, cycle_s)
+        self.speculating.observe(tokens, cycle_s, accepted)
         num_passes = self.speculating.num_passes
         if num_passes < FEWEST_PASSES:
             return
-        least = LEAST if num_passes >= PROBE_PASSES else CLEARLY
-        if self.speculating.per_s < least * (self.plain.per_s or plain_per_s):
+        is_judged = num_passes >= PROBE_PASSES
+        least = (LEAST if is_judged else CLEARLY) * (self.plain.per_s or plain_per_s)
+        if self.speculating.per_s < least or (is_judged and not self.speculating.gains):
             self.change(is_plain=True)
         elif num_passes > 2 * PROBE_PASSES:
             self.rest, self.patience, self.credit = FIRST_REST, 0, LARGEST_CREDIT
@@ -118,9 +135,9 @@ class _Size:
         was better goes on. Its cost is bounded, since a pass may be long for other reasons."""
         tokens, seconds = self.speculating.tokens, self.speculating.seconds
         cost = (seconds * self.plain.per_s - tokens) / self.num_requests
-        self.trial_cost = min(PROBE_PASSES, max(0.0, cost))
+        self.trial_cost = min(PROBE_PASSES, max(LEAST_TRIAL_COST, cost))
         self.credit -= self.trial_cost
-        if cost < 0.0:
+        if cost < 0.0 and self.speculating.gains:
             self.change(is_plain=False)
 
 
@@ -140,20 +157,23 @@ class SpeculationSwitch:
         """
         return num_requests == 1 or not self._size(num_requests).is_plain
 
-    def observe(self, num_requests: int, tokens: int, cycle_s: float, plain_pass_s: float) -> None:
-        """Learn from a pass that committed `tokens` and ended `cycle_s` after the previous one.
+    def observe(
+        self, num_requests: int, tokens: int, accepted: int, cycle_s: float, plain_pass_s: float
+    ) -> None:
+        """Learn from a pass that committed `tokens`, `accepted` of them from drafts, and ended
+        `cycle_s` after the previous one.
 
         `plain_pass_s` is the expected time of a pass with one row for each request.
         """
         if num_requests < 2:
             return
         plain_per_s = num_requests / plain_pass_s if plain_pass_s else 0.0
-        self._size(num_requests).observe(tokens, cycle_s, plain_per_s)
+        self._size(num_requests).observe(tokens, accepted, cycle_s, plain_per_s)
 
-    def reconsider(self) -> None:
+    def reconsider(self, *, has_new_drafter: bool = False) -> None:
         """Probe speculation before its rest ends, since drafters have become better."""
         for size in self._sizes.values():
-            size.reconsider()
+            size.reconsider(has_new_drafter=has_new_drafter)
 
     def reason(self, num_requests: int) -> str:
         """The measured speeds; without any, that plans did not pay."""

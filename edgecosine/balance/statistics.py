@@ -214,8 +214,9 @@ class Statistics:
             num_requests = len(self._active)
             plain_s = self._pass_cost.expected_s(num_requests)
             [policy] = self._policies
-            switch = self._switches[policy]
-            switch.observe(num_requests, report.num_tokens, report.cycle_s, plain_s)
+            self._switches[policy].observe(
+                num_requests, report.num_tokens, report.num_accepted, report.cycle_s, plain_s
+            )
 
     def observe_answer(
         self,
@@ -305,7 +306,7 @@ class Statistics:
     def _reconsider(self, *, has_new_drafter: bool = False) -> None:
         """Drafters have become better: speculation may pay where it did not."""
         for switch in self._switches.values():
-            switch.reconsider()
+            switch.reconsider(has_new_drafter=has_new_drafter)
         for budget in self._budgets.values():
             budget.reconsider(has_new_drafter=has_new_drafter)
         for request in self._active:

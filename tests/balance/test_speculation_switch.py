@@ -21,10 +21,10 @@ def play(
     num_plain = 0
     for _ in range(passes):
         if switch.speculates(requests):
-            switch.observe(requests, 100, 100 / speculating_per_s, PLAIN_S)
+            switch.observe(requests, 100, 100 - requests, 100 / speculating_per_s, PLAIN_S)
         else:
             num_plain += 1
-            switch.observe(requests, requests, PLAIN_S, PLAIN_S)
+            switch.observe(requests, requests, 0, PLAIN_S, PLAIN_S)
     return num_plain
 
 
@@ -45,7 +45,7 @@ def test_trials_of_slower_speculation_cost_a_hundredth(gain: float, requests: in
         if number >= 10000:
             total_s += tokens / speed
             lost_s += tokens / speed - tokens / plain_per_s
-        switch.observe(requests, tokens, tokens / speed, PLAIN_S)
+        switch.observe(requests, tokens, tokens // 2, tokens / speed, PLAIN_S)
     assert 0.0 < lost_s <= 0.01 * total_s
 
 
@@ -54,11 +54,24 @@ def test_trial_that_was_better_than_plain_decoding_goes_on_once_that_was_measure
     switch, num_plain = SpeculationSwitch(), 0
     for _ in range(400):
         if switch.speculates(4):
-            switch.observe(4, 6, 2 * PLAIN_S, PLAIN_S)
+            switch.observe(4, 6, 2, 2 * PLAIN_S, PLAIN_S)
         else:
             num_plain += 1
-            switch.observe(4, 4, 2 * PLAIN_S, PLAIN_S)
+            switch.observe(4, 4, 0, 2 * PLAIN_S, PLAIN_S)
     assert num_plain == PROBE_PASSES
+
+
+@pytest.mark.parametrize("noise", [0.8, 1.0, 1.25])
+def test_speculation_whose_drafts_are_hardly_accepted_is_not_kept_for_noise(noise: float) -> None:
+    """A trial in which few requests have drafts may by chance be quicker than plain decoding was."""
+    switch, num_plain = SpeculationSwitch(), 0
+    for _ in range(10000):
+        if switch.speculates(8):
+            switch.observe(8, 8, 0, PLAIN_S / noise, PLAIN_S)
+        else:
+            num_plain += 1
+            switch.observe(8, 8, 0, PLAIN_S, PLAIN_S)
+    assert num_plain >= 0.97 * 10000
 
 
 @pytest.mark.parametrize("gain", [0.2, 0.5, 0.9])
@@ -82,7 +95,7 @@ def test_one_bad_probe_after_good_rounds_costs_a_short_rest() -> None:
     play(switch, 100 * PROBE_PASSES, 2.0 * 4 / PLAIN_S)
     bad = 0
     while switch.speculates(4):
-        switch.observe(4, 1, 1.0, PLAIN_S)
+        switch.observe(4, 1, 0, 1.0, PLAIN_S)
         bad += 1
         assert bad < 10
     assert play(switch, 4 * FIRST_REST, 2.0 * 4 / PLAIN_S) <= 2 * FIRST_REST

@@ -288,11 +288,13 @@ class Verifier:
 
 def _report(result: StepResult, elapsed_s: float, cycle_s: float) -> PassReport:
     verified = [outcome for outcome in result.outcomes if isinstance(outcome, VerificationResult)]
+    num_accepted = sum(len(outcome.path) for outcome in verified)
     return PassReport(
         num_rows=result.num_rows,
         elapsed_s=elapsed_s,
         cycle_s=cycle_s,
-        num_tokens=sum(1 + len(outcome.path) for outcome in verified),
+        num_tokens=len(verified) + num_accepted,
+        num_accepted=num_accepted,
         is_prefill=any(isinstance(outcome, Prefilling) for outcome in result.outcomes),
     )
 
