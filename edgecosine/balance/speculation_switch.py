@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 MEMORY = 0.95
 """Weight of earlier passes at each new one."""
 PROBE_PASSES = 16
-"""Passes after which speculation is judged."""
+"""Passes after which speculation is judged, and of plain decoding beside which it is."""
+FIRST_STRETCH = 256
+"""Speculative passes after a trial that was better, before plain decoding is measured again if it
+may be better: the machine's other load changes. Doubled each time."""
 FEWEST_PASSES, CLEARLY = 6, 0.8
 """Passes after which it is judged early, if below this share of plain decoding's speed."""
 FIRST_REST = 64
@@ -71,6 +74,11 @@ class _Size:
     is_plain: bool = False
     speculating: Speed = field(default_factory=Speed)
     plain: Speed = field(default_factory=Speed)
+    """Since the last change."""
+    plain_per_s: float = 0.0
+    """Of the last plain passes; 0 before any."""
+    stretch: int = PROBE_PASSES
+    """Speculative passes after which plain decoding is measured, if it may be better."""
     rest: int = FIRST_REST
     num_passes: int = 0
     """Since the last change."""
@@ -92,13 +100,19 @@ class _Size:
         is_affordable = self.has_new_drafter or self.credit >= 0.0
         if self.has_better_drafters and is_affordable and self.num_passes >= self.patience:
             self.patience = min(LONGEST_REST, 2 * self.patience or FIRST_REST)
-            self.change(is_plain=False)
+            self.speculate(PROBE_PASSES)
 
-    def change(self, *, is_plain: bool) -> None:
+    def speculate(self, stretch: int) -> None:
+        self.speculating, self.stretch = Speed(), stretch
+        self._change(is_plain=False)
+
+    def decode_plainly(self) -> None:
+        self.plain = Speed()
+        self._change(is_plain=True)
+
+    def _change(self, *, is_plain: bool) -> None:
         self.is_plain, self.num_passes = is_plain, 0
         self.has_better_drafters = self.has_new_drafter = False
-        if not is_plain:
-            self.speculating = Speed()
 
     def observe(self, tokens: int, accepted: int, cycle_s: float, plain_per_s: float) -> None:
         self.num_passes += 1
@@ -112,20 +126,25 @@ class _Size:
         if num_passes < FEWEST_PASSES:
             return
         is_judged = num_passes >= PROBE_PASSES
-        least = (LEAST if is_judged else CLEARLY) * (self.plain.per_s or plain_per_s)
-        if self.speculating.per_s < least or (is_judged and not self.speculating.gains):
-            self.change(is_plain=True)
+        least = (LEAST if is_judged else CLEARLY) * (self.plain_per_s or plain_per_s)
+        is_worse = self.speculating.per_s < least or (is_judged and not self.speculating.gains)
+        # Pass times alone bound the speed of plain decoding, and follow the machine's load.
+        is_certain = self.speculating.per_s >= plain_per_s
+        if is_worse or (num_passes >= self.stretch and not is_certain):
+            self.decode_plainly()
         elif num_passes > 2 * PROBE_PASSES:
             self.rest, self.patience, self.credit = FIRST_REST, 0, LARGEST_CREDIT
 
     def _observe_plain(self, tokens: int, cycle_s: float) -> None:
         self.plain.observe(tokens, cycle_s)
+        if self.num_passes >= PROBE_PASSES:
+            self.plain_per_s = self.plain.per_s
         self.credit = min(LARGEST_CREDIT, self.credit + TRIAL_SHARE)
         if self.num_passes == PROBE_PASSES and self.speculating.num_passes:
             self._settle_trial()
         is_affordable = self.credit >= self.trial_cost and self.num_passes >= self.rest
         if is_affordable or self.num_passes >= LONGEST_REST:
-            self.change(is_plain=False)
+            self.speculate(PROBE_PASSES)
             self.rest = min(LONGEST_REST, 2 * self.rest)
         elif self.has_better_drafters:
             self.reconsider()
@@ -134,11 +153,11 @@ class _Size:
         """Charge the trial that has ended, now that plain decoding was measured beside it; one that
         was better goes on. Its cost is bounded, since a pass may be long for other reasons."""
         tokens, seconds = self.speculating.tokens, self.speculating.seconds
-        cost = (seconds * self.plain.per_s - tokens) / self.num_requests
+        cost = (seconds * self.plain_per_s - tokens) / self.num_requests
         self.trial_cost = min(PROBE_PASSES, max(LEAST_TRIAL_COST, cost))
         self.credit -= self.trial_cost
         if cost < 0.0 and self.speculating.gains:
-            self.change(is_plain=False)
+            self.speculate(min(LONGEST_REST, max(FIRST_STRETCH, 2 * self.stretch)))
 
 
 class SpeculationSwitch:
@@ -180,7 +199,7 @@ class SpeculationSwitch:
         size = self._size(num_requests)
         if not size.speculating.num_passes:
             return "no plan paid lately"
-        measured = f"{size.speculating.per_s:.0f} tokens/s speculating, {size.plain.per_s:.0f} not"
+        measured = f"{size.speculating.per_s:.0f} tokens/s speculating, {size.plain_per_s:.0f} not"
         return f"{measured}, for {num_requests} requests"
 
     def _size(self, num_requests: int) -> _Size:
