@@ -64,7 +64,7 @@ def test_trial_that_was_better_than_plain_decoding_goes_on_once_that_was_measure
 
 @pytest.mark.parametrize("noise", [0.8, 1.0, 1.25])
 def test_speculation_whose_drafts_are_hardly_accepted_is_not_kept_for_noise(noise: float) -> None:
-    """A trial in which few requests have drafts may by chance be quicker than plain decoding was."""
+    """A trial without drafts may by chance be quicker than plain decoding was."""
     switch, num_plain = SpeculationSwitch(), 0
     for _ in range(10000):
         if switch.speculates(8):
