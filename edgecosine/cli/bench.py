@@ -68,20 +68,23 @@ RATES_PER_S = (0.4, 1.2)
 @click.option("--network", type=click.Choice(["auto", "namespaces", "relays"]), default="auto",
               show_default=True,
               help="Emulated network; namespaces need root on Linux.")  # fmt: skip
+@click.option("--keep-clusters", "keeps_clusters", is_flag=True,
+              help="Keep a cell's clusters over its repetitions, to save their starts; hostile "
+              "drafters are new in each.")  # fmt: skip
 @_report
 @click.option("--resume", is_flag=True, help="Continue the benchmark recorded in FILE.")
 @click.pass_context
 def command(
     context: click.Context, ballast: int, repeats: int, names: tuple[str, ...],
     requests: int | None, max_tokens: int, rates: tuple[float, float], drafters: tuple[str, ...],
-    network: NetworkKind, report: Path | None, *, quick: bool, resume: bool,
+    network: NetworkKind, report: Path | None, *, quick: bool, resume: bool, keeps_clusters: bool,
 ) -> None:  # fmt: skip
     """Run benchmarks. Without a subcommand: compare EdgeCoSine with all baselines.
 
-    A cell is a load under network conditions. Each repetition of a cell starts fresh clusters, on
-    which all policies run in turn, in balanced order; each run has prompts of its own, and begins
-    with a warm-up on others. Figures, runs and environment are written to FILE after every run, so
-    that an interrupted benchmark can be resumed.
+    A cell is a load under network conditions. Each repetition of a cell starts fresh clusters
+    (unless they are kept), on which all policies run in turn, in balanced order; each run has
+    prompts of its own, and begins with a warm-up on others. Figures, runs and environment are
+    written to FILE after every run, so that an interrupted benchmark can be resumed.
     """
     if context.invoked_subcommand is not None:
         return
@@ -102,7 +105,8 @@ def command(
     try:
         cells = all_cells(*rates)
         chosen = only(quick_cells(cells) if quick else cells, names)
-        record = BenchReport(report, {**asdict(settings), "rates_per_s": list(rates)})
+        how = {"rates_per_s": list(rates), "keeps_clusters": keeps_clusters}
+        record = BenchReport(report, asdict(settings) | how)
         if resume:
             record.resume()
         steps = schedule(
@@ -113,7 +117,10 @@ def command(
 
     async def bench() -> None:
         try:
-            await run_bench(steps, environments(settings, click.echo), record, click.echo)
+            await run_bench(
+                steps, environments(settings, click.echo), record, click.echo,
+                keeps_clusters=keeps_clusters,
+            )  # fmt: skip
         finally:
             _print(record.figures())
 

@@ -134,6 +134,15 @@ def test_every_run_is_made_once_in_the_environment_of_its_site() -> None:
     assert messages[-1].endswith("; 0 s left")
 
 
+def test_kept_clusters_serve_all_repetitions_of_a_cell_but_hostile_ones() -> None:
+    environments, report = FakeStages(), BenchReport(None, SETTINGS)
+    steps = schedule(CELLS, 2)
+    running = run_bench(steps, environments.open, report, lambda _: None, keeps_clusters=True)
+    asyncio.run(running)
+    assert environments.opened == ["near", "far", "liars", "liars"]
+    assert environments.played == [(s.cell.name, s.repeat, s.policy) for s in steps]
+
+
 def test_interrupted_benchmark_resumes(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     broken = FakeStages(breaks_at=7)

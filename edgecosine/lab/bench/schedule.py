@@ -14,7 +14,7 @@ from edgecosine.lab.figures import Notify
 
 
 class Environment(Protocol):
-    """Makes the runs of one repetition of a cell."""
+    """Makes the runs of a cell."""
 
     @property
     def notes(self) -> Mapping[str, Any]:
@@ -25,13 +25,15 @@ class Environment(Protocol):
 
 
 OpenEnvironment = Callable[[Cell], AbstractAsyncContextManager[Environment]]
-"""Opens a fresh environment for a repetition of a cell."""
+"""Opens a fresh environment for a cell."""
 
 
 async def run_bench(
-    steps: Sequence[Step], open_environment: OpenEnvironment, report: BenchReport, notify: Notify
-) -> None:
-    """Make all runs that the report lacks; each is saved as soon as it is over.
+    steps: Sequence[Step], open_environment: OpenEnvironment, report: BenchReport, notify: Notify,
+    *, keeps_clusters: bool = False,
+) -> None:  # fmt: skip
+    """Make all runs that the report lacks; each is saved as soon as it is over. `keeps_clusters`
+    lets repetitions share an environment, but for hostile drafters, which change as they go.
 
     Raises what environments raise.
     """
@@ -39,7 +41,12 @@ async def run_bench(
     if len(todo) < len(steps):
         notify(f"resuming: {len(steps) - len(todo)} of {len(steps)} runs are there already")
     number = len(steps) - len(todo)
-    for (cell, _), group in itertools.groupby(todo, key=lambda step: (step.cell, step.repeat)):
+
+    def environment_of(step: Step) -> tuple[Cell, int]:
+        is_kept = keeps_clusters and step.cell.site != "hostile"
+        return step.cell, 0 if is_kept else step.repeat
+
+    for (cell, _), group in itertools.groupby(todo, key=environment_of):
         async with open_environment(cell) as environment:
             report.notes |= {cell.name: dict(environment.notes)}
             for step in group:
