@@ -186,8 +186,10 @@ class ScriptedTarget:
         assert len(set(keys)) == len(keys) > 0
         self._before_pass(len(self.batches), keys)
         self.batches.append(keys)
+        former = {work.key: min(self.fed.get(work.key, 0), len(work.tokens) - 1) for work in batch}
         outcomes = [self._judge(work) for work in batch]
-        return StepResult(outcomes, sum(1 + len(work.tree) for work in batch))
+        num_fed = sum(self.fed[work.key] - former[work.key] for work in batch)
+        return StepResult(outcomes, num_fed + sum(len(work.tree) for work in batch))
 
     def release(self, key: str) -> None:
         self.fed.pop(key, None)

@@ -229,7 +229,7 @@ class Verifier:
         self.idle_s += cycle_s - elapsed_s
         self._ended, self.last_pass_s = ended, elapsed_s
         if result.num_rows:
-            self._costs.observe_pass(_report(result, elapsed_s, cycle_s))
+            self._costs.observe_pass(_report(works, result, elapsed_s, cycle_s))
         return result
 
     async def _one_by_one(self, works: list[VerifyWork], error: Exception) -> StepResult:
@@ -286,7 +286,9 @@ class Verifier:
         return prefilling
 
 
-def _report(result: StepResult, elapsed_s: float, cycle_s: float) -> PassReport:
+def _report(
+    works: Sequence[VerifyWork], result: StepResult, elapsed_s: float, cycle_s: float
+) -> PassReport:
     verified = [outcome for outcome in result.outcomes if isinstance(outcome, VerificationResult)]
     num_accepted = sum(len(outcome.path) for outcome in verified)
     return PassReport(
@@ -295,7 +297,7 @@ def _report(result: StepResult, elapsed_s: float, cycle_s: float) -> PassReport:
         cycle_s=cycle_s,
         num_tokens=len(verified) + num_accepted,
         num_accepted=num_accepted,
-        is_prefill=any(isinstance(outcome, Prefilling) for outcome in result.outcomes),
+        is_prefill=result.num_rows > sum(1 + len(work.tree) for work in works),
     )
 
 

@@ -104,7 +104,8 @@ def test_works_that_arrive_during_a_pass_share_the_next_one() -> None:
     batches = [batch for batch in target.batches if batch != ["profile"]]
     assert batches == [["0"], ["1", "2", "3"], ["4", "5"]]
     assert "profile" not in target.fed
-    assert [report.num_rows for report in costs.seen[-3:]] == [1, 3, 2]
+    assert [report.num_rows for report in costs.seen[-3:]] == [4, 12, 8]
+    assert all(report.is_prefill for report in costs.seen[-3:])
     assert all(0 <= report.elapsed_s <= report.cycle_s for report in costs.seen[-3:])
 
 
@@ -306,24 +307,32 @@ def test_stopped_verifier_leaves_no_session_waiting() -> None:
 def test_tree_is_judged_by_the_targets_own_tokens() -> None:
     asked = work("tree")
     right = LANGUAGE(asked.tokens, Sampling())
-    tree = chain((right, 0))
+    tree, costs = chain((right, 0)), Costs()
 
-    async def main() -> VerificationResult:
+    async def main() -> list[VerificationResult]:
         with EngineThread("target") as thread:
-            verifier = _verifier(ScriptedTarget(LANGUAGE), thread)
+            verifier = _verifier(ScriptedTarget(LANGUAGE), thread, costs)
             async with asyncio.TaskGroup() as group:
                 running = group.create_task(verifier.run())
-                given = await verifier.verify(
-                    VerifyWork("tree", asked.tokens, len(asked.tokens), tree, Sampling())
-                )
+                given = []
+                for last in ((), (right,)):
+                    tokens = (*asked.tokens, *last)
+                    sent = VerifyWork("tree", tokens, len(asked.tokens), tree, Sampling())
+                    given.append(await verifier.verify(sent))
                 running.cancel()
             return given
 
-    assert run(main()) == VerificationResult((0,), LANGUAGE([*asked.tokens, right], Sampling()))
+    first, second = run(main())
+    assert first == VerificationResult((0,), LANGUAGE([*asked.tokens, right], Sampling()))
+    reports = costs.seen[-2:]
+    assert [report.is_prefill for report in reports] == [True, False]
+    accepted = [len(first.path), len(second.path)]
+    assert [report.num_accepted for report in reports] == accepted
+    assert [report.num_tokens for report in reports] == [1 + number for number in accepted]
 
 
-def _verifier(target: ScriptedTarget, thread: EngineThread) -> Verifier:
-    return Verifier(engine=target, thread=thread, max_batch=4, costs=Costs())
+def _verifier(target: ScriptedTarget, thread: EngineThread, costs: Costs | None = None) -> Verifier:
+    return Verifier(engine=target, thread=thread, max_batch=4, costs=costs or Costs())
 
 
 @asynccontextmanager
