@@ -287,12 +287,13 @@ class NativeLlama:
         attention, mlp = layer.self_attn, layer.mlp
         norms = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         query_norm, key_norm = (n and self._keep(n.weight.detach().float()) for n in norms)
-        # The cache is allocated last, when the unpacked weights of the layer are freed.
+        # Matrices lie in the order of their use, since what follows is prefetched. The cache is
+        # allocated last, when the unpacked weights of the layer are freed.
         packed = {
-            "down": self._weight(mlp.down_proj),
-            "gate_up": self._weight(mlp.gate_proj, mlp.up_proj),
             "query_key_value": self._weight(attention.q_proj, attention.k_proj, attention.v_proj),
             "output": self._weight(attention.o_proj),
+            "gate_up": self._weight(mlp.gate_proj, mlp.up_proj),
+            "down": self._weight(mlp.down_proj),
         }
         cache = _allocate(torch.zeros, cache_shape, cells)
         self._caches.append(cache)

@@ -183,13 +183,16 @@ void multiply_panel_of(int64_t rows, const Input* group, const Panel<Form>& pane
 }
 
 constexpr int64_t kRowsNear = 128;             // rows whose inputs stay in the second cache
-constexpr int64_t kFewRows = 5;                // rows for which the processor's own prefetching is quicker
+
+// Rows whose products take less time than the memory sends weights; the processor's own prefetching is then
+// quicker.
+template <class Form> constexpr int64_t kFewRows = Form::kHasMinimum ? 2 : 4;
 
 // Weights that a group prefetches while it multiplies a panel: its part of those that come next.
 template <class Form>
 Ahead next_weights(const Panel<Form>& panel, int64_t steps, int64_t rows, int64_t group, int64_t groups) {
-  const int64_t bytes = Panel<Form>::kBlockBytes, pace = rows > kFewRows ? bytes / groups : 0;
-  const int64_t distance = groups == 1 ? kBlocksAhead : steps * bytes;
+  const int64_t bytes = Panel<Form>::kBlockBytes, pace = rows > kFewRows<Form> ? bytes / groups : 0;
+  const int64_t distance = groups == 1 ? kAhead : steps * bytes;
   return {reinterpret_cast<const char*>(panel.blocks) + distance + group * pace * steps, pace, false};
 }
 

@@ -7,7 +7,6 @@
 namespace {
 
 constexpr int64_t kAhead = 8192;               // bytes from the weights in use to those prefetched
-constexpr int64_t kBlocksAhead = 16384;        // the same for weights in blocks
 constexpr int64_t kLine = 64;                  // bytes of a cache line
 constexpr int64_t kNearRows = 6;               // rows whose products take less time than a fetch from L2
 
