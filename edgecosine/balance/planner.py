@@ -39,7 +39,7 @@ from edgecosine.balance.probes import (
 from edgecosine.balance.rendezvous_hash import weight
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.round import Round, union_of
-from edgecosine.balance.second_drafter import add_drafters
+from edgecosine.balance.second_drafter import add_drafters, ask_around
 from edgecosine.balance.speculation_switch import Speed
 from edgecosine.balance.statistics import Statistics
 from edgecosine.fusion.acceptance_rates import lower_bound
@@ -285,6 +285,8 @@ class Planner:
             why = f"{plan.speed:.0f} tokens/s at {plan.reason}; {plain_speed:.0f} if all are plain"
             return Plan(reason=f"K=0: {why}")
         most = request.policy.max_drafters
+        if not co_batched.requests and request.rates.is_doubtful(plan.drafters[0]):
+            return ask_around(plan, candidates, most)
         conditional = self.statistics.acceptance.conditional.estimate
         contention = self.statistics.contention.factor
         return add_drafters(

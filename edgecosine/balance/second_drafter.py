@@ -1,4 +1,4 @@
-"""Adds further drafters to a plan, for the paths that the first one misses."""
+"""Adds further drafters to a plan, for the paths that the first one misses, or in its place."""
 
 from __future__ import annotations
 
@@ -100,6 +100,14 @@ def add_drafters(
         deadline_s=deadline(plan.draft_s, plan.gamma * pass_s[1], is_measured=lead.is_measured),
         reason=f"{plan.reason}, with {len(members) - 1} more for {rate - lead.rate:.2f}",
     )
+
+
+def ask_around(plan: Plan, candidates: Sequence[Candidate], most: int) -> Plan:
+    """The plan with the best other drafters, `most` in all: its lead may have become wrong for the
+    text, and the next rounds tell which of them is right."""
+    others = sorted(candidates, key=lambda candidate: -candidate.rate)
+    names = dict.fromkeys((*plan.drafters, *(candidate.node_id for candidate in others)))
+    return replace(plan, drafters=tuple(names)[:most])
 
 
 def _answer_s(candidate: Candidate, gamma: int) -> float:

@@ -19,9 +19,9 @@ PRIOR_WEIGHT = 2.0
 """Tokens that a drafter's record over all requests counts for in a new request."""
 REQUEST_MEMORY = 60.0
 """Judged tokens after which evidence within a request has faded to 1/e: subjects change."""
-CHANGE_PROBABILITY = 1e-3
-"""A run of rejected drafts that is less likely than this is taken for a change of the subject or of
-the drafter."""
+DOUBT_PROBABILITY, CHANGE_PROBABILITY = 0.35, 1e-3
+"""A run of rejected drafts that is less likely than the first raises doubts in a drafter, less than
+the second is taken for a change of the subject or of the drafter."""
 RECORD_MEMORY = 600.0
 FIRST_RATE = 0.5
 SIMILAR_TEXTS_WEIGHT = 8.0
@@ -199,6 +199,11 @@ class RequestRates:
         """Learn from one judged draft."""
         rate = self.rates.setdefault(drafter, AcceptanceRate(REQUEST_MEMORY))
         rate.observe_change(hits, misses)
+
+    def is_doubtful(self, drafter: str) -> bool:
+        """Whether the latest drafts were rejected of a drafter whose drafts mostly are not."""
+        judged = self.rates.get(drafter)
+        return judged is not None and judged.run_probability < DOUBT_PROBABILITY
 
     def observe_report(self, drafter: str, hits: int, misses: int) -> None:
         """Learn from a drafter's report about tokens of the answer that it has read."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.drafter_table import FIRST_REST, LONGEST_REST
 from edgecosine.balance.plan import MAX_NODES
@@ -38,6 +40,23 @@ def alternately(made: Planner, request: RequestState) -> None:
         made.statistics.acceptance.observe_truth(
             request, [draft("a", first), draft("b", second)], PROMPT + TRUTH[:5]
         )
+
+
+@pytest.mark.parametrize("num_requests", [1, 2])
+def test_lone_request_whose_drafter_becomes_wrong_asks_the_others(num_requests: int) -> None:
+    """Beside other requests each drafter has enough to do."""
+    made = planner()
+    requests = [made.statistics.open("edgecosine") for _ in range(num_requests)]
+    for node_id, hits in (("a", 4), ("b", 0), ("c", 0)):
+        made.statistics.observe_answer(node_id, 0.004, 0.002, 4)
+        for _ in range(20):
+            made.statistics.acceptance.observe_truth(
+                requests[0], [draft(node_id, hits)], PROMPT + TRUTH[:5]
+            )
+    assert made.plan(requests[0], ["a", "b", "c"], 100).drafters == ("a",)
+    made.statistics.acceptance.observe_truth(requests[0], [draft("a", 0)], PROMPT + TRUTH[:5])
+    asked = made.plan(requests[0], ["a", "b", "c"], 100).drafters
+    assert set(asked) == ({"a", "b", "c"} if num_requests == 1 else {"a"})
 
 
 def test_drafter_that_is_late_repeatedly_rests_ever_longer() -> None:

@@ -80,3 +80,17 @@ def test_improbable_run_of_misses_discards_hits() -> None:
     assert even.mean(0.5, 2.0) > 0.4
     changed.observe_change(4, 0)
     assert changed.run_probability == 1.0
+
+
+def test_rejected_draft_raises_doubts_in_a_drafter_whose_drafts_mostly_are_accepted() -> None:
+    rates = RequestRates()
+    for _ in range(20):
+        rates.observe("good", 4, 0)
+        rates.observe("even", 1, 1)
+    for drafter in ("good", "even"):
+        rates.observe(drafter, 0, 1)
+    assert rates.is_doubtful("good")
+    assert not rates.is_doubtful("even")
+    assert not rates.is_doubtful("unknown")
+    rates.observe("good", 1, 0)
+    assert not rates.is_doubtful("good")
