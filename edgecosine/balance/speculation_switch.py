@@ -26,7 +26,7 @@ LONGEST_REST = 4096
 """Most plain passes between two probes."""
 TRIAL_SHARE = 0.01
 """Share of the throughput that probes may cost."""
-FIRST_TRIAL_COST, LEAST_TRIAL_COST = 2.0, 0.5
+FIRST_TRIAL_COST, LEAST_TRIAL_COST = 4.0, 0.5
 """What a probe is expected to cost before the first one, and at least, in plain passes."""
 LARGEST_CREDIT = TRIAL_SHARE * LONGEST_REST
 LEAST = 0.98
@@ -89,15 +89,15 @@ class _Size:
     has_better_drafters: bool = False
     """Whether drafters have become better since speculation was switched off."""
     has_new_drafter: bool = False
-    """Whether one of them is new: its trial need not wait until former ones are paid for."""
+    """Whether one of them is new, whose trial need not be affordable."""
     patience: int = 0
-    """Plain passes before better drafters lead to a probe; doubled each time, since some drafters
+    """Plain passes before better drafters lead to a trial; doubled each time, since some drafters
     are quick whenever they are idle."""
 
     def reconsider(self, *, has_new_drafter: bool = False) -> None:
         self.has_new_drafter = self.has_new_drafter or has_new_drafter
         self.has_better_drafters = self.is_plain
-        is_affordable = self.has_new_drafter or self.credit >= 0.0
+        is_affordable = self.has_new_drafter or self.credit >= self.trial_cost
         if self.has_better_drafters and is_affordable and self.num_passes >= self.patience:
             self.patience = min(LONGEST_REST, 2 * self.patience or FIRST_REST)
             self.speculate(PROBE_PASSES)
