@@ -44,14 +44,16 @@ from edgecosine.balance.speculation_switch import Speed
 from edgecosine.balance.statistics import Statistics
 from edgecosine.fusion.acceptance_rates import lower_bound
 from edgecosine.fusion.drafter_tree import DrafterTree
+from edgecosine.fusion.ngram_table import NgramTable
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 
 class Planner:
-    """Makes plans and trees from `statistics`; a baseline compares tokens by `similarity`."""
+    """Makes plans and trees from `statistics`; a baseline compares tokens by `similarity`. `ngrams`
+    of the target's earlier texts are known at first."""
 
-    def __init__(self, similarity: Similarity = equality) -> None:
-        self.statistics = Statistics()
+    def __init__(self, similarity: Similarity = equality, ngrams: NgramTable | None = None) -> None:
+        self.statistics = Statistics(ngrams)
         self.baselines = BaselinePlanner(self.statistics, similarity)
         self._last_reason = ""
         self._last_plain: Policy | None = None
@@ -131,6 +133,9 @@ class Planner:
         budget = self.statistics.budget(request)
         if budget is None:
             return plan
+        if plan.drafters and 0.0 < plan.speed * budget.token_s < 1.0:
+            without = f"{1.0 / budget.token_s:.0f} without drafters"
+            plan = Plan(reason=f"K=0: {plan.speed:.0f} tokens/s at {plan.reason}; {without}")
 
         def lead() -> Candidate:
             return next(each for each in candidates if each.node_id == plan.drafters[0])
@@ -156,7 +161,11 @@ class Planner:
         co_batched = self.statistics.co_batched(request)
         pass_s = self.statistics.pass_times(co_batched)
         least = choose_plan([lower], pass_s, room, co_batched, request.overlap)
-        return bool(least.drafters) and least.speed > self.statistics.plain_speed(co_batched)
+        budget = self.statistics.budget(request)
+        plain_speed = self.statistics.plain_speed(co_batched)
+        if budget is not None and budget.token_s:
+            plain_speed = max(plain_speed, 1.0 / budget.token_s)
+        return bool(least.drafters) and least.speed > plain_speed
 
     def first_plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
         """The probes during prefill: all drafters, or, of many or of many on one machine, the most

@@ -46,6 +46,7 @@ class Policy:
     reconstruction     how a committee replaces what members do not list; empty: it is exact
     proposes_forced    whether tokens that a response format leaves no choice are draft tokens
     repeats_text       whether rounds without drafters have drafts from the text itself
+    uses_ngrams        whether they have drafts from n-grams of earlier answers
     """
 
     name: str
@@ -62,12 +63,18 @@ class Policy:
     compares_texts: bool = True
     proposes_forced: bool = True
     repeats_text: bool = True
+    uses_ngrams: bool = True
     reconstruction: Reconstruction = ""
 
 
 _EDGECOSINE = Policy("edgecosine")
 _PUBLISHED = replace(
-    _EDGECOSINE, is_calibrated=False, is_adaptive=False, proposes_forced=False, repeats_text=False
+    _EDGECOSINE,
+    is_calibrated=False,
+    is_adaptive=False,
+    proposes_forced=False,
+    repeats_text=False,
+    uses_ngrams=False,
 )
 
 _ABLATIONS: Mapping[str, Policy] = {
@@ -82,6 +89,7 @@ _ABLATIONS: Mapping[str, Policy] = {
     "ahead": replace(_EDGECOSINE, is_ahead=False),
     "adaptivity": replace(_EDGECOSINE, is_adaptive=False),
     "repetition": replace(_EDGECOSINE, repeats_text=False),
+    "ngrams": replace(_EDGECOSINE, uses_ngrams=False),
 }
 PARTS = tuple(_ABLATIONS)
 """Parts that the policies `edgecosine-without-PART` leave out, one each."""

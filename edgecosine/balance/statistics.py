@@ -23,7 +23,8 @@ from edgecosine.balance.plan import (
 from edgecosine.balance.policy import Policy, find_policy
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.speculation_switch import SpeculationSwitch
-from edgecosine.balance.trials import PlainRound, TrialBudget
+from edgecosine.balance.trials import TrialBudget
+from edgecosine.fusion.ngram_table import NgramTable
 
 GOOD_RATE, WORTH_TRYING = 0.8, 1.1
 """Acceptance rate of drafts, and their speed-up in passes alone, for which they are tried at
@@ -36,7 +37,8 @@ of each plain round in which none was measured."""
 class Statistics:
     """Observes the node's events; plans are made from its estimates."""
 
-    def __init__(self) -> None:
+    def __init__(self, ngrams: NgramTable | None = None) -> None:
+        """`ngrams` are known at first, of earlier texts of the same target."""
         self.drafters = DrafterTable()
         self.acceptance = AcceptanceStatistics(self.drafters)
         self.contention = ContentionFactor()
@@ -48,8 +50,9 @@ class Statistics:
             lambda: SpeculationSwitch(self._promises)
         )
         """By policy."""
-        self._plain_round = PlainRound()
-        self._budgets = defaultdict[str, TrialBudget](lambda: TrialBudget(self._plain_round))
+        self._budgets = defaultdict[str, TrialBudget](TrialBudget)
+        """By policy."""
+        self._ngrams = defaultdict[str, NgramTable](ngrams.copy if ngrams else NgramTable)
         """By policy."""
         self._active: set[RequestState] = set()
         self._policies: Counter[str] = Counter()
@@ -151,6 +154,10 @@ class Statistics:
         if len(self._active) > 1 or not request.policy.is_adaptive:
             return None
         return self._budgets[request.policy.name]
+
+    def ngrams(self, policy: Policy) -> NgramTable:
+        """The n-grams of the policy's answers, and of those known at first."""
+        return self._ngrams[policy.name]
 
     def why_plain(self, policy: Policy) -> str:
         """The reason of plain rounds: the measured speeds that `speculates` rests on."""
@@ -267,18 +274,14 @@ class Statistics:
     def observe_lone_round(
         self, request: RequestState, num_tokens: int, round_s: float, *, is_quiet: bool
     ) -> None:
-        """Learn from a round of a request what trials cost; `is_quiet` if it was plain and no
-        drafter worked beside it. Rounds beside other requests say nothing of it."""
-        if len(self._active) > 1:
-            return
-        self._plain_round.estimated_s = self._pass_cost.expected_s(1) + self._bookkeeping_s[True]
-        if is_quiet:
-            self._plain_round.observe(round_s)
+        """Learn from a round of a request what trials cost; `is_quiet` if it had no draft of a
+        drafter and none worked beside it. Rounds beside other requests say nothing of it."""
         budget = self.budget(request)
         if budget is None:
             return
+        budget.estimated_s = self._pass_cost.expected_s(1) + self._bookkeeping_s[True]
         if is_quiet:
-            budget.observe_plain(request.trial)
+            budget.observe_plain(request.trial, num_tokens, round_s)
         else:
             budget.observe_trial(request.trial, num_tokens, round_s)
 

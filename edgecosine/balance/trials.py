@@ -2,10 +2,11 @@
 decoding, or while trials of it are affordable.
 
 Estimates leave out costs: drafters that slow the target's passes down, late drafts, the event loop.
-So a round with drafts, or beside drafts, is compared with the plain rounds of lone requests: what
-it took longer than its tokens would have taken then is the price of a trial, what it saved is
-earned. Besides, a share of all plain rounds may be spent on trials, as in conservative bandits
-(Wu et al., 2016). All amounts are in plain rounds.
+So a round with drafters' drafts, or beside drafters, is compared with the other rounds of lone
+requests, which have none or the target's own: what it took longer than its tokens would have taken
+then is the price of a trial, what it saved is earned. Besides, a share of the other time may
+be spent on trials, as in conservative bandits (Wu et al., 2016). Amounts are in tokens without
+drafters.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ FIRST_REST, LONGEST_REST = 16, 256
 """Plain rounds of a request after speculation that was slower; doubled each time."""
 LONGEST_STRETCH = 64
 """Most plain rounds before it is planned again whether drafts pay, though nothing has changed."""
-_PLAIN_SHARE, _PRICE_SHARE = 0.05, 0.5
+_PRICE_SHARE = 0.5
 
 
 @dataclass(slots=True)
@@ -75,31 +76,14 @@ class Trial:
         self.plain_left, self.stretch = 0, 1
 
 
-@dataclass(slots=True)
-class PlainRound:
-    """Seconds of a lone request's plain round beside which no drafter works."""
-
-    measured_s: float = 0.0
-    """0 before a measurement."""
-    estimated_s: float = 0.0
-    """By the times of passes and of the event loop."""
-
-    @property
-    def seconds(self) -> float:
-        """The measured time, else the estimate; 0 before either."""
-        return self.measured_s or self.estimated_s
-
-    def observe(self, seconds: float) -> None:
-        """Learn from one round."""
-        self.measured_s = smooth(self.measured_s or None, seconds, _PLAIN_SHARE)
-
-
 class TrialBudget:
-    """What trials of lone requests may cost, over all requests; `plain` is the same for all
-    policies."""
+    """What trials of lone requests may cost, over all requests of a policy."""
 
-    def __init__(self, plain: PlainRound) -> None:
-        self._plain = plain
+    def __init__(self) -> None:
+        self.pace = Speed()
+        """Of rounds without drafters, beside which none worked."""
+        self.estimated_s = 0.0
+        """Of a plain round, by the times of passes and of the event loop."""
         self.credit = FIRST_CREDIT
         self.share = TRIAL_SHARE
         self.price = PROBE_PRICE
@@ -112,23 +96,29 @@ class TrialBudget:
         return f"<TrialBudget [{self.credit:.1f} rounds]>"
 
     @property
+    def token_s(self) -> float:
+        """Measured time of a token without drafters, else the estimate; 0 before either."""
+        return 1.0 / self.pace.per_s if self.pace.per_s else self.estimated_s
+
+    @property
     def num_probes(self) -> int:
         """Drafters that may be asked to read a text now."""
         return max(0, int(self.credit / self.price))
 
-    def observe_plain(self, trial: Trial) -> None:
-        """A plain round beside which no drafter worked."""
+    def observe_plain(self, trial: Trial, num_tokens: int, round_s: float) -> None:
+        """A round without drafters, beside which none worked."""
+        self.pace.observe(num_tokens, round_s)
         trial.num_rounds += 1
         if self._cost is not None:
             price = smooth(self.price, self._cost, _PRICE_SHARE)
             self.price, self._cost = min(LARGEST_CREDIT, max(PROBE_PRICE, price)), None
-        self._add(self.share)
+        self._add(self.share * num_tokens)
 
     def observe_trial(self, trial: Trial, num_tokens: int, round_s: float) -> None:
         """Charge or credit a round with drafts, or beside drafts; not before passes were timed."""
         trial.num_rounds += 1
-        if self._plain.seconds:
-            gain = max(-LARGEST_LOSS, num_tokens - round_s / self._plain.seconds)
+        if self.token_s:
+            gain = max(-LARGEST_LOSS, num_tokens - round_s / self.token_s)
             former, trial.lost = trial.lost, max(0.0, trial.lost - gain)
             if former < REQUEST_LOSS <= trial.lost:
                 self.share = max(LEAST_SHARE, self.share / 2)
@@ -136,11 +126,11 @@ class TrialBudget:
             self._add(self.share * num_tokens + gain)
 
     def settle(self, pace: Speed) -> bool | None:
-        """Whether a request's speculation at this pace is faster than plain decoding; None if it is
-        not known yet."""
-        if not self._plain.seconds or pace.num_passes < FEWEST_ROUNDS:
+        """Whether a request's speculation at this pace is faster than without drafters; None if it
+        is not known yet."""
+        if not self.token_s or pace.num_passes < FEWEST_ROUNDS:
             return None
-        speedup = pace.per_s * self._plain.seconds
+        speedup = pace.per_s * self.token_s
         if speedup < CLEARLY:
             return False
         return speedup >= 1.0 if pace.num_passes >= ENOUGH_ROUNDS else None

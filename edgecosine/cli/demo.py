@@ -21,7 +21,7 @@ from edgecosine.zoo import BALLAST
 @click.option("--lab", is_flag=True, help="Serve the tiny models of the zoo; needs no download.")
 @click.option("--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True,
               help="Widen the zoo's target by this factor.")  # fmt: skip
-@click.option("--prompts", type=click.IntRange(1, 16), default=3, show_default=True,
+@click.option("--prompts", type=click.IntRange(1, 7), default=3, show_default=True,
               help="Prompts per domain.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True,
               help="Maximum tokens in each answer.")  # fmt: skip

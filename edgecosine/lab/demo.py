@@ -2,7 +2,8 @@
 
 Each prompt is answered twice in a row, by the target alone and with its drafters, in an order that
 alternates within each domain, so that a drifting speed of the machine and the target's cache, which
-has the second one's prompt, affect both.
+has the second one's prompt, affect both. No prompt is used again at another temperature or without
+drafters, since the target learns from its answers.
 """
 
 from __future__ import annotations
@@ -83,13 +84,14 @@ async def run_demo(settings: DemoSettings, console: Console, report: Path | None
         demo = _Demo(client, settings, console)
         await demo.warm_up()
         pairs = await demo.ask_all()
-        console.print("[dim]the same prompts at temperature 0.8[/dim]")
-        sampled = await demo.ask_again(SAMPLED, settings.prompts_per_domain)
+        console.print("[dim]other prompts at temperature 0.8[/dim]")
+        count = settings.prompts_per_domain
+        sampled = await demo.ask_others(SAMPLED, count, first=count)
         console.print("[dim]stopping all drafters; the target continues alone[/dim]")
         for member in plan.drafters:
             await cluster.stop(member.node_id)
         await cluster.wait_until_linked(0)
-        orphaned = await demo.ask_again(GREEDY, 1)
+        orphaned = await demo.ask_others(GREEDY, 1, first=2 * count)
     figures = _figures(pairs, sampled, orphaned)
     console.print(_table(pairs), _drafter_table(pairs))
     _summary(console, figures)
@@ -134,15 +136,15 @@ class _Demo:
             )
         return pairs
 
-    async def ask_again(self, sampling: Sampling, per_domain: int) -> list[Pair]:
-        """Send prompts without showing the answers."""
+    async def ask_others(self, sampling: Sampling, per_domain: int, first: int) -> list[Pair]:
+        """Send the prompts from number `first` on, without showing the answers."""
         return [
             await self._pair(domain, prompt, sampling)
-            for _, domain, prompt in self._prompts(per_domain)
+            for _, domain, prompt in self._prompts(per_domain, first)
         ]
 
-    def _prompts(self, per_domain: int) -> Iterator[tuple[int, str, str]]:
-        for number in range(per_domain):
+    def _prompts(self, per_domain: int, first: int = 0) -> Iterator[tuple[int, str, str]]:
+        for number in range(first, first + per_domain):
             for domain, prompts in self._settings.scene.prompts.items():
                 yield number, domain, prompts[number % len(prompts)]
 

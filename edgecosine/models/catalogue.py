@@ -9,6 +9,8 @@ from typing import Final
 
 DRAFTERS: Final = Path(__file__).parent.parent / "drafters"
 """Drafters that come with the package, as TARGET/NAME.gguf."""
+NGRAM_FILE: Final = "ngrams.npz"
+"""The n-grams of a target's text, beside its drafters."""
 _PACKAGED: Final = re.compile(r"[a-z0-9][a-z0-9.-]*/[a-z0-9][a-z0-9.-]*", re.ASCII)
 
 
@@ -76,6 +78,12 @@ def packaged(name: str) -> Path | None:
         return None
     path = DRAFTERS / f"{name}.gguf"
     return path if path.is_file() else None
+
+
+def packaged_ngrams(target: str) -> Path | None:
+    """The file of n-grams of a target's text that comes with the package."""
+    path = DRAFTERS / target / NGRAM_FILE
+    return path if target in CATALOGUE and path.is_file() else None
 
 
 def packaged_names() -> tuple[str, ...]:

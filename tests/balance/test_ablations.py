@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from edgecosine.balance.cost_model import PassReport
-from edgecosine.balance.own_text import OwnText
+from edgecosine.balance.local_draft import LocalDraft
 from edgecosine.balance.plan import MAX_NODES, Plan
 from edgecosine.balance.planner import Planner
 from edgecosine.balance.policy import PARTS, POLICIES
@@ -29,7 +29,9 @@ TRUTH = tuple(range(100, 140))
 TEAM = ("a", "b", "c")
 EXPERT = "a"
 """The best drafter by all evidence; drawn routing chooses another one."""
-FOLLOWS_SPEEDS = {"length", "deadline", "tree", "drafts ahead suffice", "text repeated"}
+FOLLOWS_SPEEDS = {
+    "length", "deadline", "tree", "drafts ahead suffice", "text repeated", "earlier text",
+}  # fmt: skip
 WHOM = {"led by results", "led by nll", "led by reports", "led by similarity"}
 
 CHANGED: Mapping[str, set[str]] = {
@@ -44,6 +46,7 @@ CHANGED: Mapping[str, set[str]] = {
     "ahead": {"asked ahead", "width ahead"},
     "adaptivity": FOLLOWS_SPEEDS,
     "repetition": {"text repeated"},
+    "ngrams": {"earlier text"},
 }
 
 
@@ -150,7 +153,14 @@ def is_ready(made: Planner, request: RequestState) -> object:
 
 
 def repeated(made: Planner, request: RequestState) -> object:
-    return OwnText(request, made.statistics).draft([1, 2, 3, 4, 1, 2, 3], 50).tokens
+    return LocalDraft(request, made.statistics).draft([1, 2, 3, 4, 1, 2, 3], 50).tokens
+
+
+def remembered(made: Planner, request: RequestState) -> object:
+    earlier = LocalDraft(request, made.statistics)
+    for _ in range(5):
+        earlier.learn([1, 2, 3, 4, 5], 1)
+    return LocalDraft(request, made.statistics).draft([1, 2, 3], 50).tokens
 
 
 DECISIONS: Mapping[str, Callable[[Planner, RequestState], object]] = {
@@ -171,6 +181,7 @@ DECISIONS: Mapping[str, Callable[[Planner, RequestState], object]] = {
     "width ahead": lambda *known: ahead_of(*known).width,
     "drafts ahead suffice": is_ready,
     "text repeated": repeated,
+    "earlier text": remembered,
     "tried": lambda made, request: [
         made.probe(request, TEAM, Plan(("a",))).drafters for _ in range(20)
     ],

@@ -24,7 +24,6 @@ from edgecosine.balance.trials import (
     REQUEST_LOSS,
     REQUEST_SHARE,
     TRIAL_SHARE,
-    PlainRound,
     Trial,
     TrialBudget,
 )
@@ -35,9 +34,9 @@ TOKENS = 128
 
 
 def measured_budget() -> TrialBudget:
-    plain = PlainRound()
-    plain.observe(PLAIN_S)
-    return TrialBudget(plain)
+    budget = TrialBudget()
+    budget.pace.observe(1, PLAIN_S)
+    return budget
 
 
 def spend(budget: TrialBudget, requests: int, gain: float) -> tuple[float, int]:
@@ -53,7 +52,7 @@ def spend(budget: TrialBudget, requests: int, gain: float) -> tuple[float, int]:
                 lost += 1 / gain - 1
                 budget.observe_trial(trial, 1, PLAIN_S / gain * rng.uniform(0.8, 1.2))
             else:
-                budget.observe_plain(trial)
+                budget.observe_plain(trial, 1, PLAIN_S)
     return lost, num_tried
 
 
@@ -97,13 +96,13 @@ def test_probes_after_costly_ones_need_their_price() -> None:
                 asked += 1
                 for _ in range(40):
                     budget.observe_trial(trial, 1, 1.5 * PLAIN_S)
-            budget.observe_plain(trial)
+            budget.observe_plain(trial, 1, PLAIN_S)
         num_probes.append(asked)
     assert num_probes[0] == 1
     assert sum(num_probes) <= 2
     for _ in range(100):
         budget.observe_trial(Trial(), 2, PLAIN_S)
-    budget.observe_plain(Trial())
+    budget.observe_plain(Trial(), 1, PLAIN_S)
     assert budget.num_probes == LARGEST_CREDIT
 
 
@@ -156,17 +155,17 @@ def test_measured_pace_settles_whether_speculation_is_faster(speedup: float) -> 
 
 
 def test_rounds_are_charged_by_an_estimate_before_plain_rounds_were_measured() -> None:
-    plain, trial = PlainRound(estimated_s=PLAIN_S), Trial()
-    budget = TrialBudget(plain)
+    budget, trial = TrialBudget(), Trial()
+    budget.estimated_s = PLAIN_S
     budget.observe_trial(trial, 1, 3 * PLAIN_S)
     assert trial.lost == pytest.approx(2.0)
-    plain.observe(3 * PLAIN_S)
+    budget.pace.observe(1, 3 * PLAIN_S)
     budget.observe_trial(trial, 1, 3 * PLAIN_S)
     assert trial.lost == pytest.approx(2.0)
 
 
 def test_nothing_is_charged_before_passes_were_timed() -> None:
-    budget, trial, pace = TrialBudget(PlainRound()), Trial(), Speed()
+    budget, trial, pace = TrialBudget(), Trial(), Speed()
     for _ in range(100):
         budget.observe_trial(trial, 1, 1.0)
         pace.observe(1, 1.0)

@@ -11,6 +11,7 @@ from edgecosine.lab.distill.conversations import SAMPLED_SHARE
 from edgecosine.lab.distill.evaluation import GAMMA
 from edgecosine.lab.distill.prompts import DOMAINS, GENERALIST
 from edgecosine.lab.distill.recipe import DRAFTERS, DistillRecipe
+from edgecosine.models.catalogue import NGRAM_FILE
 
 CARD, DATA = "README.md", "drafters.json"
 _TEMPLATE = """\
@@ -37,7 +38,10 @@ were written by hand before.
 |---|--:|--:|--:|--:|
 {training}
 
-{note}**Acceptance.** Mean accepted tokens of a chain of {gamma}, without the bonus token, over the
+{note}**N-grams.** `{ngrams}` has {entries:,} n-grams of {ngram_tokens:,} answer tokens, each with
+the token that mostly followed. The target drafts for itself with them.
+
+**Acceptance.** Mean accepted tokens of a chain of {gamma}, without the bonus token, over the
 target's answers to the held-out prompts, and the share of looping text (repeated 8-grams).
 
 {matrices}
@@ -63,6 +67,9 @@ def write_card(out: Path, recipe: DistillRecipe, report: Mapping[str, Any]) -> N
         text_tokens=report["text"]["answer_tokens"],
         share=report["shortlist"]["share_of_answers"],
         training="\n".join(_training(name, report[name]) for name in DRAFTERS),
+        ngrams=NGRAM_FILE,
+        entries=report["ngrams"]["entries"],
+        ngram_tokens=report["ngrams"]["answer_tokens"],
         note=f"{report['note']}\n\n" if "note" in report else "",
         gamma=GAMMA,
         matrices="\n".join(

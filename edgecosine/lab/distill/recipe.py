@@ -8,6 +8,7 @@ from pathlib import Path
 from edgecosine.lab.distill.losses import Settings
 from edgecosine.lab.distill.prompts import DOMAINS, GENERALIST
 from edgecosine.models import DEFAULT_TARGET
+from edgecosine.models.catalogue import NGRAM_FILE
 
 DRAFTERS = (GENERALIST, *DOMAINS)
 
@@ -89,6 +90,11 @@ class DistillPaths:
     def drafter(self, name: str) -> Path:
         """File of a finished drafter."""
         return self.out / f"{name}.gguf"
+
+    @property
+    def ngrams(self) -> Path:
+        """The file of n-grams."""
+        return self.out / NGRAM_FILE
 
     @property
     def report(self) -> Path:

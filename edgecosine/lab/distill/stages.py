@@ -14,6 +14,8 @@ from transformers import LlamaForCausalLM
 from edgecosine.engine.loading.cut_models import load_cut_model, read_cut_config
 from edgecosine.engine.loading.gguf_file import read_gguf
 from edgecosine.engine.loading.sources import locate
+from edgecosine.fusion.ngram_file import write_ngrams
+from edgecosine.fusion.ngram_table import LONGEST, NgramTable
 from edgecosine.lab.distill import training_text as pool
 from edgecosine.lab.distill.adapters import adapt
 from edgecosine.lab.distill.conversations import (
@@ -43,6 +45,10 @@ _LOG_EVERY_S = 10.0
 _SHORTLIST_STATES = 5
 _ROUNDING_CONVERSATIONS = 64
 _ADAPTER_KIND = "Q8_0"
+_SLOTS_LOG = 21
+"""Slots in which the n-grams of some millions of tokens hardly collide, as a power of two."""
+_LEAST_COUNT = 2
+"""Of an n-gram that is kept: those that occurred once gain 1%, and are four fifths."""
 
 
 def text_stage(recipe: DistillRecipe, paths: DistillPaths, device: str, deadline: float) -> Report:
@@ -85,6 +91,22 @@ def shortlist_stage(recipe: DistillRecipe, paths: DistillPaths, device: str, _: 
     torch.save(tokens, paths.shortlist)
     share = np.isin(text.answers, tokens.numpy()).mean()
     return {"tokens": len(tokens), "share_of_answers": float(share)}
+
+
+def ngrams_stage(_recipe: DistillRecipe, paths: DistillPaths, _device: str, _: float) -> Report:
+    """Write the n-grams of the answers, for the target's own drafts."""
+    text, table, known = pool.load(paths.text), NgramTable(_SLOTS_LOG), list[list[int]]()
+    for done in text.conversations():
+        tokens = done.tokens.tolist()
+        table.learn(tokens, done.num_prompt)
+        known.append(tokens[max(0, done.num_prompt - LONGEST) :])
+    paths.out.mkdir(parents=True, exist_ok=True)
+    entries = write_ngrams(paths.ngrams, table, known, _LEAST_COUNT)
+    return {
+        "entries": entries,
+        "answer_tokens": text.num_answer_tokens,
+        "bytes": paths.ngrams.stat().st_size,
+    }
 
 
 def drafter_stage(name: str) -> Stage:

@@ -32,6 +32,7 @@ from edgecosine.lab.distill.stages import (
     Stage,
     drafter_stage,
     evaluation_stage,
+    ngrams_stage,
     shortlist_stage,
     text_stage,
 )
@@ -40,6 +41,7 @@ from edgecosine.models.catalogue import DRAFTERS as PACKAGED
 STAGES: dict[str, Stage] = {
     "text": text_stage,
     "shortlist": shortlist_stage,
+    "ngrams": ngrams_stage,
     **{name: drafter_stage(name) for name in DRAFTERS},
     "evaluation": evaluation_stage,
 }

@@ -15,10 +15,12 @@ from edgecosine.counters import Counters
 from edgecosine.engine.base import MemberEngine
 from edgecosine.engine.options import Loaded
 from edgecosine.engine.target.pass_table import pass_table
+from edgecosine.fusion.ngram_file import read_ngrams
 from edgecosine.http.cluster_events import ClusterEvents
 from edgecosine.metrics.families import Family, target_metrics
 from edgecosine.metrics.history import History
 from edgecosine.metrics.measurements import Measurements
+from edgecosine.models.catalogue import packaged_ngrams
 from edgecosine.mqtt.name_check import check_name
 from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state
 from edgecosine.node.credentials.membership import Membership
@@ -136,7 +138,8 @@ class TargetNode:
             self._committee = CommitteeLinks(config, loaded, self._member_worker)
         self._counters = Counters()
         self._counters.count("restarts", by=journal.num_starts - 1 if journal else 0)
-        self._planner = Planner()
+        ngrams = packaged_ngrams(config.engine.model)
+        self._planner = Planner(ngrams=read_ngrams(ngrams) if ngrams else None)
         self._measurements = Measurements()
         self._verifier = _verifier(config, engine, loaded, thread, self._planner, self._committee)
         self._peers = linked_peers(

@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
-from edgecosine.balance.own_text import OWN_TEXT, OwnText
+from edgecosine.balance.local_draft import SOURCES, LocalDraft
 from edgecosine.balance.plan import Plan
 from edgecosine.balance.planner import Planner
 from edgecosine.balance.round import Round
@@ -87,7 +87,7 @@ class Session:
         )
         self._planner = planner.of(self._state)
         self._state.first_length = len(self._sequence)
-        self._own_text = OwnText(self._state, self._statistics)
+        self._local = LocalDraft(self._state, self._statistics)
         self._compared = ComparedDrafters(self._draft_client, self._statistics, self._state)
 
     def __repr__(self) -> str:
@@ -142,11 +142,13 @@ class Session:
         drafts made ahead for the next round."""
         self._draft_client.begin_round()
         self._metrics.trace.begin()
-        if self._constraint is None and not self._draft_client.has_probed:
-            tree = self._own_text.draft(self._sequence.tokens, self._text.room - 1)
-            is_plain = not ahead and self._planner.is_plain(self._state)
-            if is_plain or self._own_text.is_promising:
-                return await self._run_plain_round(tree)
+        local = EMPTY_TREE
+        if self._constraint is None:
+            local = self._local.draft(self._sequence.tokens, self._text.room - 1)
+            if not self._draft_client.has_probed:
+                is_plain = not ahead and self._planner.is_plain(self._state)
+                if is_plain or self._local.is_promising:
+                    return await self._run_plain_round(local)
         started, room, client = now(), self._text.room, self._draft_client
         asked = client.ready if self._state.policy.is_adaptive else client.linked
         plan = client.explain(self._planner.plan(self._state, asked, room))
@@ -160,6 +162,9 @@ class Session:
         waited_s = drafted - started
         forced = self._forced(room - 1)
         tree = self._planner.fuse(self._state, current, room - 1 - len(forced), waited_s)
+        drafters: Sequence[str] = [draft.node_id for draft in current.drafts]
+        if not drafters and len(local):
+            tree, drafters = local, SOURCES
         if self._constraint is not None:
             tree = self._constraint.cut(self._text.tokens, tree).with_trunk(forced)
         plan_ahead = self._planner.ahead(self._state, client.able(plan.drafters), plan, tree)
@@ -169,7 +174,6 @@ class Session:
         result, next_drafts, probed = await self._verify_beside(tree, plan_ahead, probe)
         self._note_bookkeeping(began_s, busy_s, waited_s, is_plain=not plan.drafters)
         self._note_round(began_s, 1 + len(result.path), is_quiet=is_quiet)
-        drafters = [draft.node_id for draft in current.drafts]
         self._metrics.count_round(tree, drafters, result)
         self._metrics.totals.count_times(
             plan=planned - started, draft=waited_s - (planned - started),
@@ -196,29 +200,27 @@ class Session:
         return self._constraint.forced(self._text.tokens, room)
 
     async def _run_plain_round(self, tree: TokenTree) -> list[DrafterTree]:
-        """A round without drafters, with a repetition of the text itself, or without drafts."""
+        """A round without drafters, with a draft of the target's own, or without drafts."""
         began_s, busy_s = self._round_ended_s, now() - self._round_ended_s
         if not (self._metrics.plan and self._statistics.speculates(self._state)):
             why = self._statistics.why_plain(self._state.policy)
             self._metrics.plan = why if self._metrics.trace.is_on else ""
         submitted = now()
         result = await self._decode(tree)
-        self._own_text.observe(self._sequence.tokens)
-        self._metrics.count_plain_round(tree, (OWN_TEXT,), result, self._round_ended_s - submitted)
+        self._metrics.count_plain_round(tree, SOURCES, result, self._round_ended_s - submitted)
         self._note_bookkeeping(began_s, busy_s, 0.0, is_plain=True)
         is_quiet = not self._draft_client.probes
-        if not (is_quiet and len(tree)):
-            self._note_round(began_s, 1 + len(result.path), is_quiet=is_quiet)
+        self._note_round(began_s, 1 + len(result.path), is_quiet=is_quiet)
         return []
 
     async def _decode(self, tree: TokenTree = EMPTY_TREE) -> VerificationResult:
-        """Commit the target's own next token, behind what it accepts of the text's repetition:
-        without drafters there is nothing else to await, and nothing to learn of them."""
+        """Commit the target's own next token, behind what it accepts of its own draft: without
+        drafters there is nothing else to await, and nothing to learn of them."""
         self._metrics.trace.submit()
         result = await self._verify(tree)
         self._metrics.trace.end(len(tree), len(result.path), self._metrics.plan)
         self._round_ended_s = now()
-        self._append(result, tree, (OWN_TEXT,))
+        self._append(result, tree, SOURCES)
         return result
 
     def _note_bookkeeping(
@@ -312,6 +314,9 @@ class Session:
             self._metrics.committee.count(result.committee, len(self._text.tokens))
         tokens = [*(tree.tokens[node] for node in result.path), result.bonus]
         self._sequence.extend(tokens)
+        committed = self._sequence.tokens
+        self._local.observe(committed)
+        self._local.learn(committed, len(committed) - len(tokens))
         self._text.add(tokens, result.logprobs, _guessed_by(result.path, tree, proposers))
 
     def _answer(self) -> Answer:

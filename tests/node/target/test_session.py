@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgecosine.balance.cost_model import PassReport
-from edgecosine.balance.own_text import OWN_TEXT
+from edgecosine.balance.local_draft import TEXT
 from edgecosine.balance.plan import ALONE
 from edgecosine.balance.policy import POLICIES
 from edgecosine.engine.base import DraftResult, DraftWork, never
@@ -501,7 +501,7 @@ def test_text_of_quick_rounds_is_yielded_together(monkeypatch: pytest.MonkeyPatc
 def test_every_token_is_yielded_once(yield_every_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgecosine.node.target.session.YIELD_EVERY_S", yield_every_s)
     language = babble()
-    asked = request(max_tokens=12, ignore_eos=True)
+    asked = request(max_tokens=12, ignore_eos=True, policy="target-alone")
 
     async def main() -> tuple[list[tuple[int, ...]], Answer]:
         async with harness(ScriptedTarget(language)) as home:
@@ -654,4 +654,4 @@ def test_repeated_text_takes_fewer_passes_without_a_drafter_that_is_right(
     assert answer.text == text
     metrics = answer.metrics
     assert sum(metrics.acceptance_histogram) < len(text) / 2
-    assert metrics.drafters[OWN_TEXT].accepted > len(text) / 2
+    assert metrics.drafters[TEXT].accepted > len(text) / 2

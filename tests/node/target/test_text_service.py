@@ -140,7 +140,7 @@ def test_answers_are_counted_and_logged() -> None:
             assert tuple(service.info["policies"]) == tuple(POLICIES)
             assert service.info["max_context"] == 4096
             for number in range(3):
-                await home.answer(request(request_id=str(number)))
+                await home.answer(request(request_id=str(number), policy="target-alone"))
             assert (service.num_answers, service.num_tokens, service.num_rounds) == (3, 30, 27)
 
     run(main())

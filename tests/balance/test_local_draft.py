@@ -1,4 +1,4 @@
-"""Drafts from a request's own text are used where repetitions last, and learned of elsewhere."""
+"""The target's own drafts are used where repetitions last, and learned of elsewhere."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import random
 import pytest
 
 from edgecosine.balance.cost_model import PassReport
-from edgecosine.balance.own_text import MOST_READ, MOST_TOKENS, OWN_TEXT, OwnText
+from edgecosine.balance.local_draft import MOST_READ, MOST_TOKENS, TEXT, LocalDraft
 from edgecosine.balance.planner import Planner
+from edgecosine.fusion.ngram_table import MOST_COUNT, NgramTable
 
 PASS_S, ROW_S = 0.005, 0.0006
 PASSAGE = list(range(100, 160))
 
 
-def planner() -> Planner:
-    made = Planner()
+def planner(ngrams: NgramTable | None = None) -> Planner:
+    made = Planner(ngrams=ngrams)
     for rows in (1, 16):
         made.statistics.observe_pass(PassReport(rows, PASS_S + ROW_S * (rows - 1)))
     return made
@@ -24,7 +25,7 @@ def planner() -> Planner:
 def decode(made: Planner, prompt: list[int], answer: list[int], policy: str) -> tuple[int, int]:
     """Passes in which an answer is decoded, and the rows of drafts in them."""
     request = made.statistics.open(policy, num_prompt=len(prompt))
-    own, text, num_passes, num_rows = OwnText(request, made.statistics), [*prompt], 0, 0
+    own, text, num_passes, num_rows = LocalDraft(request, made.statistics), [*prompt], 0, 0
     while (done := len(text) - len(prompt)) < len(answer):
         tree = own.draft(text, len(answer) - done - 1)
         accepted = 0
@@ -32,6 +33,7 @@ def decode(made: Planner, prompt: list[int], answer: list[int], policy: str) -> 
             accepted += 1
         text += answer[done : done + accepted + 1]
         own.observe(text)
+        own.learn(text, len(prompt) + done)
         num_passes, num_rows = num_passes + 1, num_rows + len(tree)
     made.statistics.close(request)
     return num_passes, num_rows
@@ -44,13 +46,13 @@ def test_repeated_passage_takes_a_fraction_of_its_passes() -> None:
 
 def test_chance_repetitions_cost_less_than_a_hundredth() -> None:
     made, rng, cost_s, num_tokens = planner(), random.Random(0), 0.0, 0
-    for _ in range(20):
+    for _ in range(40):
         words = [rng.randrange(8) for _ in range(200)]
         num_passes, num_rows = decode(made, words[:72], words[72:], "edgecosine")
         cost_s += num_passes * PASS_S + num_rows * ROW_S
         num_tokens += 128
     assert cost_s < 1.01 * num_tokens * PASS_S
-    state = made.statistics.drafter(OWN_TEXT)
+    state = made.statistics.drafter(TEXT)
     assert state.calibration(is_greedy=True).probability(0.45) < 0.2
 
 
@@ -62,6 +64,45 @@ def test_text_that_seldom_goes_on_as_before_costs_little_although_others_did() -
     verse = [token for number in range(25) for token in (1, 2, 3, 4, 300 + number)]
     num_passes, num_rows = decode(made, verse[:5], verse[5:], "edgecosine")
     assert num_passes * PASS_S + num_rows * ROW_S < 1.05 * (len(verse) - 5) * PASS_S
+
+
+def test_answer_like_earlier_ones_takes_a_fraction_of_its_passes() -> None:
+    made = planner()
+    num_passes = [decode(made, [5, 6], PASSAGE, "edgecosine")[0] for _ in range(8)]
+    assert num_passes[0] == len(PASSAGE)
+    assert num_passes[-1] < len(PASSAGE) / 3
+
+
+def test_policies_do_not_learn_from_each_other() -> None:
+    made = planner()
+    for _ in range(8):
+        decode(made, [5, 6], PASSAGE, "edgecosine")
+    for policy in ("edgecosine-without-repetition", "edgecosine-without-ngrams", "target-alone"):
+        assert decode(made, [5, 6], PASSAGE, policy)[0] == len(PASSAGE)
+
+
+def test_ngrams_known_at_first_serve_the_first_request() -> None:
+    known = NgramTable(12)
+    for _ in range(MOST_COUNT):
+        known.learn(PASSAGE, 0)
+    made = planner(known)
+    assert decode(made, [5, 6], PASSAGE, "edgecosine")[0] < len(PASSAGE) / 3
+
+
+@pytest.mark.parametrize(
+    ("repeated", "next_token", "source"),
+    [(PASSAGE[1:3], PASSAGE[3], 2), ([50, 51, 52, 53, *PASSAGE[:3]], 7, 1)],
+)
+def test_more_probable_source_gives_the_token(
+    repeated: list[int], next_token: int, source: int
+) -> None:
+    known = NgramTable(12)
+    for _ in range(MOST_COUNT):
+        known.learn(PASSAGE, 0)
+    made = planner(known)
+    own = LocalDraft(made.statistics.open("edgecosine"), made.statistics)
+    tree = own.draft([*repeated, 7, 8, 9, *repeated], 50)
+    assert (tree.tokens[0], tree.proposers[0]) == (next_token, source)
 
 
 @pytest.mark.parametrize("policy", ["target-alone", "edgecosine-without-repetition"])
@@ -78,7 +119,7 @@ def test_no_such_drafts_beside_another_request() -> None:
 
 def test_draft_fits_the_room_and_only_the_end_of_a_long_text_is_read() -> None:
     made = planner()
-    own = OwnText(made.statistics.open("edgecosine"), made.statistics)
+    own = LocalDraft(made.statistics.open("edgecosine"), made.statistics)
     text = [*PASSAGE, *range(1000, 1000 + MOST_READ), *PASSAGE[:6]]
     assert not len(own.draft(text, 8))
     text += range(2000, 2010)
@@ -90,7 +131,7 @@ def test_draft_fits_the_room_and_only_the_end_of_a_long_text_is_read() -> None:
 def test_repetition_is_preferred_to_drafters_unless_they_were_faster(speedup: float) -> None:
     made = planner()
     request = made.statistics.open("edgecosine")
-    own = OwnText(request, made.statistics)
+    own = LocalDraft(request, made.statistics)
     for _ in range(8):
         request.pace.observe(1, PASS_S / speedup)
     assert len(own.draft([*PASSAGE, *PASSAGE[:8]], 50))

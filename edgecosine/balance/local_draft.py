@@ -1,0 +1,180 @@
+"""Drafts that the target makes itself, for rounds of a lone request in which no drafter is asked,
+or promises less: what followed the newest tokens in the request's text or in earlier answers.
+
+They cost the target a look into two indexes and some rows. Confidences are the length of the suffix
+that is repeated, and the count of an n-gram; the acceptance rates that they lead to are learned in
+rounds without drafters, also from drafts that were not worth their rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from operator import mul
+from typing import NamedTuple
+
+from edgecosine.balance.plan import CoBatchedRequests, speed_of, worthwhile_nodes
+from edgecosine.balance.request_state import RequestState
+from edgecosine.balance.statistics import Statistics
+from edgecosine.fusion.calibration import Calibration
+from edgecosine.fusion.ngram_table import LONGEST as LONGEST_NGRAM
+from edgecosine.fusion.suffix_index import SuffixIndex
+from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
+
+SOURCES = TEXT, NGRAMS = "@text", "@ngrams"
+"""In the place of drafters' node ids, of which they are none; bit i of a node's proposers is
+SOURCES[i]."""
+SUFFIXES = (4, 2)
+"""Tokens of the suffixes that are looked up."""
+MOST_TOKENS = 8
+"""Longest draft."""
+LEAST_CHANCE = 0.05
+"""Probability of a draft's path below which it ends."""
+PROMISING = 1.0
+"""Tokens expected to be accepted for which drafters are not asked."""
+MOST_READ = 4096
+"""Newest tokens of a prompt that are looked at."""
+
+TRUST_PRIOR, FADE = 2.0, 0.9
+"""Accepted first tokens that a new text's trust rests on, and the weight of those before each new
+one: texts differ in how often they repeat themselves."""
+
+
+class _Guess(NamedTuple):
+    """A token that may follow, and its place in SOURCES."""
+
+    token: int
+    source: int
+    confidence: float
+    calibrated: float
+    """Probability by the source's confidences."""
+    chance: float
+    """Probability in this text."""
+
+
+class LocalDraft:
+    """Drafts for one request."""
+
+    def __init__(self, request: RequestState, statistics: Statistics) -> None:
+        policy = request.policy
+        self._request, self._statistics = request, statistics
+        self._index = SuffixIndex(SUFFIXES) if policy.repeats_text else None
+        self._ngrams = statistics.ngrams(policy) if policy.uses_ngrams else None
+        self._first: int | None = None
+        """Position in the text of the first token that was read."""
+        self._prefix_len = 0
+        self._firsts: list[_Guess] = []
+        """What each source has for the first token of the last draft."""
+        self._guesses: list[_Guess] = []
+        """The last draft, with tokens that are not worth their rows."""
+        self._expected, self._accepted = 0.0, 0.0
+        """First tokens of the last repetitions that were expected to be accepted, and that were."""
+        self.is_promising = False
+        """Whether the last draft is expected to be worth more than drafters were."""
+
+    def draft(self, tokens: Sequence[int], room: int) -> TokenTree:
+        """The part of a draft after `tokens` that is worth its rows, of at most `room` tokens;
+        empty where other requests run, or the policy has no such drafts."""
+        self._firsts, self._guesses, self.is_promising = [], [], False
+        self._prefix_len = len(tokens)
+        if room < 1 or self._statistics.budget(self._request) is None:
+            return EMPTY_TREE
+        self._read(tokens)
+        self._guesses = [*self._chain(tokens, min(MOST_TOKENS, room))]
+        return self._worthwhile(self._guesses) if self._guesses else EMPTY_TREE
+
+    def observe(self, committed: Sequence[int]) -> None:
+        """Learn from what was committed after the last draft, if there was one."""
+        truth = committed[self._prefix_len :]
+        if not truth:
+            return
+        for guess in self._firsts:
+            is_accepted = self._judge(guess, truth[0])
+            if guess.source == SOURCES.index(TEXT):
+                self._expected = FADE * self._expected + guess.calibrated
+                self._accepted = FADE * self._accepted + is_accepted
+        followed = zip(self._guesses, self._guesses[1:], truth, truth[1:], strict=False)
+        for before, guess, token_before, token in followed:
+            if before.token != token_before:
+                break
+            self._judge(guess, token)
+        self._firsts, self._guesses = [], []
+
+    def learn(self, tokens: Sequence[int], start: int) -> None:
+        """Learn the n-grams of a text from `start` on, for later drafts of the same policy."""
+        if self._ngrams is not None:
+            self._ngrams.learn(tokens, start)
+
+    def _read(self, tokens: Sequence[int]) -> None:
+        if self._index is None:
+            return
+        if self._first is None:
+            self._first = max(0, len(tokens) - MOST_READ)
+        self._index.extend(tokens[self._first + len(self._index.tokens) :])
+
+    def _chain(self, tokens: Sequence[int], most: int) -> Iterator[_Guess]:
+        """The more probable guess at each token, while it is worth a look."""
+        text, (at, matched) = (
+            (self._index.tokens, self._index.longest_match()) if self._index else ([], (0, 0))
+        )
+        newest, path = [*tokens[-LONGEST_NGRAM:]], 1.0
+        for number in range(most):
+            found = list[_Guess]()
+            if matched and at < len(text):
+                found.append(self._guess(text[at], TEXT, _confidence(matched)))
+            if self._ngrams is not None and (entry := self._ngrams.next_token(newest)):
+                found.append(self._guess(entry[0], NGRAMS, entry[1]))
+            if not number:
+                self._firsts = found
+            best = max(found, key=lambda guess: guess.chance, default=None)
+            if best is None:
+                return
+            path *= best.chance
+            if path < LEAST_CHANCE:
+                return
+            yield best
+            newest = [*newest, best.token][-LONGEST_NGRAM:]
+            is_repeated = matched and at < len(text) and text[at] == best.token
+            at, matched = at + 1, matched + 1 if is_repeated else 0
+
+    def _guess(self, token: int, source: str, confidence: float) -> _Guess:
+        calibrated = confidence
+        if self._request.policy.is_calibrated:
+            calibrated = self._calibration(source).probability(confidence)
+        trust = 1.0
+        if source == TEXT:
+            trust = (self._accepted + TRUST_PRIOR) / (self._expected + TRUST_PRIOR)
+        chance = min(1.0, trust * calibrated)
+        return _Guess(token, SOURCES.index(source), confidence, calibrated, chance)
+
+    def _worthwhile(self, guesses: Sequence[_Guess]) -> TokenTree:
+        statistics = self._statistics
+        # Rounds with such a draft cost the event loop hardly more than plain ones.
+        alone = CoBatchedRequests(bookkeeping_s=statistics.plain_bookkeeping_s)
+        paths = [*accumulate([guess.chance for guess in guesses], mul)]
+        pass_s = statistics.pass_times(alone)
+        most = worthwhile_nodes(paths, pass_s, 0.0, alone)
+        promised = sum(paths[:most])
+        speed = speed_of(1.0 + promised, 0.0, pass_s[1 + most], alone)
+        self.is_promising = promised >= PROMISING and speed > self._request.pace.per_s
+        return TokenTree(
+            tokens=tuple([guess.token for guess in guesses[:most]]),
+            parents=tuple(range(ROOT, most - 1)),
+            confidences=tuple([guess.chance for guess in guesses[:most]]),
+            proposers=tuple([1 << guess.source for guess in guesses[:most]]),
+        )
+
+    def _judge(self, guess: _Guess, token: int) -> bool:
+        is_accepted = guess.token == token
+        calibration = self._calibration(SOURCES[guess.source])
+        calibration.observe(guess.confidence, is_accepted=is_accepted)
+        return is_accepted
+
+    def _calibration(self, source: str) -> Calibration:
+        state = self._statistics.drafter(source)
+        return state.calibration(is_greedy=self._request.is_greedy)
+
+
+def _confidence(matched: int) -> float:
+    """Acceptance expected behind a repeated suffix, in a bin of its own for each length."""
+    return min(0.95, 0.25 + 0.1 * matched)
