@@ -18,6 +18,8 @@ CHILDREN: Final = 4
 """Draft tokens that are kept after each node of a draft tree."""
 BLOCK_SIZE: Final = 32
 """Inputs of a column that share a scale where weights have 8 or 4 bits."""
+MAX_NLL: Final = 16.0
+"""Highest NLL of one token, in nats; it would be infinite outside a shortlist."""
 UNREAD: Final = -1
 NO_NODE: Final = -1
 
@@ -123,19 +125,25 @@ class NativeNodes(ctypes.Structure):
 
 
 class NativeDraftWork(ctypes.Structure):
-    """One work of `edgecosine_draft_step`; `num_chosen` is an output."""
+    """One work of `edgecosine_draft_step`; `is_top1`, `num_chosen` and `nll` are outputs."""
 
     _fields_ = (
         ("nodes", ctypes.POINTER(NativeNodes)),
         ("seeded", ctypes.POINTER(ctypes.c_int32)),
+        ("pending", ctypes.POINTER(ctypes.c_int32)),
+        ("is_top1", ctypes.POINTER(ctypes.c_uint8)),
         ("noise_seed", ctypes.c_uint64),
         *(
             (name, ctypes.c_int64)
-            for name in ("num_seeded", "slot", "width", "room", "deepest", "num_chosen")
+            for name in (
+                "num_seeded", "num_pending", "slot", "width", "room", "deepest", "num_scored",
+                "num_chosen",
+            )
         ),
+        ("nll", ctypes.c_double),
         ("inverse_temperature", ctypes.c_float),
         ("is_noisy", ctypes.c_int32),
-    )
+    )  # fmt: skip
 
 
 def shared_values() -> dict[str, int]:
@@ -146,6 +154,7 @@ def shared_values() -> dict[str, int]:
         **{structure.__name__: ctypes.sizeof(structure) for structure in structures},
         "TREE_CAPACITY": TREE_CAPACITY,
         "CHILDREN": CHILDREN,
+        "MAX_NLL": int(MAX_NLL),
         "ROOT": ROOT,
         "UNREAD": UNREAD,
         "NO_NODE": NO_NODE,

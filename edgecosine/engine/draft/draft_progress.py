@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from edgecosine.engine.base import DraftResult, DraftWork
@@ -9,12 +10,14 @@ from edgecosine.engine.cpu.native_structs import CHILDREN
 from edgecosine.engine.draft.draft_tree import DraftTree
 from edgecosine.engine.kv_slots import KvSlot
 from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS
-from edgecosine.protocol.wire.prompt_score import NO_PROMPT_SCORE, PromptScore
+from edgecosine.protocol.wire.prompt_score import (
+    MAX_SCORED_TOKENS,
+    NO_PROMPT_SCORE,
+    PromptScore,
+)
 
 TREE_ROOM = 256
 """KV positions of a slot for nodes; a tree that has used them is not explored further."""
-MAX_NLL = 16.0
-"""Highest NLL of one token, in nats; it would be infinite outside a shortlist."""
 PLAIN_NODES = 48
 """Nodes of a draft that the target waits for."""
 
@@ -26,6 +29,11 @@ class PromptReading:
     is_top1: list[bool] = field(default_factory=list)
     nll: float = 0.0
     """Sum of -log q over the tokens."""
+
+    def add(self, is_top1: Iterable[bool], nll: float) -> None:
+        """Count tokens, and the sum of -log q over them."""
+        self.is_top1.extend(is_top1)
+        self.nll += nll
 
     def prompt_score(self) -> PromptScore:
         count = len(self.is_top1)
@@ -48,6 +56,21 @@ class DraftProgress:
     def pending(self) -> list[int]:
         """Tokens of the sequence that are not in the cache."""
         return list(self.work.tokens[len(self.slot.tokens) :])
+
+    @property
+    def num_pending(self) -> int:
+        """How many these are."""
+        return len(self.work.tokens) - len(self.slot.tokens)
+
+    @property
+    def num_scored(self) -> int:
+        """How many of them the model predicts while it reads them, and is scored by."""
+        return min(max(0, self.num_pending - 1), MAX_SCORED_TOKENS)
+
+    def end_prefill(self) -> None:
+        """Record that the cache holds the whole sequence, and the tree what follows it."""
+        self.slot.tokens.extend(self.pending)
+        self.tree.is_root_read = True
 
     @property
     def is_done(self) -> bool:

@@ -12,9 +12,8 @@ from edgecosine.engine.base import DraftResult, DraftWork, never
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
-from edgecosine.engine.cpu.native_structs import CHILDREN, NativeDraftWork
+from edgecosine.engine.cpu.native_structs import CHILDREN, MAX_NLL, NativeDraftWork
 from edgecosine.engine.draft.draft_progress import (
-    MAX_NLL,
     TREE_ROOM,
     DraftProgress,
     LogitRow,
@@ -124,10 +123,9 @@ class TransformerDrafter:
         return left
 
     def _is_native(self, active: list[DraftProgress]) -> bool:
-        """Whether the kernels can run the step: nothing to prefill, no truncated sampling."""
+        """Whether the kernels can run the step: no long prefill, no truncated sampling."""
         return self._fused is not None and all(
-            len(progress.slot.tokens) == len(progress.work.tokens)
-            and cuts_nothing(progress.work.noise)
+            progress.num_pending <= self._chunk and cuts_nothing(progress.work.noise)
             for progress in active
         )
 
@@ -137,18 +135,28 @@ class TransformerDrafter:
         works = (NativeDraftWork * len(active))(*map(self._native_work, active))
         rows = self._fused.draft_step(works)
         for progress, work in zip(active, works, strict=True):
-            progress.seeded = []
-            progress.num_steps = progress.num_steps + 1 if work.num_chosen else progress.most_steps
+            if work.num_pending:
+                progress.end_prefill()
+                progress.prompt.add(map(bool, work.is_top1[: work.num_scored]), work.nll)
+            else:
+                progress.seeded = []
+                progress.num_steps += 1
+                if not work.num_chosen:
+                    progress.num_steps = progress.most_steps
         return rows
 
     def _native_work(self, progress: DraftProgress) -> NativeDraftWork:
-        work, seeded = progress.work, progress.seeded
-        is_noisy = not work.noise.is_greedy
+        work, seeded, pending = progress.work, progress.seeded, progress.pending
+        is_noisy, num_scored = not work.noise.is_greedy, progress.num_scored
         return NativeDraftWork(
             nodes=ctypes.pointer(progress.tree.nodes),
             seeded=(ctypes.c_int32 * len(seeded))(*seeded),
+            pending=(ctypes.c_int32 * len(pending))(*pending),
+            is_top1=(ctypes.c_uint8 * num_scored)(),
             noise_seed=noise_seed(seed_of(work.noise)) if is_noisy else 0,
             num_seeded=len(seeded),
+            num_pending=len(pending),
+            num_scored=num_scored,
             slot=progress.slot.index,
             width=work.width,
             room=TREE_ROOM,

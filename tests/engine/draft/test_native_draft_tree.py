@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,16 +77,27 @@ def talk(made: TransformerDrafter, noise: SharedNoise) -> list[DraftResult]:
     return [*results, *(made.draft([work])[0] for work in deep)]
 
 
+def assert_equal(found: list[DraftResult], expected: list[DraftResult]) -> None:
+    """Equal drafts; torch and the kernels add logarithms in other orders."""
+    for one, other in zip(found, expected, strict=True):
+        nll = pytest.approx(other.prompt_score.nll, abs=1e-5)
+        assert one.prompt_score.nll == nll
+        assert replace(one, prompt_score=replace(one.prompt_score, nll=0.0)) == replace(
+            other, prompt_score=replace(other.prompt_score, nll=0.0)
+        )
+
+
 @pytest.mark.parametrize("noise", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
 def test_kernels_and_python_draft_equal_trees(noise: SharedNoise) -> None:
-    native, plain = drafter(is_native=True), drafter(is_native=False)
-    assert talk(native, noise) == talk(plain, noise)
+    native = talk(drafter(is_native=True), noise)
+    assert_equal(native, talk(drafter(is_native=False), noise))
+    assert any(draft.prompt_score.top1_matches for draft in native)
 
 
 @pytest.mark.parametrize("noise", [SharedNoise(), COUPLED], ids=["greedy", "coupled"])
 def test_kernels_and_python_draft_equal_trees_from_a_shortlist(noise: SharedNoise) -> None:
     native = talk(drafter(is_native=True, shortlist=SHORTLIST), noise)
-    assert native == talk(drafter(is_native=False, shortlist=SHORTLIST), noise)
+    assert_equal(native, talk(drafter(is_native=False, shortlist=SHORTLIST), noise))
     drafted = {token for proposal in native for token in proposal.tokens}
     assert drafted <= set(SHORTLIST.tolist()) | set(range(7, 14))
     assert all(math.isfinite(proposal.prompt_score.nll) for proposal in native)

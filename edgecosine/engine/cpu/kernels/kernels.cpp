@@ -130,7 +130,7 @@ int64_t edgecosine_draft_step(const Decoder* decoder, DraftWork* works, int64_t 
 int64_t edgecosine_shared_values(int64_t* values, int64_t count) {
   const int64_t found[] = {
       sizeof(Weight), sizeof(Layer), sizeof(Decoder), sizeof(Nodes), sizeof(DraftWork),
-      kTreeCapacity, kChildren, kRoot, kUnread, kNoNode, kBlock,
+      kTreeCapacity, kChildren, static_cast<int64_t>(kMostNll), kRoot, kUnread, kNoNode, kBlock,
       kFloat32, kBfloat16, kPairs, kWidePairs, kBytes, kWideBytes,
       kNibbles, kWideNibbles,
       static_cast<int64_t>(kGolden), static_cast<int64_t>(kFirst), static_cast<int64_t>(kSecond)};
