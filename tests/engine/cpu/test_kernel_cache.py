@@ -21,7 +21,7 @@ int edgecosine_panel() { return 8; } int edgecosine_has_pairs() { return 0; }
 const char* edgecosine_instructions() { return "AVX2"; }
 int edgecosine_pack_blocks, edgecosine_prefer_huge_pages;
 int edgecosine_pack, edgecosine_linear, edgecosine_attention, edgecosine_decode;
-int edgecosine_rank, edgecosine_draft_step;
+int edgecosine_decode_greedily, edgecosine_rank, edgecosine_draft_step;
 long edgecosine_shared_values(long* values, long count) {
   const long found[] = {VALUES};
   for (long i = 0; i < count; i++) values[i] = found[i];
