@@ -12,6 +12,8 @@ import numpy as np
 SMOOTHING = 0.2
 MAX_CONTENTION = 8.0
 EXACT_ROWS = 64
+NOTICED = 0.01
+"""Change of a smoothed time for which expected times are computed again."""
 SPARE_ROWS = 64
 """Rows beyond those of a plan for which times are computed at once, for the plans after it."""
 _SIZE_BITS = 5
@@ -128,14 +130,19 @@ class PassCost:
         self._curve: tuple[list[int], list[float]] | None = None
         """Measured sizes, and for each the shortest time of any size from it on; None if out of
         date."""
+        self._read: dict[int, float] = {}
+        """The measurements that it was computed from."""
         self._times: list[float] = []
-        """Expected times of passes of 0, 1, ... rows since the last measurement."""
+        """Expected times of passes of 0, 1, ... rows, by the curve."""
 
     def observe(self, rows: int, elapsed_s: float) -> None:
         """Learn from one pass."""
         size = _size(rows)
-        self.by_rows[size] = smooth(self.by_rows.get(size), elapsed_s, 0.1)
-        self._curve, self._times = None, []
+        moved_s = smooth(self.by_rows.get(size), elapsed_s, 0.1)
+        self.by_rows[size] = moved_s
+        read_s = self._read.get(size)
+        if read_s is None or abs(moved_s - read_s) > NOTICED * read_s:
+            self._curve, self._times = None, []
 
     def span(self, first: int, count: int) -> list[float]:
         """Expected times of `count` passes of first, first + 1, ... rows."""
@@ -154,6 +161,8 @@ class PassCost:
         It is linear between measured sizes, follows the last slope beyond them, and is never below
         that of a smaller pass.
         """
+        if rows < len(self._times):
+            return self._times[rows]
         sizes, shortest = self._shortest()
         if not sizes:
             return 0.0
@@ -171,7 +180,7 @@ class PassCost:
             # quicker one counts: a size with too low an estimate is used and measured again, one
             # with too high an estimate would not be.
             falling = accumulate((self.by_rows[size] for size in reversed(sizes)), min)
-            self._curve = sizes, [*falling][::-1]
+            self._curve, self._read = (sizes, [*falling][::-1]), {**self.by_rows}
         return self._curve
 
 

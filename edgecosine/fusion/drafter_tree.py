@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS
 from edgecosine.protocol.wire.prompt_score import NO_PROMPT_SCORE, PromptScore
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
 
@@ -43,19 +44,22 @@ class DrafterTree:
     def __len__(self) -> int:
         return len(self.tree)
 
-    def after(self, committed: Sequence[int]) -> DrafterTree | None:
-        """The subtree below a longer committed text; None if there is none."""
+    def after(
+        self, committed: Sequence[int], most: int = MAX_DRAFT_TOKENS
+    ) -> DrafterTree | None:
+        """The first `most` nodes of the subtree below a longer committed text, which are the most
+        probable ones of an honest draft; None if there are none."""
         at = ROOT
         for token in committed[self.prefix_len :]:
             child = self.tree.child(at, token)
             if child is None:
                 return None
             at = child
-        parents, place_of = self.tree.parents, {at: ROOT}
+        parents, kept, place_of = self.tree.parents, list[int](), {at: ROOT}
         for node in range(at + 1, len(parents)):
-            if parents[node] in place_of:
-                place_of[node] = len(place_of) - 1
-        _, *kept = place_of
+            if parents[node] in place_of and len(kept) < most:
+                place_of[node] = len(kept)
+                kept.append(node)
         if not kept:
             return None
         trunk = max(0, self.trunk - len(committed) + self.prefix_len)

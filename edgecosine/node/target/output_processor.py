@@ -32,13 +32,20 @@ class OutputProcessor:
         names = {token: name for token, name in ids.items() if token is not None}
         self._detokenizer = Detokenizer(codec, prompt, shown=names)
         self._num_final = 0
+        self._unread: list[int] = []
+        """Tokens of this round that have not been converted yet."""
+        self._reads_singly = bool(request.stop) or request.origins or (
+            request.top_logprobs is not None
+        )
+        """Whether it matters where the text of each token ends."""
         self._exempt = 0
         """Characters of the first `min_tokens` tokens, in which no stop string may end."""
         self._logprobs: list[TokenLogprobs] = []
         self.tokens: list[int] = []
         self.text = ""
         self.ends: list[int] = []
-        """Characters of the text up to the end of each token; more than there are after a cut."""
+        """Characters of the text up to the end of each token, if the request asks for origins; more
+        than there are after a cut."""
         self.finish_reason: FinishReason | None = None
 
     @property
@@ -62,19 +69,28 @@ class OutputProcessor:
                 spelling, offset = self._codec.spelling, len(self.text)
                 self._logprobs.append(scored_token(spelling, token, logprobs[number], offset))
             self.tokens.append(token)
-            self.text += self._detokenizer.push([token])
-            self.ends.append(len(self.text))
-            if len(self.tokens) <= self._request.sampling.min_tokens:
-                self._exempt = len(self.text)
-            if self._cut_at_stop():
+            self._unread.append(token)
+            if self._reads_singly and self._read():
                 break
             if not self.room:
                 self.finish_reason = "length"
                 break
+        self._read()
         if self.finish_reason and not self._is_cut:
             self.text += self._detokenizer.finish()
             self._cut_at_stop()
         return self._final_text()
+
+    def _read(self) -> bool:
+        """Convert the unread tokens; returns whether a stop string cut their text."""
+        if not self._unread:
+            return False
+        self.text += self._detokenizer.push(self._unread)
+        self._unread.clear()
+        self.ends.append(len(self.text))
+        if len(self.tokens) <= self._request.sampling.min_tokens:
+            self._exempt = len(self.text)
+        return self._cut_at_stop()
 
     def choice(self) -> Choice:
         """The complete answer, after its end; includes tokens whose text a stop string cut."""

@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from edgecosine.balance.local_draft import SOURCES, LocalDraft
-from edgecosine.balance.plan import Plan
+from edgecosine.balance.plan import MAX_NODES, Plan
 from edgecosine.balance.planner import Planner
 from edgecosine.balance.round import Round
 from edgecosine.engine.base import Constraint, VerificationResult, VerifyWork
@@ -304,7 +304,7 @@ class Session:
         if not self._state.policy.width:
             ahead = [draft.chain() for draft in ahead]
         newest = {draft.node_id: draft for draft in (*drafts, *ahead)}
-        left = [draft.after(committed) for draft in newest.values()]
+        left = [draft.after(committed, MAX_NODES) for draft in newest.values()]
         return [draft for draft in left if draft is not None]
 
     def _append(
