@@ -44,9 +44,7 @@ class DrafterTree:
     def __len__(self) -> int:
         return len(self.tree)
 
-    def after(
-        self, committed: Sequence[int], most: int = MAX_DRAFT_TOKENS
-    ) -> DrafterTree | None:
+    def after(self, committed: Sequence[int], most: int = MAX_DRAFT_TOKENS) -> DrafterTree | None:
         """The first `most` nodes of the subtree below a longer committed text, which are the most
         probable ones of an honest draft; None if there are none."""
         at = ROOT

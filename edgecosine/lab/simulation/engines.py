@@ -6,6 +6,7 @@ the engine's own. Of the target engine everything is replaced except the accepta
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -153,10 +154,15 @@ class SimulatedVerifier(Verifier):
         self.on_pass: Callable[[], None] = _nothing
         """Charge the event loop after each pass."""
 
-    async def verify(self, work: VerifyWork) -> VerificationResult:
+    @property
+    def is_beside_loop(self) -> bool:
+        """Passes have a core of their own."""
+        return True
+
+    def submit(self, work: VerifyWork) -> asyncio.Future[VerificationResult]:
         """Verify; the event loop is charged for the session that continues."""
-        verified = await super().verify(work)
-        self._strand.charge(self._charges.round_s)
+        verified = super().submit(work)
+        verified.add_done_callback(lambda _: self._strand.charge(self._charges.round_s))
         return verified
 
     async def _profile(self) -> dict[int, float]:

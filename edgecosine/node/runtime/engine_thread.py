@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Callable
@@ -78,6 +79,13 @@ class EngineThread:
         # The event loop may have ended.
         with contextlib.suppress(RuntimeError):
             call.loop.call_soon_threadsafe(_settle, call.result, result, error)
+
+
+def has_spare_core() -> bool:
+    """Whether this process may use a second core."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) > 1
+    return (os.cpu_count() or 1) > 1
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:

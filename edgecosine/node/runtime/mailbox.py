@@ -60,6 +60,14 @@ class Mailbox(Generic[Ask, Answer]):
 
         Raises ActorStopped if the actor ends before it answers.
         """
+        return await self.post(message)
+
+    def post(self, message: Ask) -> asyncio.Future[Answer]:
+        """Send a message; returns the future of its answer, as `ask`. Cancelling it takes the
+        message back.
+
+        Raises ActorStopped if the actor has ended.
+        """
         if self._is_closed:
             raise ActorStopped(f"{self._name} has stopped")
         if len(self._waiting) >= self._size:
@@ -69,7 +77,7 @@ class Mailbox(Generic[Ask, Answer]):
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append(Envelope(message, future))
         self._arrived.set()
-        return await future
+        return future
 
     async def take(self, at_most: int) -> list[Envelope[Ask, Answer]]:
         """Wait for a message, and return all that are there, at most `at_most`.

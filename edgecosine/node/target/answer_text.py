@@ -84,6 +84,11 @@ class AnswerText:
             self._origins.add(guessed_by)
         self._unsent += self._output.push(tokens, logprobs)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether there are tokens that `take` has not returned."""
+        return len(self.tokens) > self._num_taken
+
     def take(self) -> Sequence[Delta | Committed]:
         """The text that became final and the tokens, since the last call."""
         start, self._num_taken = self._num_taken, len(self.tokens)

@@ -4,6 +4,7 @@ link's callback, so that a draft costs no task, and all drafts of a wait share o
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
@@ -58,18 +59,20 @@ class DraftWait:
         self._woken: asyncio.Future[None] | None = None
 
     async def until(self, is_enough: Callable[[], bool], within_s: float) -> None:
-        """Wait at most `within_s` seconds for a condition on the session's drafts."""
+        """Wait at most `within_s` seconds for a condition on the session's drafts, which may also
+        depend on what calls `ended`."""
         if within_s <= 0.0 or is_enough():
             return
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[None] = loop.create_future()
         self._woken, self._is_enough = woken, is_enough
-        timer = loop.call_later(within_s, _wake, woken)
+        timer = None if math.isinf(within_s) else loop.call_later(within_s, _wake, woken)
         try:
             await woken
         finally:
             self._woken = None
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
 
     def ended(self) -> None:
         """A draft has ended."""

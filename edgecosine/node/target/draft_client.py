@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from functools import partial
 from edgecosine.balance.drafter_table import SHORTLIST
 from edgecosine.balance.plan import Plan
 from edgecosine.balance.statistics import Statistics
+from edgecosine.engine.base import VerificationResult
 from edgecosine.errors import LinkError
 from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.node.links.pending_requests import Reply
@@ -149,6 +151,17 @@ class DraftClient:
     async def any_of(self, drafts: Collection[AskedDraft], within_s: float) -> None:
         """Wait for drafts that may be on their way, unless one is there already."""
         await self._wait.until(any_over(drafts), within_s)
+
+    async def any_or(
+        self, verdict: asyncio.Future[VerificationResult], drafts: Collection[AskedDraft]
+    ) -> None:
+        """Wait for the first of these drafts, or for the verification result beside them."""
+        if not drafts:
+            return
+        verdict.add_done_callback(lambda _: self._wait.ended())
+        await self._wait.until(
+            lambda: verdict.done() or any(draft.is_over for draft in drafts), math.inf
+        )
 
     def take(self, drafts: Iterable[AskedDraft]) -> list[DrafterTree]:
         """The drafts that are there; the others are late, and given up.

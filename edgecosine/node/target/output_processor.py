@@ -34,8 +34,8 @@ class OutputProcessor:
         self._num_final = 0
         self._unread: list[int] = []
         """Tokens of this round that have not been converted yet."""
-        self._reads_singly = bool(request.stop) or request.origins or (
-            request.top_logprobs is not None
+        self._reads_singly = (
+            bool(request.stop) or request.origins or (request.top_logprobs is not None)
         )
         """Whether it matters where the text of each token ends."""
         self._exempt = 0

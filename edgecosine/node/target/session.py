@@ -4,12 +4,15 @@ client leaves.
 While the target verifies a tree, drafters draft ahead after all of its acceptance endpoints, so
 that most of the next tree is there with the verification result. The result of a round reaches the
 drafters inside the next round's draft request. Drafts that are late are not in the tree.
+
+Text is yielded while the next pass runs. Of a request that is alone only what the next tree depends
+on stands between two passes: its last round is learned from, and the next one planned, during one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from edgecosine.balance.local_draft import SOURCES, LocalDraft
@@ -23,20 +26,21 @@ from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.runtime.clock import now
 from edgecosine.node.target.answer_text import AnswerText
+from edgecosine.node.target.asked_draft import AskedDraft
 from edgecosine.node.target.compared_drafters import ComparedDrafters
 from edgecosine.node.target.draft_client import DraftClient
 from edgecosine.node.target.drafter_link import DrafterLinks
 from edgecosine.node.target.request_metrics import RequestMetrics
+from edgecosine.node.target.round_learning import RoundLearning
 from edgecosine.node.target.round_trace import RoundTrace
+from edgecosine.node.target.session_round import BegunRound, EndedRound
 from edgecosine.node.target.shared_noise import noise_of
 from edgecosine.node.target.stepwise_drafts import gather_by_steps
 from edgecosine.node.target.verifier import Verifier
-from edgecosine.protocol.api.request import Request
-from edgecosine.protocol.api.result import Answer, Progress, Started
+from edgecosine.protocol.api.request import Committed, Request
+from edgecosine.protocol.api.result import Answer, Delta, Progress, Started
 from edgecosine.protocol.wire.prefix import Prefix
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
-
-logger = logging.getLogger(__name__)
 
 FIRST_GRACE_S = 0.01
 """Longest wait for the first drafts after the prefill."""
@@ -69,6 +73,10 @@ class Session:
         self._verifier, self._statistics = verifier, planner.statistics
         self._num_prompt = len(prompt)
         self._sequence = Prefix([*prompt, *request.said.tokens])
+        self._plan: Plan | None = None
+        """Of the next round, if it was made while the pass ran."""
+        self._pass: asyncio.Future[VerificationResult] | None = None
+        self._yielded_s = 0.0
         self._round_ended_s = 0.0
         """When the last round's verification result and its drafts ahead had arrived."""
         self._text = AnswerText(request, codec, prompt, dialect, in_reasoning=in_reasoning)
@@ -88,6 +96,9 @@ class Session:
         self._planner = planner.of(self._state)
         self._state.first_length = len(self._sequence)
         self._local = LocalDraft(self._state, self._statistics)
+        self._learning = RoundLearning(
+            request.key, self._state, self._statistics, self._planner, self._metrics, self._sequence
+        )
         self._compared = ComparedDrafters(self._draft_client, self._statistics, self._state)
 
     def __repr__(self) -> str:
@@ -99,10 +110,11 @@ class Session:
         A resumed request yields its text again from the first character on. Tokens are yielded
         without the text that a stop string may still cut.
         """
-        text, yielded_s = self._text, 0.0
+        text = self._text
         with contextlib.ExitStack() as ending:
             ending.callback(self._draft_client.release)
             ending.callback(self._verifier.release, self._request.key)
+            ending.callback(self._leave_pass)
             ending.callback(self._statistics.close, self._state)
             yield Started(self._num_prompt)
             started = prefilled = now()
@@ -113,45 +125,71 @@ class Session:
                 if ahead is None:
                     ahead = await self._prefill()
                     prefilled = now()
-                else:
-                    ahead = await self._run_round(ahead)
-                moment = now()
-                if text.is_over or moment - yielded_s >= YIELD_EVERY_S:
-                    yielded_s = moment
-                    for step in text.take():
+                    for step in self._due():
                         yield step
+                else:
+                    begun = await self._begin_round(ahead)
+                    for step in self._due():
+                        yield step
+                    ahead = await self._end_round(begun)
+            if text.has_more:
+                for step in text.take():
+                    yield step
+            self._learning.catch_up()
             self._metrics.prefill_s = prefilled - started
             self._metrics.decode_s = now() - prefilled
             yield self._answer()
 
     async def _prefill(self) -> list[DrafterTree]:
         """Read the prompt and draw the first token, while drafters read the prompt and draft."""
-        state, left = self._state, list[DrafterTree]()
-        if self._planner.is_plain(state):
-            result = await self._decode()
-        else:
+        state, left, client = self._state, list[DrafterTree](), self._draft_client
+        is_plain = self._planner.is_plain(state)
+        if not is_plain:
             self._statistics.acceptance.observe_text(state, self._sequence.tokens)
-            probe = self._planner.first_plan(state, self._compared.choose(), self._text.room)
-            result, _, probed = await self._verify_beside(EMPTY_TREE, Plan(), probe, FIRST_GRACE_S)
+        verdict = self._submit(EMPTY_TREE)
+        if not is_plain:
+            client.probe(self._planner.first_plan(state, self._compared.choose(), self._text.room))
+        result = await verdict
+        self._metrics.trace.verified(self._verifier.last_pass_s)
+        if is_plain:
+            self._append(result, EMPTY_TREE)
+        else:
+            _, probed = await self._take_drafts(EMPTY_TREE, [], 0.0, FIRST_GRACE_S)
             left = self._commit(result, EMPTY_TREE, probed, [])
+            self._learning.observe_truth(probed)
+        self._metrics.trace.end(0, 0, self._metrics.plan)
+        self._round_ended_s = now()
         self._text.score(result.prompt_logprobs)
         return left
 
-    async def _run_round(self, ahead: list[DrafterTree]) -> list[DrafterTree]:
-        """Draft, unless the drafts made ahead suffice; fuse, verify, commit, learn. Returns the
-        drafts made ahead for the next round."""
-        self._draft_client.begin_round()
+    def _due(self) -> Sequence[Delta | Committed]:
+        """What is to be yielded now."""
+        moment = now()
+        if not self._text.has_more or moment - self._yielded_s < YIELD_EVERY_S:
+            return ()
+        self._yielded_s = moment
+        return self._text.take()
+
+    async def _begin_round(self, ahead: list[DrafterTree]) -> BegunRound:
+        """Draft, unless the drafts made ahead suffice; fuse and submit. Then a session that is
+        alone learns from its last round and plans the next one.
+
+        Each wake-up beside a pass finds cold caches, so it does so when a draft ahead has come;
+        with a single core, at once, since nothing would be gained."""
+        client, room = self._draft_client, self._text.room
+        client.begin_round()
         self._metrics.trace.begin()
+        if self._plan is None:
+            self._learning.catch_up()
         local = EMPTY_TREE
         if self._constraint is None:
-            local = self._local.draft(self._sequence.tokens, self._text.room - 1)
-            if not self._draft_client.has_probed:
-                is_plain = not ahead and self._planner.is_plain(self._state)
+            local = self._local.draft(self._sequence.tokens, room - 1)
+            if not client.has_probed:
+                is_plain = not ahead and self._plan is None and self._planner.is_plain(self._state)
                 if is_plain or self._local.is_promising:
-                    return await self._run_plain_round(local)
-        started, room, client = now(), self._text.room, self._draft_client
-        asked = client.ready if self._state.policy.is_adaptive else client.linked
-        plan = client.explain(self._planner.plan(self._state, asked, room))
+                    return self._begin_plain_round(local)
+        started = now()
+        plan = self._take_plan(room)
         self._metrics.trace.plan(plan.deadline_s)
         current = self._planner.start_round(self._state, plan, ahead)
         self._metrics.count_plan(plan, is_ready=current.is_ready)
@@ -159,39 +197,71 @@ class Session:
         if not current.is_ready:
             current = current.with_drafts(await self._draft(current))
         drafted = now()
-        waited_s = drafted - started
         forced = self._forced(room - 1)
-        tree = self._planner.fuse(self._state, current, room - 1 - len(forced), waited_s)
+        tree = self._planner.fuse(self._state, current, room - 1 - len(forced), drafted - started)
         drafters: Sequence[str] = [draft.node_id for draft in current.drafts]
         if not drafters and len(local):
             tree, drafters = local, SOURCES
         if self._constraint is not None:
             tree = self._constraint.cut(self._text.tokens, tree).with_trunk(forced)
+        began_s, busy_s = self._round_ended_s, (now() - drafted) + (planned - self._round_ended_s)
+        verdict = self._submit(tree)
+        await asyncio.sleep(0)  # the pass starts before drafts ahead are requested
         plan_ahead = self._planner.ahead(self._state, client.able(plan.drafters), plan, tree)
         probe = self._planner.probe(self._state, self._compared.choose(), plan, client.probes)
-        is_quiet = not (plan.drafters or probe.drafters or client.probes)
-        began_s, busy_s = self._round_ended_s, (now() - drafted) + (planned - self._round_ended_s)
-        result, next_drafts, probed = await self._verify_beside(tree, plan_ahead, probe)
-        self._note_bookkeeping(began_s, busy_s, waited_s, is_plain=not plan.drafters)
-        self._note_round(began_s, 1 + len(result.path), is_quiet=is_quiet)
-        self._metrics.count_round(tree, drafters, result)
-        self._metrics.totals.count_times(
-            plan=planned - started, draft=waited_s - (planned - started),
-            verify=self._round_ended_s - drafted,
+        begun = BegunRound(
+            tree=tree, verdict=verdict, drafters=drafters, current=current,
+            began_s=began_s, busy_s=busy_s,
+            plan_s=planned - started, waited_s=drafted - planned, submitted_s=drafted,
+            is_quiet=not (plan.drafters or probe.drafters or client.probes),
+            patience_s=self._statistics.patience_s(plan_ahead.drafters),
+            ahead=client.start(plan_ahead, ahead=tree),
         )  # fmt: skip
-        logger.debug(
-            "round: request=%s drafters=%s nodes=%d accepted=%d plan=%s",
-            self._request.key, drafters, len(tree), len(result.path), plan.reason,
-        )  # fmt: skip
-        if plan.drafters:
-            self._statistics.observe_round(
-                self._state,
-                waited_s=waited_s,
-                was_ready=current.is_ready and bool(current.drafts),
-                num_accepted=len(result.path),
-                round_s=self._round_ended_s - began_s,
-            )
-        return self._commit(result, tree, [*current.drafts, *probed], next_drafts, drafters)
+        client.probe(probe)
+        is_alone = self._statistics.num_active == 1
+        if plan.drafters and is_alone and self._state.policy.baseline is None:
+            if self._verifier.is_beside_loop:
+                await client.any_or(verdict, begun.ahead)
+            if not verdict.done():
+                self._learning.catch_up()
+                self._plan = self._make_plan(room - 1)
+        return begun
+
+    async def _end_round(self, begun: BegunRound) -> list[DrafterTree]:
+        """Commit a round; returns the drafts made ahead for the next one."""
+        result = await begun.verdict
+        pass_s = self._verifier.last_pass_s
+        self._metrics.trace.verified(pass_s)
+        if begun.current is None:
+            self._end_plain_round(begun, result, pass_s)
+            return []
+        next_drafts, probed = await self._take_drafts(begun.tree, begun.ahead, begun.patience_s)
+        self._metrics.trace.end(len(begun.tree), len(result.path), self._metrics.plan)
+        self._round_ended_s = now()
+        self._learning.catch_up()
+        self._learning.add(EndedRound(begun, result, probed, self._round_ended_s, pass_s))
+        drafts = [*begun.current.drafts, *probed]
+        return self._commit(result, begun.tree, drafts, next_drafts, begun.drafters)
+
+    def _take_plan(self, room: int) -> Plan:
+        """The round's plan: the one that was made while the last pass ran, if it still fits."""
+        plan, self._plan = self._plan, None
+        able = self._draft_client.able
+        if plan is None or plan.gamma >= room or able(plan.drafters) != [*plan.drafters]:
+            self._learning.catch_up()
+            plan = self._make_plan(room)
+        return plan
+
+    def _make_plan(self, room: int) -> Plan:
+        client = self._draft_client
+        asked = client.ready if self._state.policy.is_adaptive else client.linked
+        return client.explain(self._planner.plan(self._state, asked, room))
+
+    def _leave_pass(self) -> None:
+        """Take a tree back that is not awaited any more."""
+        verdict = self._pass
+        if verdict is not None and not verdict.cancel() and not verdict.cancelled():
+            verdict.exception()  # the session ends for another reason
 
     def _forced(self, room: int) -> tuple[int, ...]:
         """Tokens that the response format leaves no choice, at most `room`."""
@@ -199,43 +269,33 @@ class Session:
             return ()
         return self._constraint.forced(self._text.tokens, room)
 
-    async def _run_plain_round(self, tree: TokenTree) -> list[DrafterTree]:
+    def _begin_plain_round(self, tree: TokenTree) -> BegunRound:
         """A round without drafters, with a draft of the target's own, or without drafts."""
-        began_s, busy_s = self._round_ended_s, now() - self._round_ended_s
+        began_s, submitted_s = self._round_ended_s, now()
+        self._plan = None
         if not (self._metrics.plan and self._statistics.speculates(self._state)):
             why = self._statistics.why_plain(self._state.policy)
             self._metrics.plan = why if self._metrics.trace.is_on else ""
-        submitted = now()
-        result = await self._decode(tree)
-        self._metrics.count_plain_round(tree, SOURCES, result, self._round_ended_s - submitted)
-        self._note_bookkeeping(began_s, busy_s, 0.0, is_plain=True)
-        is_quiet = not self._draft_client.probes
-        self._note_round(began_s, 1 + len(result.path), is_quiet=is_quiet)
-        return []
+        verdict = self._submit(tree)
+        return BegunRound(
+            tree=tree, verdict=verdict, drafters=SOURCES,
+            began_s=began_s, busy_s=submitted_s - began_s,
+            submitted_s=submitted_s, is_quiet=not self._draft_client.probes,
+        )  # fmt: skip
 
-    async def _decode(self, tree: TokenTree = EMPTY_TREE) -> VerificationResult:
+    def _end_plain_round(
+        self, begun: BegunRound, result: VerificationResult, pass_s: float
+    ) -> None:
         """Commit the target's own next token, behind what it accepts of its own draft: without
         drafters there is nothing else to await, and nothing to learn of them."""
-        self._metrics.trace.submit()
-        result = await self._verify(tree)
+        tree = begun.tree
         self._metrics.trace.end(len(tree), len(result.path), self._metrics.plan)
         self._round_ended_s = now()
         self._append(result, tree, SOURCES)
-        return result
-
-    def _note_bookkeeping(
-        self, began_s: float, busy_s: float, waited_s: float, *, is_plain: bool
-    ) -> None:
-        """Learn the time of a round outside of its pass and its wait for drafts."""
-        if self._statistics.num_active == 1:
-            round_s = self._round_ended_s - began_s
-            busy_s = max(busy_s, round_s - waited_s - self._verifier.last_pass_s)
-        self._statistics.observe_bookkeeping(busy_s, is_plain=is_plain)
-
-    def _note_round(self, began_s: float, num_tokens: int, *, is_quiet: bool) -> None:
-        """Learn what a round took from the end of the former one."""
-        round_s = self._round_ended_s - began_s
-        self._statistics.observe_lone_round(self._state, num_tokens, round_s, is_quiet=is_quiet)
+        ended = EndedRound(begun, result, (), self._round_ended_s, pass_s)
+        verify_s = self._round_ended_s - begun.submitted_s
+        self._metrics.count_plain_round(tree, SOURCES, result, verify_s)
+        self._learning.note_times(ended)
 
     async def _draft(self, current: Round) -> list[DrafterTree]:
         """Fresh drafts, and those made ahead by drafters that did not answer."""
@@ -251,26 +311,19 @@ class Session:
         answered = {draft.node_id for draft in drafts}
         return [*drafts, *(draft for draft in current.drafts if draft.node_id not in answered)]
 
-    async def _verify_beside(
-        self, tree: TokenTree, plan_ahead: Plan, probe: Plan, grace_s: float = 0.0
-    ) -> tuple[VerificationResult, list[DrafterTree], list[DrafterTree]]:
-        """The verification result, the drafts that arrived meanwhile for `plan_ahead`, and those of
-        probes that ended until `grace_s` after the result."""
-        self._metrics.trace.submit()
+    async def _take_drafts(
+        self, tree: TokenTree, drafts: Sequence[AskedDraft], patience_s: float, grace_s: float = 0.0
+    ) -> tuple[list[DrafterTree], list[DrafterTree]]:
+        """After a pass: the drafts that were made beside it, and those of probes that end until
+        `grace_s` from now."""
         client = self._draft_client
-        drafts = client.start(plan_ahead, ahead=tree)
-        client.probe(probe)
-        result = await self._verify(tree)
-        patience_s = self._statistics.patience_s(plan_ahead.drafters)
         self._verifier.expect(self._request.key, patience_s, 1 + len(tree))
         await client.any_of(drafts, patience_s)
         await client.any_of(client.probes.values(), grace_s)
-        ready, probed = client.take(drafts), client.take_probes()
-        self._metrics.trace.end(len(tree), len(result.path), self._metrics.plan)
-        self._round_ended_s = now()
-        return result, ready, probed
+        return client.take(drafts), client.take_probes()
 
-    async def _verify(self, tree: TokenTree) -> VerificationResult:
+    def _submit(self, tree: TokenTree) -> asyncio.Future[VerificationResult]:
+        self._metrics.trace.submit()
         work = VerifyWork(
             key=self._request.key,
             tokens=tuple(self._sequence.tokens),
@@ -283,9 +336,8 @@ class Session:
             batching=self._planner.batching(self._state),
             reconstruction=self._state.policy.reconstruction,
         )
-        result = await self._verifier.verify(work)
-        self._metrics.trace.verified(self._verifier.last_pass_s)
-        return result
+        self._pass = self._verifier.submit(work)
+        return self._pass
 
     def _commit(
         self,
@@ -295,15 +347,13 @@ class Session:
         ahead: list[DrafterTree],
         proposers: Sequence[str] = (),
     ) -> list[DrafterTree]:
-        """Append the accepted tokens and learn from them; returns what is left of all drafts after
-        the longer sequence. Bit i of a node's proposers is `proposers[i]`."""
+        """Append the accepted tokens; returns what is left of all drafts after the longer sequence.
+        Bit i of a node's proposers is `proposers[i]`."""
         self._append(result, tree, proposers)
-        committed = self._sequence.tokens
-        self._planner.observe_truth(self._state, drafts, committed)
-        self._statistics.acceptance.observe_text(self._state, committed)
         if not self._state.policy.width:
             ahead = [draft.chain() for draft in ahead]
         newest = {draft.node_id: draft for draft in (*drafts, *ahead)}
+        committed = self._sequence.tokens
         left = [draft.after(committed, MAX_NODES) for draft in newest.values()]
         return [draft for draft in left if draft is not None]
 

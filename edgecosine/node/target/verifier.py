@@ -8,6 +8,7 @@ the engine then fails at every work.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import math
@@ -32,7 +33,7 @@ from edgecosine.engine.target.pass_table import PassTable
 from edgecosine.engine.target.profile import profile
 from edgecosine.errors import ActorStopped, EngineError
 from edgecosine.node.runtime.clock import now
-from edgecosine.node.runtime.engine_thread import EngineThread
+from edgecosine.node.runtime.engine_thread import EngineThread, has_spare_core
 from edgecosine.node.runtime.failures import cause_of
 from edgecosine.node.runtime.mailbox import Envelope, Mailbox
 from edgecosine.protocol.api.request import Sampling
@@ -108,6 +109,11 @@ class Verifier:
         return len(self._mailbox) + len(self._batch) + len(self._later)
 
     @property
+    def is_beside_loop(self) -> bool:
+        """Whether the event loop may run during passes without delaying them."""
+        return has_spare_core()
+
+    @property
     def kv_use(self) -> KvUse:
         """The use of the engine's KV cache."""
         return self._engine.kv_use
@@ -117,7 +123,11 @@ class Verifier:
 
         Raises ActorStopped when the engine has ended, and the engine's error with this work alone.
         """
-        return await self._mailbox.ask(work)
+        return await self.submit(work)
+
+    def submit(self, work: VerifyWork) -> asyncio.Future[VerificationResult]:
+        """The future of `verify`; cancelling it takes the work back, unless its pass has begun."""
+        return self._mailbox.post(work)
 
     def expect(self, key: str, in_s: float, num_rows: int) -> None:
         """The session is expected in `in_s` seconds, with about `num_rows` rows."""

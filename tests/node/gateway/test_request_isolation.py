@@ -101,7 +101,7 @@ STAGES: dict[str, tuple[Any, str, Found]] = {
     "draft": (DraftClient, "_checked", by_key),
     "fuse": (Planner, "fuse", by_task),
     "ahead": (Planner, "ahead", by_task),
-    "verify": (Verifier, "verify", by_first),
+    "verify": (Verifier, "submit", by_first),
     "commit": (Session, "_commit", by_task),
     "learned": (AcceptanceStatistics, "observe_truth", by_task),
     "text": (OutputProcessor, "push", by_task),
