@@ -15,6 +15,7 @@ from edgecosine.balance.baselines.rules import Similarity, equality
 from edgecosine.balance.first_probes import first_asked
 from edgecosine.balance.fixed_plan import fixed_plan
 from edgecosine.balance.fresh_draft_gain import pays_to_wait
+from edgecosine.balance.lock_step import as_one_request, waits_together
 from edgecosine.balance.plan import (
     MAX_GAMMA,
     MAX_NODES,
@@ -189,11 +190,16 @@ class Planner:
             return Round(plan, ahead)
         if not request.policy.is_adaptive:
             return Round(plan, ahead, is_ready=bool(ahead) and request.policy.is_ahead)
-        co_batched = self.statistics.co_batched(request)
         union = union_of(ahead, request, self.statistics.drafters)
-        pass_s = self.statistics.pass_times(co_batched)
         paths, leaf_mass = union.path_probabilities[:MAX_NODES], union.leaf_mass if ahead else 1.0
         must_wait = not ahead and not (request.policy.is_ahead and request.pace.num_passes)
+        tokens_per_s = request.pace.per_s
+        if waits_together(plan.drafters, self.statistics):
+            pass_s, co_batched = as_one_request(request, self.statistics)
+            must_wait, tokens_per_s = False, 0.0
+        else:
+            co_batched = self.statistics.co_batched(request)
+            pass_s = self.statistics.pass_times(co_batched)
         if not must_wait and not pays_to_wait(
             paths,
             leaf_mass,
@@ -201,7 +207,7 @@ class Planner:
             plan.draft_s,
             pass_s,
             co_batched,
-            request.pace.per_s,
+            tokens_per_s,
         ):
             return Round(plan, ahead, union=union)
         tokens = 1.0 + sum(paths[: worthwhile_nodes(paths, pass_s, 0.0, co_batched)])
@@ -279,13 +285,16 @@ class Planner:
         return replace(probe_plan([chosen], PROBE_GAMMA + 1), is_probe=True)
 
     def _adaptive_plan(self, request: RequestState, candidates: list[Candidate], room: int) -> Plan:
-        co_batched = self.statistics.co_batched(request)
-        pass_s = self.statistics.pass_times(co_batched)
         overlap = request.overlap if request.policy.is_ahead else 0.0
         leaders = candidates
         if request.policy.routing == "drawn":
             candidates = _drawn(request, candidates)
             leaders = candidates[:1]
+        if waits_together((each.node_id for each in candidates), self.statistics):
+            pass_s, co_batched = as_one_request(request, self.statistics)
+            return choose_plan(leaders, pass_s, room, co_batched, overlap)
+        co_batched = self.statistics.co_batched(request)
+        pass_s = self.statistics.pass_times(co_batched)
         plan = choose_plan(leaders, pass_s, room, co_batched, overlap)
         if not plan.drafters:
             return plan

@@ -8,6 +8,7 @@ import pytest
 
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.drafter_table import FIRST_REST, LONGEST_REST
+from edgecosine.balance.lock_step import waits_together
 from edgecosine.balance.plan import MAX_NODES
 from edgecosine.balance.planner import Planner
 from edgecosine.balance.request_state import RequestState
@@ -57,6 +58,25 @@ def test_lone_request_whose_drafter_becomes_wrong_asks_the_others(num_requests: 
     made.statistics.acceptance.observe_truth(requests[0], [draft("a", 0)], PROMPT + TRUTH[:5])
     asked = made.plan(requests[0], ["a", "b", "c"], 100).drafters
     assert set(asked) == ({"a", "b", "c"} if num_requests == 1 else {"a"})
+
+
+@pytest.mark.parametrize(("step_s", "waits"), [(0.002, False), (0.012, True)])
+def test_requests_wait_together_where_drafts_ahead_do_not_fit_into_a_pass(
+    step_s: float, waits: bool
+) -> None:
+    """Each would decode plainly rather than miss a pass of the other one."""
+    made = planner()
+    requests = [made.statistics.open("edgecosine") for _ in range(2)]
+    for request in requests:
+        made.statistics.observe_answer("a", 0.001 + 4 * step_s, 4 * step_s, 4)
+        made.statistics.acceptance.observe_truth(request, [draft("a", 4)], PROMPT + TRUTH[:5])
+        request.pace.observe(1, PASS_S)
+    for request in requests:
+        plan = made.plan(request, ["a"], 3)
+        assert plan.drafters == ("a",)
+        assert made.start_round(request, plan).is_ready == (not waits)
+    made.statistics.close(requests[1])
+    assert not waits_together(["a"], made.statistics)
 
 
 def test_drafter_that_is_late_repeatedly_rests_ever_longer() -> None:
