@@ -13,6 +13,7 @@ from itertools import accumulate
 from operator import mul
 from typing import NamedTuple
 
+from edgecosine.balance.cost_model import smooth
 from edgecosine.balance.plan import CoBatchedRequests, speed_of, worthwhile_nodes
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.statistics import Statistics
@@ -77,11 +78,15 @@ class LocalDraft:
         empty where other requests run, or the policy has no such drafts."""
         self._firsts, self._guesses, self.is_promising = [], [], False
         self._prefix_len = len(tokens)
+        trial = self._request.trial
         if room < 1 or self._statistics.budget(self._request) is None:
+            trial.local_speedup = 1.0
             return EMPTY_TREE
         self._read(tokens)
         self._guesses = [*self._chain(tokens, min(MOST_TOKENS, room))]
-        return self._worthwhile(self._guesses) if self._guesses else EMPTY_TREE
+        tree, speedup = self._worthwhile(self._guesses)
+        trial.local_speedup = smooth(trial.local_speedup, speedup)
+        return tree
 
     def observe(self, committed: Sequence[int]) -> None:
         """Learn from what was committed after the last draft, if there was one."""
@@ -147,7 +152,8 @@ class LocalDraft:
         chance = min(1.0, trust * calibrated)
         return _Guess(token, SOURCES.index(source), confidence, calibrated, chance)
 
-    def _worthwhile(self, guesses: Sequence[_Guess]) -> TokenTree:
+    def _worthwhile(self, guesses: Sequence[_Guess]) -> tuple[TokenTree, float]:
+        """The guesses that are worth their rows, and the expected speed over plain decoding."""
         statistics = self._statistics
         # Rounds with such a draft cost the event loop hardly more than plain ones.
         alone = CoBatchedRequests(bookkeeping_s=statistics.plain_bookkeeping_s)
@@ -156,13 +162,15 @@ class LocalDraft:
         most = worthwhile_nodes(paths, pass_s, 0.0, alone)
         promised = sum(paths[:most])
         speed = speed_of(1.0 + promised, 0.0, pass_s[1 + most], alone)
+        plain_speed = speed_of(1.0, 0.0, pass_s[1], alone)
         self.is_promising = promised >= PROMISING and speed > self._request.pace.per_s
-        return TokenTree(
+        tree = TokenTree(
             tokens=tuple([guess.token for guess in guesses[:most]]),
             parents=tuple(range(ROOT, most - 1)),
             confidences=tuple([guess.chance for guess in guesses[:most]]),
             proposers=tuple([1 << guess.source for guess in guesses[:most]]),
         )
+        return tree, speed / plain_speed if plain_speed else 1.0
 
     def _judge(self, guess: _Guess, token: int) -> bool:
         is_accepted = guess.token == token

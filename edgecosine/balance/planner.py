@@ -22,6 +22,7 @@ from edgecosine.balance.plan import (
     PROBE_GAMMA,
     TRIAL_GAMMA,
     Candidate,
+    CoBatchedRequests,
     Plan,
     best_speed,
     choose_plan,
@@ -134,9 +135,6 @@ class Planner:
         budget = self.statistics.budget(request)
         if budget is None:
             return plan
-        if plan.drafters and 0.0 < plan.speed * budget.token_s < 1.0:
-            without = f"{1.0 / budget.token_s:.0f} without drafters"
-            plan = Plan(reason=f"K=0: {plan.speed:.0f} tokens/s at {plan.reason}; {without}")
 
         def lead() -> Candidate:
             return next(each for each in candidates if each.node_id == plan.drafters[0])
@@ -145,7 +143,7 @@ class Planner:
             return self._is_certain(request, lead(), room)
 
         why = budget.why_plain(request.trial, request.pace, room, plan.drafters, is_certain)
-        if why is None and (budget.settle(request.pace) or is_certain()):
+        if why is None and (budget.settle(request.trial, request.pace) or is_certain()):
             return plan
         if why is None:
             return self._adaptive_plan(request, [replace(lead(), longest=TRIAL_GAMMA)], room)
@@ -162,11 +160,11 @@ class Planner:
         co_batched = self.statistics.co_batched(request)
         pass_s = self.statistics.pass_times(co_batched)
         least = choose_plan([lower], pass_s, room, co_batched, request.overlap)
-        budget = self.statistics.budget(request)
-        plain_speed = self.statistics.plain_speed(co_batched)
-        if budget is not None and budget.token_s:
-            plain_speed = max(plain_speed, 1.0 / budget.token_s)
-        return bool(least.drafters) and least.speed > plain_speed
+        return bool(least.drafters) and least.speed > self._speed_without(request, co_batched)
+
+    def _speed_without(self, request: RequestState, co_batched: CoBatchedRequests) -> float:
+        """Expected tokens per second without drafters."""
+        return self.statistics.plain_speed(co_batched) * request.trial.local_speedup
 
     def first_plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
         """The probes during prefill: all drafters, or, of many or of many on one machine, the most
@@ -298,9 +296,9 @@ class Planner:
         plan = choose_plan(leaders, pass_s, room, co_batched, overlap)
         if not plan.drafters:
             return plan
-        plain_speed = self.statistics.plain_speed(co_batched)
+        plain_speed = self._speed_without(request, co_batched)
         if plan.speed < plain_speed:
-            why = f"{plan.speed:.0f} tokens/s at {plan.reason}; {plain_speed:.0f} if all are plain"
+            why = f"{plan.speed:.0f} tokens/s at {plan.reason}; {plain_speed:.0f} without"
             return Plan(reason=f"K=0: {why}")
         most = request.policy.max_drafters
         if not co_batched.requests and request.rates.is_doubtful(plan.drafters[0]):

@@ -23,7 +23,7 @@ from edgecosine.balance.plan import (
 from edgecosine.balance.policy import Policy, find_policy
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.speculation_switch import SpeculationSwitch
-from edgecosine.balance.trials import TrialBudget
+from edgecosine.balance.trials import PlainRound, TrialBudget
 from edgecosine.fusion.ngram_table import NgramTable
 
 GOOD_RATE, WORTH_TRYING = 0.8, 1.1
@@ -50,7 +50,8 @@ class Statistics:
             lambda: SpeculationSwitch(self._promises)
         )
         """By policy."""
-        self._budgets = defaultdict[str, TrialBudget](TrialBudget)
+        self._plain_round = PlainRound()
+        self._budgets = defaultdict[str, TrialBudget](lambda: TrialBudget(self._plain_round))
         """By policy."""
         self._ngrams = defaultdict[str, NgramTable](ngrams.copy if ngrams else NgramTable)
         """By policy."""
@@ -272,16 +273,27 @@ class Statistics:
             times_s[False] = smooth(times_s[False], lowest_s, FORGOTTEN_SHARE)
 
     def observe_lone_round(
-        self, request: RequestState, num_tokens: int, round_s: float, *, is_quiet: bool
+        self,
+        request: RequestState,
+        num_tokens: int,
+        round_s: float,
+        *,
+        is_quiet: bool,
+        is_plain: bool = True,
     ) -> None:
-        """Learn from a round of a request what trials cost; `is_quiet` if it had no draft of a
-        drafter and none worked beside it. Rounds beside other requests say nothing of it."""
+        """Learn from a round of a request what trials cost; `is_quiet` if no drafter worked for it
+        or beside it, `is_plain` if it had no draft at all. Rounds beside other requests say nothing
+        of it."""
+        if len(self._active) > 1:
+            return
+        self._plain_round.estimated_s = self._pass_cost.expected_s(1) + self._bookkeeping_s[True]
+        if is_quiet and is_plain:
+            self._plain_round.observe(round_s)
         budget = self.budget(request)
         if budget is None:
             return
-        budget.estimated_s = self._pass_cost.expected_s(1) + self._bookkeeping_s[True]
         if is_quiet:
-            budget.observe_plain(request.trial, num_tokens, round_s)
+            budget.observe_plain(request.trial)
         else:
             budget.observe_trial(request.trial, num_tokens, round_s)
 

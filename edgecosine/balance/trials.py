@@ -2,11 +2,10 @@
 decoding, or while trials of it are affordable.
 
 Estimates leave out costs: drafters that slow the target's passes down, late drafts, the event loop.
-So a round with drafters' drafts, or beside drafters, is compared with the other rounds of lone
-requests, which have none or the target's own: what it took longer than its tokens would have taken
-then is the price of a trial, what it saved is earned. Besides, a share of the other time may
-be spent on trials, as in conservative bandits (Wu et al., 2016). Amounts are in tokens without
-drafters.
+So a round with drafts, or beside drafts, is compared with the plain rounds of lone requests, times
+the expected speed of the target's own drafts: what it took longer than its tokens would have taken
+then is the price of a trial, what it saved is earned. Besides, a share of all rounds without
+drafters may be spent on trials, as in conservative bandits (Wu et al., 2016). Units are tokens.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ FIRST_REST, LONGEST_REST = 16, 256
 """Plain rounds of a request after speculation that was slower; doubled each time."""
 LONGEST_STRETCH = 64
 """Most plain rounds before it is planned again whether drafts pay, though nothing has changed."""
-_PRICE_SHARE = 0.5
+_PLAIN_SHARE, _PRICE_SHARE = 0.05, 0.5
 
 
 @dataclass(slots=True)
@@ -52,6 +51,8 @@ class Trial:
     rest: int = FIRST_REST
     lost: float = 0.0
     num_rounds: int = 0
+    local_speedup: float = 1.0
+    """Speed of the target's own drafts over plain decoding, as expected of the last rounds."""
 
     @property
     def is_plain(self) -> bool:
@@ -76,14 +77,31 @@ class Trial:
         self.plain_left, self.stretch = 0, 1
 
 
-class TrialBudget:
-    """What trials of lone requests may cost, over all requests of a policy."""
+@dataclass(slots=True)
+class PlainRound:
+    """Seconds of a lone request's plain round beside which no drafter works."""
 
-    def __init__(self) -> None:
-        self.pace = Speed()
-        """Of rounds without drafters, beside which none worked."""
-        self.estimated_s = 0.0
-        """Of a plain round, by the times of passes and of the event loop."""
+    measured_s: float = 0.0
+    """0 before a measurement."""
+    estimated_s: float = 0.0
+    """By the times of passes and of the event loop."""
+
+    @property
+    def seconds(self) -> float:
+        """The measured time, else the estimate; 0 before either."""
+        return self.measured_s or self.estimated_s
+
+    def observe(self, seconds: float) -> None:
+        """Learn from one round."""
+        self.measured_s = smooth(self.measured_s or None, seconds, _PLAIN_SHARE)
+
+
+class TrialBudget:
+    """What trials of lone requests may cost, over all requests; `plain` is the same for all
+    policies."""
+
+    def __init__(self, plain: PlainRound) -> None:
+        self._plain = plain
         self.credit = FIRST_CREDIT
         self.share = TRIAL_SHARE
         self.price = PROBE_PRICE
@@ -96,41 +114,36 @@ class TrialBudget:
         return f"<TrialBudget [{self.credit:.1f} rounds]>"
 
     @property
-    def token_s(self) -> float:
-        """Measured time of a token without drafters, else the estimate; 0 before either."""
-        return 1.0 / self.pace.per_s if self.pace.per_s else self.estimated_s
-
-    @property
     def num_probes(self) -> int:
         """Drafters that may be asked to read a text now."""
         return max(0, int(self.credit / self.price))
 
-    def observe_plain(self, trial: Trial, num_tokens: int, round_s: float) -> None:
+    def observe_plain(self, trial: Trial) -> None:
         """A round without drafters, beside which none worked."""
-        self.pace.observe(num_tokens, round_s)
         trial.num_rounds += 1
         if self._cost is not None:
             price = smooth(self.price, self._cost, _PRICE_SHARE)
             self.price, self._cost = min(LARGEST_CREDIT, max(PROBE_PRICE, price)), None
-        self._add(self.share * num_tokens)
+        self._add(self.share)
 
     def observe_trial(self, trial: Trial, num_tokens: int, round_s: float) -> None:
         """Charge or credit a round with drafts, or beside drafts; not before passes were timed."""
         trial.num_rounds += 1
-        if self.token_s:
-            gain = max(-LARGEST_LOSS, num_tokens - round_s / self.token_s)
+        if self._plain.seconds:
+            without = trial.local_speedup * round_s / self._plain.seconds
+            gain = max(-LARGEST_LOSS, num_tokens - without)
             former, trial.lost = trial.lost, max(0.0, trial.lost - gain)
             if former < REQUEST_LOSS <= trial.lost:
                 self.share = max(LEAST_SHARE, self.share / 2)
             self._cost = (self._cost or 0.0) - gain
             self._add(self.share * num_tokens + gain)
 
-    def settle(self, pace: Speed) -> bool | None:
+    def settle(self, trial: Trial, pace: Speed) -> bool | None:
         """Whether a request's speculation at this pace is faster than without drafters; None if it
         is not known yet."""
-        if not self.token_s or pace.num_passes < FEWEST_ROUNDS:
+        if not self._plain.seconds or pace.num_passes < FEWEST_ROUNDS:
             return None
-        speedup = pace.per_s * self.token_s
+        speedup = pace.per_s * self._plain.seconds / trial.local_speedup
         if speedup < CLEARLY:
             return False
         return speedup >= 1.0 if pace.num_passes >= ENOUGH_ROUNDS else None
@@ -150,7 +163,7 @@ class TrialBudget:
             return ""
         if trial.rest_left:
             return "at rest"
-        is_faster = self.settle(pace)
+        is_faster = self.settle(trial, pace)
         if is_faster:
             self.reconsider()
             return None

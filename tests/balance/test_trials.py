@@ -24,6 +24,7 @@ from edgecosine.balance.trials import (
     REQUEST_LOSS,
     REQUEST_SHARE,
     TRIAL_SHARE,
+    PlainRound,
     Trial,
     TrialBudget,
 )
@@ -34,9 +35,9 @@ TOKENS = 128
 
 
 def measured_budget() -> TrialBudget:
-    budget = TrialBudget()
-    budget.pace.observe(1, PLAIN_S)
-    return budget
+    plain = PlainRound()
+    plain.observe(PLAIN_S)
+    return TrialBudget(plain)
 
 
 def spend(budget: TrialBudget, requests: int, gain: float) -> tuple[float, int]:
@@ -52,7 +53,7 @@ def spend(budget: TrialBudget, requests: int, gain: float) -> tuple[float, int]:
                 lost += 1 / gain - 1
                 budget.observe_trial(trial, 1, PLAIN_S / gain * rng.uniform(0.8, 1.2))
             else:
-                budget.observe_plain(trial, 1, PLAIN_S)
+                budget.observe_plain(trial)
     return lost, num_tried
 
 
@@ -96,13 +97,13 @@ def test_probes_after_costly_ones_need_their_price() -> None:
                 asked += 1
                 for _ in range(40):
                     budget.observe_trial(trial, 1, 1.5 * PLAIN_S)
-            budget.observe_plain(trial, 1, PLAIN_S)
+            budget.observe_plain(trial)
         num_probes.append(asked)
     assert num_probes[0] == 1
     assert sum(num_probes) <= 2
     for _ in range(100):
         budget.observe_trial(Trial(), 2, PLAIN_S)
-    budget.observe_plain(Trial(), 1, PLAIN_S)
+    budget.observe_plain(Trial())
     assert budget.num_probes == LARGEST_CREDIT
 
 
@@ -146,31 +147,31 @@ def test_certain_plans_may_lose_ever_less_while_they_lose() -> None:
 def test_measured_pace_settles_whether_speculation_is_faster(speedup: float) -> None:
     budget, pace, known = measured_budget(), Speed(), list[bool | None]()
     for _ in range(ENOUGH_ROUNDS):
-        known.append(budget.settle(pace))
+        known.append(budget.settle(Trial(), pace))
         pace.observe(2, 2 * PLAIN_S / speedup)
-    known.append(budget.settle(pace))
+    known.append(budget.settle(Trial(), pace))
     assert known[:FEWEST_ROUNDS] == [None] * FEWEST_ROUNDS
     assert known[FEWEST_ROUNDS] is (False if speedup == 0.5 else None)
     assert known[-1] is (speedup > 1.0)
 
 
 def test_rounds_are_charged_by_an_estimate_before_plain_rounds_were_measured() -> None:
-    budget, trial = TrialBudget(), Trial()
-    budget.estimated_s = PLAIN_S
+    plain, trial = PlainRound(estimated_s=PLAIN_S), Trial()
+    budget = TrialBudget(plain)
     budget.observe_trial(trial, 1, 3 * PLAIN_S)
     assert trial.lost == pytest.approx(2.0)
-    budget.pace.observe(1, 3 * PLAIN_S)
+    plain.observe(3 * PLAIN_S)
     budget.observe_trial(trial, 1, 3 * PLAIN_S)
     assert trial.lost == pytest.approx(2.0)
 
 
 def test_nothing_is_charged_before_passes_were_timed() -> None:
-    budget, trial, pace = TrialBudget(), Trial(), Speed()
+    budget, trial, pace = TrialBudget(PlainRound()), Trial(), Speed()
     for _ in range(100):
         budget.observe_trial(trial, 1, 1.0)
         pace.observe(1, 1.0)
     assert budget.credit == FIRST_CREDIT
-    assert budget.settle(pace) is None
+    assert budget.settle(trial, pace) is None
 
 
 def test_rests_and_stretches_grow_and_evidence_ends_stretches_alone() -> None:

@@ -112,6 +112,15 @@ def test_drafters_make_one_request_faster() -> None:
     assert helped.tokens_per_s > 1.5 * alone.tokens_per_s
 
 
+def test_quick_drafter_is_used_although_some_texts_repeat_themselves() -> None:
+    """The target's own drafts are nearly free, and in texts that loop quicker than any drafter."""
+    alone, drafted = (
+        run_cell(SweepCell("here", drafters, 1), COSTS, TEXTS, seed=0) for drafters in (0, 1)
+    )
+    assert drafted["tokens_per_s"] > 2.5 * alone["tokens_per_s"]
+    assert drafted["messages_per_round"] > 0.5
+
+
 def test_round_costs_the_same_with_ten_times_as_many_drafters() -> None:
     few, many = (play("edgecosine", 3, number * MODELS) for number in (4, 40))
     assert few.num_compared > few.num_rounds

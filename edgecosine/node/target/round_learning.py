@@ -92,4 +92,7 @@ class RoundLearning:
         is_plain = begun.current is None or not begun.current.plan.drafters
         statistics.observe_bookkeeping(busy_s, is_plain=is_plain)
         num_tokens = 1 + len(ended.result.path)
-        statistics.observe_lone_round(self._request, num_tokens, round_s, is_quiet=begun.is_quiet)
+        statistics.observe_lone_round(
+            self._request, num_tokens, round_s,
+            is_quiet=begun.is_quiet, is_plain=not len(begun.tree),
+        )  # fmt: skip
