@@ -16,9 +16,8 @@ import contextlib
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from edgecosine.balance.local_draft import SOURCES, LocalDraft
-from edgecosine.balance.plan import MAX_NODES, Plan
+from edgecosine.balance.plan import MAX_NODES
 from edgecosine.balance.planner import Planner
-from edgecosine.balance.round import Round
 from edgecosine.engine.base import Constraint, VerificationResult, VerifyWork
 from edgecosine.engine.dialect import PLAIN, Dialect
 from edgecosine.engine.tokenizer import TextCodec
@@ -26,16 +25,15 @@ from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.node.runtime.clock import now
 from edgecosine.node.target.answer_text import AnswerText
-from edgecosine.node.target.asked_draft import AskedDraft
 from edgecosine.node.target.compared_drafters import ComparedDrafters
 from edgecosine.node.target.draft_client import DraftClient
 from edgecosine.node.target.drafter_link import DrafterLinks
+from edgecosine.node.target.drafting import Drafting
 from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.node.target.round_learning import RoundLearning
 from edgecosine.node.target.round_trace import RoundTrace
 from edgecosine.node.target.session_round import BegunRound, EndedRound
 from edgecosine.node.target.shared_noise import noise_of
-from edgecosine.node.target.stepwise_drafts import gather_by_steps
 from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.request import Committed, Request
 from edgecosine.protocol.api.result import Answer, Delta, Progress, Started
@@ -73,8 +71,6 @@ class Session:
         self._verifier, self._statistics = verifier, planner.statistics
         self._num_prompt = len(prompt)
         self._sequence = Prefix([*prompt, *request.said.tokens])
-        self._plan: Plan | None = None
-        """Of the next round, if it was made while the pass ran."""
         self._pass: asyncio.Future[VerificationResult] | None = None
         self._yielded_s = 0.0
         self._round_ended_s = 0.0
@@ -100,6 +96,9 @@ class Session:
             request.key, self._state, self._statistics, self._planner, self._metrics, self._sequence
         )
         self._compared = ComparedDrafters(self._draft_client, self._statistics, self._state)
+        self._drafting = Drafting(
+            request.key, self._state, self._planner, self._statistics, self._draft_client, verifier
+        )
 
     def __repr__(self) -> str:
         return f"<Session {self._request.key} [{len(self._sequence)} tokens]>"
@@ -154,7 +153,7 @@ class Session:
         if is_plain:
             self._append(result, EMPTY_TREE)
         else:
-            _, probed = await self._take_drafts(EMPTY_TREE, [], 0.0, FIRST_GRACE_S)
+            _, probed = await self._drafting.take(EMPTY_TREE, [], 0.0, FIRST_GRACE_S)
             left = self._commit(result, EMPTY_TREE, probed, [])
             self._learning.observe_truth(probed)
         self._metrics.trace.end(0, 0, self._metrics.plan)
@@ -179,23 +178,27 @@ class Session:
         client, room = self._draft_client, self._text.room
         client.begin_round()
         self._metrics.trace.begin()
-        if self._plan is None:
+        if self._drafting.next_plan is None:
             self._learning.catch_up()
         local = EMPTY_TREE
         if self._constraint is None:
             local = self._local.draft(self._sequence.tokens, room - 1)
             if not client.has_probed:
-                is_plain = not ahead and self._plan is None and self._planner.is_plain(self._state)
+                has_drafts = ahead or self._drafting.next_plan is not None
+                is_plain = not has_drafts and self._planner.is_plain(self._state)
                 if is_plain or self._local.is_promising:
                     return self._begin_plain_round(local)
         started = now()
-        plan = self._take_plan(room)
+        plan = self._drafting.take_plan(room)
+        if plan is None:
+            self._learning.catch_up()
+            plan = self._drafting.make_plan(room)
         self._metrics.trace.plan(plan.deadline_s)
         current = self._planner.start_round(self._state, plan, ahead)
         self._metrics.count_plan(plan, is_ready=current.is_ready)
         planned = now()
         if not current.is_ready:
-            current = current.with_drafts(await self._draft(current))
+            current = current.with_drafts(await self._drafting.gather(current))
         drafted = now()
         forced = self._forced(room - 1)
         tree = self._planner.fuse(self._state, current, room - 1 - len(forced), drafted - started)
@@ -224,7 +227,7 @@ class Session:
                 await client.any_or(verdict, begun.ahead)
             if not verdict.done():
                 self._learning.catch_up()
-                self._plan = self._make_plan(room - 1)
+                self._drafting.next_plan = self._drafting.make_plan(room - 1)
         return begun
 
     async def _end_round(self, begun: BegunRound) -> list[DrafterTree]:
@@ -235,27 +238,13 @@ class Session:
         if begun.current is None:
             self._end_plain_round(begun, result, pass_s)
             return []
-        next_drafts, probed = await self._take_drafts(begun.tree, begun.ahead, begun.patience_s)
+        next_drafts, probed = await self._drafting.take(begun.tree, begun.ahead, begun.patience_s)
         self._metrics.trace.end(len(begun.tree), len(result.path), self._metrics.plan)
         self._round_ended_s = now()
         self._learning.catch_up()
         self._learning.add(EndedRound(begun, result, probed, self._round_ended_s, pass_s))
         drafts = [*begun.current.drafts, *probed]
         return self._commit(result, begun.tree, drafts, next_drafts, begun.drafters)
-
-    def _take_plan(self, room: int) -> Plan:
-        """The round's plan: the one that was made while the last pass ran, if it still fits."""
-        plan, self._plan = self._plan, None
-        able = self._draft_client.able
-        if plan is None or plan.gamma >= room or able(plan.drafters) != [*plan.drafters]:
-            self._learning.catch_up()
-            plan = self._make_plan(room)
-        return plan
-
-    def _make_plan(self, room: int) -> Plan:
-        client = self._draft_client
-        asked = client.ready if self._state.policy.is_adaptive else client.linked
-        return client.explain(self._planner.plan(self._state, asked, room))
 
     def _leave_pass(self) -> None:
         """Take a tree back that is not awaited any more."""
@@ -272,7 +261,7 @@ class Session:
     def _begin_plain_round(self, tree: TokenTree) -> BegunRound:
         """A round without drafters, with a draft of the target's own, or without drafts."""
         began_s, submitted_s = self._round_ended_s, now()
-        self._plan = None
+        self._drafting.next_plan = None
         if not (self._metrics.plan and self._statistics.speculates(self._state)):
             why = self._statistics.why_plain(self._state.policy)
             self._metrics.plan = why if self._metrics.trace.is_on else ""
@@ -296,31 +285,6 @@ class Session:
         verify_s = self._round_ended_s - begun.submitted_s
         self._metrics.count_plain_round(tree, SOURCES, result, verify_s)
         self._learning.note_times(ended)
-
-    async def _draft(self, current: Round) -> list[DrafterTree]:
-        """Fresh drafts, and those made ahead by drafters that did not answer."""
-        plan = current.plan
-        self._verifier.expect(self._request.key, plan.draft_s, 1 + plan.gamma)
-        asked = now()
-        if plan.interval:
-            acceptance = self._statistics.acceptance
-            drafts = await gather_by_steps(self._draft_client, acceptance, self._state, plan)
-        else:
-            drafts = await self._draft_client.gather(plan)
-        self._statistics.observe_wait(plan, now() - asked)
-        answered = {draft.node_id for draft in drafts}
-        return [*drafts, *(draft for draft in current.drafts if draft.node_id not in answered)]
-
-    async def _take_drafts(
-        self, tree: TokenTree, drafts: Sequence[AskedDraft], patience_s: float, grace_s: float = 0.0
-    ) -> tuple[list[DrafterTree], list[DrafterTree]]:
-        """After a pass: the drafts that were made beside it, and those of probes that end until
-        `grace_s` from now."""
-        client = self._draft_client
-        self._verifier.expect(self._request.key, patience_s, 1 + len(tree))
-        await client.any_of(drafts, patience_s)
-        await client.any_of(client.probes.values(), grace_s)
-        return client.take(drafts), client.take_probes()
 
     def _submit(self, tree: TokenTree) -> asyncio.Future[VerificationResult]:
         self._metrics.trace.submit()
