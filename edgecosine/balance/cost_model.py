@@ -117,8 +117,8 @@ class PassReport:
     """Tokens that it committed."""
     num_accepted: int = 0
     """Of these, draft tokens."""
-    is_prefill: bool = True
-    """Whether it read prompts; such a pass is no measurement of decoding."""
+    num_prompt_rows: int = 0
+    """Rows that read prompts."""
 
 
 class PassCost:

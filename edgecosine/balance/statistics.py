@@ -33,6 +33,9 @@ BOOKKEEPING_SHARE, FORGOTTEN_SHARE = 0.05, 0.01
 """Weights of a round's time outside of passes and waits: of one more, and, for speculative rounds,
 of each plain round in which none was measured."""
 
+_MOST_READING = 0.5
+"""Share of a pass in which prompts are read, up to which it measures decoding."""
+
 
 class Statistics:
     """Observes the node's events; plans are made from its estimates."""
@@ -218,12 +221,19 @@ class Statistics:
         self._pass_cost.observe(report.num_rows, report.elapsed_s)
         if report.cycle_s > 0.0:
             self.busy_share = smooth(self.busy_share, report.elapsed_s / report.cycle_s)
-        if not report.is_prefill and len(self._policies) == 1:
-            num_requests = len(self._active)
-            plain_s = self._pass_cost.expected_s(num_requests)
+        num_requests, expected_s = len(self._active), self._pass_cost.expected_s
+        num_decoding = report.num_rows - report.num_prompt_rows
+        reading_s = expected_s(report.num_rows) - expected_s(num_decoding)
+        # Many requests read prompts in nearly every pass, which then measures decoding as well.
+        is_decoding = report.num_tokens and reading_s <= _MOST_READING * report.elapsed_s
+        if is_decoding and len(self._policies) == 1:
             [policy] = self._policies
             self._switches[policy].observe(
-                num_requests, report.num_tokens, report.num_accepted, report.cycle_s, plain_s
+                num_requests,
+                report.num_tokens,
+                report.num_accepted,
+                report.cycle_s - reading_s,
+                expected_s(num_requests),
             )
 
     def observe_answer(

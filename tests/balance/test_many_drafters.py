@@ -76,7 +76,7 @@ def test_rounds_are_plain_without_a_look_at_drafters_until_a_probe_is_due(made: 
     for _ in range(100):
         if not made.statistics.speculates(requests[0]):
             break
-        made.statistics.observe_pass(PassReport(8, PASS_S, 1.0, 4, is_prefill=False))
+        made.statistics.observe_pass(PassReport(8, PASS_S, 1.0, 4))
     num_plain = sum(1 for _ in itertools.takewhile(made.is_plain, itertools.repeat(requests[0])))
     assert num_plain == PROBE_EVERY * RESTING_PACE * len(requests) - 1
     assert "4 requests" in made.last_reason

@@ -256,7 +256,7 @@ def plain_by_measurement(made: Planner, request: RequestState) -> None:
     """Observe slow rounds, against all estimates, until speculation is switched off."""
     passes = 0
     while made.plan(request, ["d"], 100).drafters:
-        made.statistics.observe_pass(PassReport(5, PASS_S, 1.0, 2, is_prefill=False))
+        made.statistics.observe_pass(PassReport(5, PASS_S, 1.0, 2))
         passes += 1
         assert passes < 100
 
@@ -275,7 +275,7 @@ def test_quicker_or_new_drafter_causes_a_probe_of_speculation() -> None:
     assert not made.plan(request, ["d"], 100).drafters
     for _ in range(30):
         made.statistics.observe_answer("d", 0.003, 0.002, 4)
-    plain = PassReport(2, PASS_S, PASS_S, num_tokens=2, is_prefill=False)
+    plain = PassReport(2, PASS_S, PASS_S, num_tokens=2)
     num_plain = 0
     while not made.plan(request, ["d"], 100).drafters:
         made.statistics.observe_pass(plain)

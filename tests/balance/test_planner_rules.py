@@ -140,3 +140,20 @@ def test_plain_rounds_forget_what_speculative_rounds_once_cost() -> None:
     for _ in range(500):
         made.observe_bookkeeping(0.001, is_plain=True)
     assert made.co_batched(request).bookkeeping_s < 0.003
+
+
+@pytest.mark.parametrize(("row_s", "is_judged"), [(0.0, True), (0.001, False)])
+def test_passes_that_read_prompts_judge_speculation_where_reading_is_a_small_part(
+    row_s: float, is_judged: bool
+) -> None:
+    made = Planner()
+    for rows in (1, 200):
+        made.statistics.observe_pass(PassReport(rows, PASS_S + row_s * rows))
+    requests = [made.statistics.open("edgecosine") for _ in range(4)]
+    for _ in range(30):
+        # Half of the speed of plain decoding: each pass commits one token for each request.
+        cycle_s = 2 * (PASS_S + row_s * 104)
+        made.statistics.observe_pass(
+            PassReport(104, PASS_S + row_s * 104, cycle_s, 4, num_prompt_rows=100)
+        )
+    assert made.statistics.speculates(requests[0]) is not is_judged

@@ -307,7 +307,16 @@ def _report(
         cycle_s=cycle_s,
         num_tokens=len(verified) + num_accepted,
         num_accepted=num_accepted,
-        is_prefill=result.num_rows > sum(1 + len(work.tree) for work in works),
+        num_prompt_rows=result.num_rows - _num_decoding(works, result),
+    )
+
+
+def _num_decoding(works: Sequence[VerifyWork], result: StepResult) -> int:
+    """Rows of trees and their roots; a work in prefill has none."""
+    return sum(
+        1 + len(work.tree)
+        for work, outcome in zip(works, result.outcomes, strict=True)
+        if isinstance(outcome, VerificationResult)
     )
 
 

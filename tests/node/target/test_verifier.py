@@ -105,7 +105,7 @@ def test_works_that_arrive_during_a_pass_share_the_next_one() -> None:
     assert batches == [["0"], ["1", "2", "3"], ["4", "5"]]
     assert "profile" not in target.fed
     assert [report.num_rows for report in costs.seen[-3:]] == [4, 12, 8]
-    assert all(report.is_prefill for report in costs.seen[-3:])
+    assert [report.num_prompt_rows for report in costs.seen[-3:]] == [3, 9, 6]
     assert all(0 <= report.elapsed_s <= report.cycle_s for report in costs.seen[-3:])
 
 
@@ -325,7 +325,7 @@ def test_tree_is_judged_by_the_targets_own_tokens() -> None:
     first, second = run(main())
     assert first == VerificationResult((0,), LANGUAGE([*asked.tokens, right], Sampling()))
     reports = costs.seen[-2:]
-    assert [report.is_prefill for report in reports] == [True, False]
+    assert [report.num_prompt_rows for report in reports] == [len(asked.tokens) - 1, 0]
     accepted = [len(first.path), len(second.path)]
     assert [report.num_accepted for report in reports] == accepted
     assert [report.num_tokens for report in reports] == [1 + number for number in accepted]
