@@ -80,8 +80,8 @@ class _Size:
     stretch: int = PROBE_PASSES
     """Speculative passes after which plain decoding is measured, if it may be better."""
     rest: int = FIRST_REST
-    num_passes: int = 0
-    """Since the last change."""
+    num_passes: int = _MIXED_PASSES
+    """Since the last change; none comes before the first pass."""
     credit: float = 0.0
     """Plain passes that trials may cost now."""
     trial_cost: float = FIRST_TRIAL_COST
