@@ -45,7 +45,7 @@ def _plan(*target_options: str, drafters: tuple[str, ...] = ()) -> ClusterPlan:
 def _request(prompt: str, max_tokens: int = MAX_TOKENS, *, stream: bool = False) -> Request:
     return Request(
         "", secrets.token_hex(8), "completion", prompt, max_tokens=max_tokens, ignore_eos=True,
-        stream=stream,
+        stream=stream, policy="target-alone",  # texts that repeat themselves would end too soon
     )  # fmt: skip
 
 
