@@ -48,7 +48,7 @@ class Speed:
     accepted: float = 0.0
     """Draft tokens among `tokens`."""
 
-    def observe(self, tokens: int, seconds: float, accepted: int = 0) -> None:
+    def observe(self, tokens: float, seconds: float, accepted: float = 0.0) -> None:
         """Learn from one pass."""
         self.tokens = MEMORY * self.tokens + tokens
         self.seconds = MEMORY * self.seconds + seconds
@@ -114,7 +114,7 @@ class _Size:
         self.is_plain, self.num_passes = is_plain, 0
         self.has_better_drafters = self.has_new_drafter = False
 
-    def observe(self, tokens: int, accepted: int, cycle_s: float, plain_per_s: float) -> None:
+    def observe(self, tokens: float, accepted: float, cycle_s: float, plain_per_s: float) -> None:
         self.num_passes += 1
         if self.num_passes <= _MIXED_PASSES:
             return
@@ -135,7 +135,7 @@ class _Size:
         elif num_passes > 2 * PROBE_PASSES:
             self.rest, self.patience, self.credit = FIRST_REST, 0, LARGEST_CREDIT
 
-    def _observe_plain(self, tokens: int, cycle_s: float) -> None:
+    def _observe_plain(self, tokens: float, cycle_s: float) -> None:
         self.plain.observe(tokens, cycle_s)
         if self.num_passes >= PROBE_PASSES:
             self.plain_per_s = self.plain.per_s
@@ -177,7 +177,7 @@ class SpeculationSwitch:
         return num_requests == 1 or not self._size(num_requests).is_plain
 
     def observe(
-        self, num_requests: int, tokens: int, accepted: int, cycle_s: float, plain_pass_s: float
+        self, num_requests: int, tokens: float, accepted: float, cycle_s: float, plain_pass_s: float
     ) -> None:
         """Learn from a pass that committed `tokens`, `accepted` of them from drafts, and ended
         `cycle_s` after the previous one.

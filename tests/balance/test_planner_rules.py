@@ -157,3 +157,16 @@ def test_passes_that_read_prompts_judge_speculation_where_reading_is_a_small_par
             PassReport(104, PASS_S + row_s * 104, cycle_s, 4, num_prompt_rows=100)
         )
     assert made.statistics.speculates(requests[0]) is not is_judged
+
+
+def test_requests_that_still_read_their_prompts_do_not_count_as_slow() -> None:
+    made = Planner()
+    for rows in (1, 200):
+        made.statistics.observe_pass(PassReport(rows, PASS_S))
+    requests = [made.statistics.open("edgecosine") for _ in range(8)]
+    for _ in range(30):
+        # Three of them decode, each with one accepted draft token.
+        made.statistics.observe_pass(
+            PassReport(100, PASS_S, PASS_S, 6, num_accepted=3, num_prompt_rows=80)
+        )
+    assert made.statistics.speculates(requests[0])
