@@ -28,7 +28,7 @@ SOURCES[i]."""
 SUFFIXES = (4, 2)
 """Tokens of the suffixes that are looked up."""
 MOST_TOKENS = 8
-"""Longest draft."""
+"""Longest draft; a repetition has no more tokens than the suffix that was repeated."""
 LEAST_CHANCE = 0.05
 """Probability of a draft's path below which it ends."""
 PROMISING = 1.0
@@ -78,14 +78,14 @@ class LocalDraft:
         empty where other requests run, or the policy has no such drafts."""
         self._firsts, self._guesses, self.is_promising = [], [], False
         self._prefix_len = len(tokens)
-        trial = self._request.trial
-        if room < 1 or self._statistics.budget(self._request) is None:
-            trial.local_speedup = 1.0
+        request = self._request
+        if room < 1 or self._statistics.budget(request) is None:
+            request.local_speedup = 1.0
             return EMPTY_TREE
         self._read(tokens)
         self._guesses = [*self._chain(tokens, min(MOST_TOKENS, room))]
         tree, speedup = self._worthwhile(self._guesses)
-        trial.local_speedup = smooth(trial.local_speedup, speedup)
+        request.local_speedup = smooth(request.local_speedup, speedup)
         return tree
 
     def observe(self, committed: Sequence[int]) -> None:
@@ -122,10 +122,10 @@ class LocalDraft:
         text, (at, matched) = (
             (self._index.tokens, self._index.longest_match()) if self._index else ([], (0, 0))
         )
-        newest, path = [*tokens[-LONGEST_NGRAM:]], 1.0
+        newest, path, most_repeated = [*tokens[-LONGEST_NGRAM:]], 1.0, matched
         for number in range(most):
             found = list[_Guess]()
-            if matched and at < len(text):
+            if matched and number < most_repeated and at < len(text):
                 found.append(self._guess(text[at], TEXT, _confidence(matched)))
             if self._ngrams is not None and (entry := self._ngrams.next_token(newest)):
                 found.append(self._guess(entry[0], NGRAMS, entry[1]))
