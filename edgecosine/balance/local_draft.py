@@ -36,6 +36,8 @@ PROMISING = 1.0
 MOST_READ = 4096
 """Newest tokens of a prompt that are looked at."""
 
+_SPEED_SHARE = 0.1
+"""Weight of a round in the speed of the own drafts."""
 TRUST_PRIOR, FADE = 2.0, 0.9
 """Accepted first tokens that a new text's trust rests on, and the weight of those before each new
 one: texts differ in how often they repeat themselves."""
@@ -70,6 +72,8 @@ class LocalDraft:
         """The last draft, with tokens that are not worth their rows."""
         self._expected, self._accepted = 0.0, 0.0
         """First tokens of the last repetitions that were expected to be accepted, and that were."""
+        self._tree, self._relative_speed = EMPTY_TREE, 1.0
+        """The last draft, and the speed of rounds with it over plain ones."""
         self.is_promising = False
         """Whether the last draft is expected to be worth more than drafters were."""
 
@@ -78,21 +82,20 @@ class LocalDraft:
         empty where other requests run, or the policy has no such drafts."""
         self._firsts, self._guesses, self.is_promising = [], [], False
         self._prefix_len = len(tokens)
-        request = self._request
-        if room < 1 or self._statistics.budget(request) is None:
-            request.local_speedup = 1.0
+        self._tree, self._relative_speed = EMPTY_TREE, 1.0
+        if room < 1 or self._statistics.budget(self._request) is None:
             return EMPTY_TREE
         self._read(tokens)
         self._guesses = [*self._chain(tokens, min(MOST_TOKENS, room))]
-        tree, speedup = self._worthwhile(self._guesses)
-        request.local_speedup = smooth(request.local_speedup, speedup)
-        return tree
+        self._tree, self._relative_speed = self._worthwhile(self._guesses)
+        return self._tree
 
     def observe(self, committed: Sequence[int]) -> None:
         """Learn from what was committed after the last draft, if there was one."""
         truth = committed[self._prefix_len :]
         if not truth:
             return
+        self._note_speed(truth)
         for guess in self._firsts:
             is_accepted = self._judge(guess, truth[0])
             if guess.source == SOURCES.index(TEXT):
@@ -104,6 +107,16 @@ class LocalDraft:
                 break
             self._judge(guess, token)
         self._firsts, self._guesses = [], []
+
+    def _note_speed(self, truth: Sequence[int]) -> None:
+        """Learn what the last draft gained, or would have gained in the place of a drafter's."""
+        trial, num_accepted = self._request.trial, 0
+        for token, right in zip(self._tree.tokens, truth, strict=False):
+            if token != right:
+                break
+            num_accepted += 1
+        speedup = (1 + num_accepted) * self._relative_speed
+        trial.local_speedup = smooth(trial.local_speedup, speedup, _SPEED_SHARE)
 
     def learn(self, tokens: Sequence[int], start: int) -> None:
         """Learn the n-grams of a text from `start` on, for later drafts of the same policy."""
@@ -153,7 +166,7 @@ class LocalDraft:
         return _Guess(token, SOURCES.index(source), confidence, calibrated, chance)
 
     def _worthwhile(self, guesses: Sequence[_Guess]) -> tuple[TokenTree, float]:
-        """The guesses that are worth their rows, and the expected speed over plain decoding."""
+        """The guesses worth their rows, and the speed of rounds with them over plain ones."""
         statistics = self._statistics
         # Rounds with such a draft cost the event loop hardly more than plain ones.
         alone = CoBatchedRequests(bookkeeping_s=statistics.plain_bookkeeping_s)
@@ -170,7 +183,8 @@ class LocalDraft:
             confidences=tuple([guess.chance for guess in guesses[:most]]),
             proposers=tuple([1 << guess.source for guess in guesses[:most]]),
         )
-        return tree, speed / plain_speed if plain_speed else 1.0
+        rounds_per_s = speed / (1.0 + promised)
+        return tree, rounds_per_s / plain_speed if plain_speed else 1.0
 
     def _judge(self, guess: _Guess, token: int) -> bool:
         is_accepted = guess.token == token

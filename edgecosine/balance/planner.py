@@ -143,7 +143,7 @@ class Planner:
             return self._is_certain(request, lead(), room)
 
         why = budget.why_plain(request.trial, request.pace, room, plan.drafters, is_certain)
-        if why is None and (budget.settle(request.pace) or is_certain()):
+        if why is None and (budget.settle(request.trial, request.pace) or is_certain()):
             return plan
         if why is None:
             return self._adaptive_plan(request, [replace(lead(), longest=TRIAL_GAMMA)], room)
@@ -164,7 +164,7 @@ class Planner:
 
     def _speed_without(self, request: RequestState, co_batched: CoBatchedRequests) -> float:
         """Expected tokens per second without drafters."""
-        return self.statistics.plain_speed(co_batched) * request.local_speedup
+        return self.statistics.plain_speed(co_batched) * request.trial.local_speedup
 
     def first_plan(self, request: RequestState, drafters: Collection[str], room: int) -> Plan:
         """The probes during prefill: all drafters, or, of many or of many on one machine, the most

@@ -39,8 +39,6 @@ class RequestState:
     text_length: int = 0
     text_rates: RequestRates = field(default_factory=RequestRates)
     """Evidence since then."""
-    local_speedup: float = 1.0
-    """Speed of the target's own drafts over plain decoding, as expected of the last rounds."""
     accepted: float | None = None
     """Accepted tokens per round, smoothed."""
     pace: Speed = field(default_factory=Speed)

@@ -2,10 +2,10 @@
 decoding, or while trials of it are affordable.
 
 Estimates leave out costs: drafters that slow the target's passes down, late drafts, the event loop.
-So a round with drafts, or beside drafts, is compared with the plain rounds of lone requests: what
-it took longer than its tokens would have taken then is the price of a trial, what it saved is
-earned. Besides, a share of all plain rounds may be spent on trials, as in conservative bandits
-(Wu et al., 2016). All amounts are in plain rounds.
+So a round with drafts, or beside drafts, is compared with the plain rounds of lone requests, times
+the speed of the target's own drafts: what it took longer than its tokens would have taken
+then is the price of a trial, what it saved is earned. Besides, a share of all rounds without
+drafters may be spent on trials, as in conservative bandits (Wu et al., 2016). Units are tokens.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class Trial:
     rest: int = FIRST_REST
     lost: float = 0.0
     num_rounds: int = 0
+    local_speedup: float = 1.0
+    """Speed of the target's own drafts over plain decoding, by what the last rounds committed."""
 
     @property
     def is_plain(self) -> bool:
@@ -128,19 +130,20 @@ class TrialBudget:
         """Charge or credit a round with drafts, or beside drafts; not before passes were timed."""
         trial.num_rounds += 1
         if self._plain.seconds:
-            gain = max(-LARGEST_LOSS, num_tokens - round_s / self._plain.seconds)
+            without = trial.local_speedup * round_s / self._plain.seconds
+            gain = max(-LARGEST_LOSS, num_tokens - without)
             former, trial.lost = trial.lost, max(0.0, trial.lost - gain)
             if former < REQUEST_LOSS <= trial.lost:
                 self.share = max(LEAST_SHARE, self.share / 2)
             self._cost = (self._cost or 0.0) - gain
             self._add(self.share * num_tokens + gain)
 
-    def settle(self, pace: Speed) -> bool | None:
-        """Whether a request's speculation at this pace is faster than plain decoding; None if it is
-        not known yet."""
+    def settle(self, trial: Trial, pace: Speed) -> bool | None:
+        """Whether a request's speculation at this pace is faster than without drafters; None if it
+        is not known yet."""
         if not self._plain.seconds or pace.num_passes < FEWEST_ROUNDS:
             return None
-        speedup = pace.per_s * self._plain.seconds
+        speedup = pace.per_s * self._plain.seconds / trial.local_speedup
         if speedup < CLEARLY:
             return False
         return speedup >= 1.0 if pace.num_passes >= ENOUGH_ROUNDS else None
@@ -160,7 +163,7 @@ class TrialBudget:
             return ""
         if trial.rest_left:
             return "at rest"
-        is_faster = self.settle(pace)
+        is_faster = self.settle(trial, pace)
         if is_faster:
             self.reconsider()
             return None

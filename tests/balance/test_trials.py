@@ -147,9 +147,9 @@ def test_certain_plans_may_lose_ever_less_while_they_lose() -> None:
 def test_measured_pace_settles_whether_speculation_is_faster(speedup: float) -> None:
     budget, pace, known = measured_budget(), Speed(), list[bool | None]()
     for _ in range(ENOUGH_ROUNDS):
-        known.append(budget.settle(pace))
+        known.append(budget.settle(Trial(), pace))
         pace.observe(2, 2 * PLAIN_S / speedup)
-    known.append(budget.settle(pace))
+    known.append(budget.settle(Trial(), pace))
     assert known[:FEWEST_ROUNDS] == [None] * FEWEST_ROUNDS
     assert known[FEWEST_ROUNDS] is (False if speedup == 0.5 else None)
     assert known[-1] is (speedup > 1.0)
@@ -171,7 +171,7 @@ def test_nothing_is_charged_before_passes_were_timed() -> None:
         budget.observe_trial(trial, 1, 1.0)
         pace.observe(1, 1.0)
     assert budget.credit == FIRST_CREDIT
-    assert budget.settle(pace) is None
+    assert budget.settle(trial, pace) is None
 
 
 def test_rests_and_stretches_grow_and_evidence_ends_stretches_alone() -> None:
