@@ -44,10 +44,10 @@ one: texts differ in how often they repeat themselves."""
 
 
 class _Guess(NamedTuple):
-    """A token that may follow, and its place in SOURCES."""
+    """A token that may follow, by one of SOURCES."""
 
     token: int
-    source: int
+    source: str
     confidence: float
     calibrated: float
     """Probability by the source's confidences."""
@@ -98,7 +98,7 @@ class LocalDraft:
         self._note_speed(truth)
         for guess in self._firsts:
             is_accepted = self._judge(guess, truth[0])
-            if guess.source == SOURCES.index(TEXT):
+            if guess.source == TEXT:
                 self._expected = FADE * self._expected + guess.calibrated
                 self._accepted = FADE * self._accepted + is_accepted
         followed = zip(self._guesses, self._guesses[1:], truth, truth[1:], strict=False)
@@ -163,7 +163,7 @@ class LocalDraft:
         if source == TEXT:
             trust = (self._accepted + TRUST_PRIOR) / (self._expected + TRUST_PRIOR)
         chance = min(1.0, trust * calibrated)
-        return _Guess(token, SOURCES.index(source), confidence, calibrated, chance)
+        return _Guess(token, source, confidence, calibrated, chance)
 
     def _worthwhile(self, guesses: Sequence[_Guess]) -> tuple[TokenTree, float]:
         """The guesses worth their rows, and the speed of rounds with them over plain ones."""
@@ -181,14 +181,14 @@ class LocalDraft:
             tokens=tuple([guess.token for guess in guesses[:most]]),
             parents=tuple(range(ROOT, most - 1)),
             confidences=tuple([guess.chance for guess in guesses[:most]]),
-            proposers=tuple([1 << guess.source for guess in guesses[:most]]),
+            proposers=tuple([1 << SOURCES.index(guess.source) for guess in guesses[:most]]),
         )
         rounds_per_s = speed / (1.0 + promised)
         return tree, rounds_per_s / plain_speed if plain_speed else 1.0
 
     def _judge(self, guess: _Guess, token: int) -> bool:
         is_accepted = guess.token == token
-        calibration = self._calibration(SOURCES[guess.source])
+        calibration = self._calibration(guess.source)
         calibration.observe(guess.confidence, is_accepted=is_accepted)
         return is_accepted
 
