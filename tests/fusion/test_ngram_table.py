@@ -10,6 +10,8 @@ import pytest
 
 from edgecosine.fusion.ngram_file import read_ngrams, write_ngrams
 from edgecosine.fusion.ngram_table import LONGEST, MOST_COUNT, NgramTable
+from edgecosine.models import DEFAULT_TARGET
+from edgecosine.models.catalogue import packaged_ngrams
 
 PHRASE = [11, 12, 13, 14]
 
@@ -106,3 +108,11 @@ def test_file_with_other_values_is_refused(
     np.savez(path, **{**arrays, **changed})
     with pytest.raises(ValueError, match=r"^ngrams.npz "):
         read_ngrams(path)
+
+
+def test_packaged_target_has_a_file_of_ngrams_and_other_targets_none() -> None:
+    path = packaged_ngrams(DEFAULT_TARGET)
+    assert path is not None
+    table = read_ngrams(path)
+    assert sum(table.entry([token])[1] > 0 for token in range(49_152)) > 1000
+    assert packaged_ngrams("gemma-3-270m") is packaged_ngrams(f"../{DEFAULT_TARGET}") is None
