@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,39 +16,35 @@ from edgecosine.cli.http_bench import command as http
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.map_bench import command as map_bench
 from edgecosine.cli.map_validation import command as map_validation
+from edgecosine.cli.measuring import (
+    ballast_option,
+    network_option,
+    print_figures,
+    repeats_option,
+    report_option,
+)
+from edgecosine.cli.options import CommandGroup
 from edgecosine.cli.peers_bench import command as peers
 from edgecosine.cli.records import plot, table
 from edgecosine.cli.rounds_bench import command as rounds
 from edgecosine.cli.routing_bench import command as routing
 from edgecosine.cli.running import run_command
+from edgecosine.cli.simulation_bench import command as simulation
 from edgecosine.cli.soak import command as soak
 from edgecosine.cli.up import split_cores
 from edgecosine.engine.options import KvDtype, WeightForm
-from edgecosine.errors import EdgecosineError, LabError
+from edgecosine.errors import LabError
 from edgecosine.lab.bench.cells import CELL_NAMES, all_cells, only, quick_cells, schedule
 from edgecosine.lab.cluster import NetworkKind
-from edgecosine.lab.figures import Figure, keeping
+from edgecosine.lab.figures import keeping
 from edgecosine.models import DEFAULT_TARGET
-from edgecosine.zoo import BALLAST
-
-_ballast = click.option(
-    "--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True,
-    help="Widen the target by this factor, so that it costs as much as a larger model.",
-)  # fmt: skip
-_repeats = click.option("--repeats", type=click.IntRange(1, 100), default=5, show_default=True,
-                        help="Repetitions.")  # fmt: skip
-_report = click.option(
-    "--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Write the figures and all runs to FILE as JSON.",
-)  # fmt: skip
-
 
 RATES_PER_S = (0.4, 1.2)
 
 
-@click.group("bench", invoke_without_command=True)
-@_ballast
-@_repeats
+@click.group("bench", cls=CommandGroup, invoke_without_command=True)
+@ballast_option()
+@repeats_option()
 @click.option("--quick", is_flag=True, help="Measure only the first seven figures, in minutes.")
 @click.option("--only", "names", multiple=True, metavar="CELL",
               help="Measure only this cell; may be repeated. Cells: "
@@ -65,13 +59,11 @@ RATES_PER_S = (0.4, 1.2)
               help="Requests per second in the open loads.")  # fmt: skip
 @click.option("--drafter", "drafters", multiple=True,
               help="Drafter model; may be repeated. Default: all of the zoo.")  # fmt: skip
-@click.option("--network", type=click.Choice(["auto", "namespaces", "relays"]), default="auto",
-              show_default=True,
-              help="Emulated network; namespaces need root on Linux.")  # fmt: skip
+@network_option()
 @click.option("--keep-clusters", "keeps_clusters", is_flag=True,
               help="Keep a cell's clusters over its repetitions, to save their starts; hostile "
               "drafters are new in each.")  # fmt: skip
-@_report
+@report_option()
 @click.option("--resume", is_flag=True, help="Continue the benchmark recorded in FILE.")
 @click.pass_context
 def command(
@@ -122,19 +114,19 @@ def command(
                 keeps_clusters=keeps_clusters,
             )  # fmt: skip
         finally:
-            _print(record.figures())
+            print_figures(record.figures())
 
     run_command(bench())
 
 
 @command.command("parts")
-@_repeats
+@repeats_option()
 @click.option("--prompts", type=click.IntRange(1, 100), default=8, show_default=True,
               help="Prompts for each policy, repetition and temperature; four domains take "
               "turns.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(8, 256), default=64, show_default=True,
               help="Tokens in each answer.")  # fmt: skip
-@_report
+@report_option()
 def parts(repeats: int, prompts: int, max_tokens: int, report: Path | None) -> None:
     """Measure the worth of each part of EdgeCoSine on the real model, one request at a time.
 
@@ -149,20 +141,20 @@ def parts(repeats: int, prompts: int, max_tokens: int, report: Path | None) -> N
 
     async def measure() -> None:
         keep = keeping(report, network="loopback", settings=asdict(settings))
-        _print(parts_figures(await run_parts(settings, click.echo, keep)))
+        print_figures(parts_figures(await run_parts(settings, click.echo, keep)))
 
     run_command(measure())
 
 
 @command.command("engine")
-@_ballast
-@_repeats
+@ballast_option()
+@repeats_option()
 @click.option("--model", metavar="MODEL",
               help="Compare with llama.cpp on this GGUF model instead, in all forms of weights."
               )  # fmt: skip
 @click.option("--threads", type=click.IntRange(1, 64), default=1, show_default=True,
               help="Threads and cores of both sides; with --model.")  # fmt: skip
-@_report
+@report_option()
 def engine(
     ballast: int, repeats: int, model: str | None, threads: int, report: Path | None
 ) -> None:
@@ -189,14 +181,14 @@ def engine(
         run_command(measure())
         return
     keep = keeping(report, network="none", ballast=ballast)
-    _print(run_engine_bench(ballast, repeats, click.echo, keep))
+    print_figures(run_engine_bench(ballast, repeats, click.echo, keep))
 
 
 @command.command("grammar")
-@_repeats
+@repeats_option()
 @click.option("--model", default=DEFAULT_TARGET, show_default=True, metavar="MODEL",
               help="The target's model.")  # fmt: skip
-@_report
+@report_option()
 def grammar(repeats: int, model: str, report: Path | None) -> None:
     """Measure what a response format costs, with one thread on one core, and check that drafts
     change no answer that has one.
@@ -206,14 +198,14 @@ def grammar(repeats: int, model: str, report: Path | None) -> None:
     log_to_stderr("warning")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     keep = keeping(report, network="none", model=model)
-    _print(run_grammar_bench(model, repeats, click.echo, keep))
+    print_figures(run_grammar_bench(model, repeats, click.echo, keep))
 
 
 @command.command("cache")
-@_repeats
+@repeats_option()
 @click.option("--model", default=DEFAULT_TARGET, show_default=True, metavar="MODEL",
               help="The target's model.")  # fmt: skip
-@_report
+@report_option()
 def cache(repeats: int, model: str, report: Path | None) -> None:
     """Measure what a system prompt of 512 tokens costs that another request has read, and what
     each number format of the KV cache changes, with one thread on one core.
@@ -223,7 +215,7 @@ def cache(repeats: int, model: str, report: Path | None) -> None:
     log_to_stderr("warning")
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     keep = keeping(report, network="none", model=model)
-    _print(run_cache_bench(model, repeats, click.echo, keep))
+    print_figures(run_cache_bench(model, repeats, click.echo, keep))
 
 
 @command.command("exactness")
@@ -240,7 +232,7 @@ def cache(repeats: int, model: str, report: Path | None) -> None:
 @click.option("--kv-dtype", type=click.Choice(["auto", "float32", "bfloat16", "int8"]),
               default="auto", show_default=True, help="Number format of the KV cache.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Check about 40 answers, in about a minute.")
-@_report
+@report_option()
 def exactness(
     answers: int, max_tokens: int, seed: int, device: str, weights: WeightForm, kv_dtype: KvDtype,
     quick: bool, report: Path | None,
@@ -259,7 +251,7 @@ def exactness(
     how = {"weights": weights, "kv_dtype": kv_dtype}
     keep = keeping(report, network="none", device=device, seed=seed, **how)
     found = run_exactness_bench(settings, click.echo, keep)
-    _print(found.figures)
+    print_figures(found.figures)
     if found.broken:
         raise click.ClickException(f"not exact to the bit: {', '.join(found.broken)}")
 
@@ -269,7 +261,7 @@ def exactness(
 @click.option("--repeats", type=click.IntRange(1, 1000), default=20, show_default=True,
               help="Forward passes of each kind.")  # fmt: skip
 @click.option("--quick", is_flag=True, help="Tiny shapes, to test the command on any device.")
-@_report
+@report_option()
 def gpu(device: str, repeats: int, report: Path | None, *, quick: bool) -> None:
     """Measure a GPU: decoding and verification relative to its memory bandwidth, quantised
     drafters, and how often rounding changes an answer. Needs 20 GiB of GPU memory and no network.
@@ -284,64 +276,7 @@ def gpu(device: str, repeats: int, report: Path | None, *, quick: bool) -> None:
         )
     except LabError as error:
         raise click.ClickException(str(error)) from error
-    _print(figures)
-
-
-@command.command("simulation")
-@_ballast
-@click.option("--validate", "is_validated", is_flag=True,
-              help="Compare with the same loads on a real cluster here.")  # fmt: skip
-@click.option("--sweep/--no-sweep", "is_swept", default=True, show_default=True,
-              help="Simulate 1 to 256 drafters and 1 to 1,000 sessions.")  # fmt: skip
-@click.option("--sessions", type=click.IntRange(1, 1000), multiple=True,
-              help="Sweep only loads of so many sessions; may be repeated.")  # fmt: skip
-@click.option("--compare", "is_compared", is_flag=True,
-              help="Compare all policies, and ours without each part; each drafter has its own "
-              "processor.")  # fmt: skip
-@click.option("--costs", "former", metavar="RECORD",
-              type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="Use the costs in this record instead of measuring them.")  # fmt: skip
-@click.option("--repeats", type=click.IntRange(1, 100), default=3, show_default=True,
-              help="Repetitions of each compared load.")  # fmt: skip
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
-              help="Seed of the prompts.")  # fmt: skip
-@click.option("--quick", "is_quick", is_flag=True, help="Fewer repetitions and a small sweep.")
-@_report
-def simulation(
-    ballast: int, former: Path | None, repeats: int, seed: int, report: Path | None, *,
-    sessions: tuple[int, ...], is_validated: bool, is_swept: bool, is_compared: bool,
-    is_quick: bool,
-) -> None:  # fmt: skip
-    """Simulate many sessions, drafters and targets in virtual time, with the runtime's own code.
-
-    Costs of forward passes, drafting steps, event loops and links are first measured on a cluster
-    on this machine. Planning is timed in real time. Progress is written to stderr.
-    """
-    from edgecosine.lab.simulation.run_simulation import (
-        SimulationSettings,
-        read_costs,
-        run_simulation_bench,
-    )
-
-    log_to_stderr("warning")
-    target_cores, drafter_cores = split_cores()
-    settings = SimulationSettings(
-        ballast=ballast, seed=seed, is_quick=is_quick, is_validated=is_validated,
-        is_swept=is_swept, sessions=sessions, is_compared=is_compared, repeats=repeats,
-        target_cores=target_cores, drafter_cores=drafter_cores,
-    )  # fmt: skip
-    try:
-        costs = None if former is None else read_costs(former)
-        notify = functools.partial(click.echo, err=True)
-        keep = keeping(report, settings=asdict(settings))
-        _print(run_simulation_bench(settings, costs, notify, keep))
-    except EdgecosineError as error:
-        raise click.ClickException(str(error)) from error
-
-
-def _print(figures: Mapping[str, Figure]) -> None:
-    for name, figure in figures.items():
-        click.echo(f"{name}: {figure}")
+    print_figures(figures)
 
 
 command.add_command(chaos)
@@ -355,5 +290,6 @@ command.add_command(routing)
 command.add_command(committee)
 command.add_command(map_bench)
 command.add_command(map_validation)
+command.add_command(simulation)
 command.add_command(plot)
 command.add_command(table)

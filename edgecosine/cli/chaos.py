@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.measuring import print_figures, report_option
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.errors import LabError
@@ -33,8 +34,7 @@ from edgecosine.lab.figures import write_report
               "too.")  # fmt: skip
 @click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True,
               help="Only this kind of faults; may be repeated.")  # fmt: skip
-@click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write counts, faults and failed checks to FILE as JSON.")  # fmt: skip
+@report_option("counts, faults and failed checks")
 def command(
     requests: int,
     seed: int,
@@ -79,8 +79,7 @@ def command(
 
     async def chaos() -> None:
         run = await run_chaos(settings, functools.partial(click.echo, err=True))
-        for name, figure in run.figures.items():
-            click.echo(f"{name}: {figure.value:.0f}")
+        print_figures(run.figures, 0)
         for kind, names in run.result.faulty.items():
             for name, reason in names.items():
                 click.echo(f"{kind}: {name}: {reason}", err=True)

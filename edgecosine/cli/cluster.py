@@ -18,6 +18,7 @@ from edgecosine.cli.access import CREDENTIALS_OPTION, NO_CREDENTIALS
 from edgecosine.cli.broker_config import ConfigTarget, broker_config, http_certificate
 from edgecosine.cli.exit_status import input_text, standard_input
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.options import CommandGroup
 from edgecosine.cli.running import host_name, run_command
 from edgecosine.config import DEFAULT_CLUSTER
 from edgecosine.discovery.interfaces import addresses_to_announce, interfaces
@@ -43,7 +44,7 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-@click.group("cluster")
+@click.group("cluster", cls=CommandGroup)
 @click.option(
     "--cluster", envvar="EDGECOSINE_CLUSTER", default=DEFAULT_CLUSTER, show_default=True,
     show_envvar=True, help="Name of the cluster.",

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.measuring import report_option
 from edgecosine.cli.running import run_command
 from edgecosine.lab.figures import keeping
 
@@ -18,8 +19,7 @@ from edgecosine.lab.figures import keeping
               "0.8 and 1.")  # fmt: skip
 @click.option("--speed-answers", type=click.IntRange(1, 100), default=12, show_default=True,
               help="Answers with drafters and without, one at a time.")  # fmt: skip
-@click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the figures and all runs to FILE as JSON.")  # fmt: skip
+@report_option()
 def command(answers: int, speed_answers: int, report: Path | None) -> None:
     """Measure a committee of two specialists of the zoo, python and legal.
 

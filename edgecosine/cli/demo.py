@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.measuring import report_option
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.errors import ModelUnavailable
@@ -31,8 +32,7 @@ from edgecosine.zoo import BALLAST
 @click.option("--drafter-device", "drafter_devices", multiple=True, default=("auto",),
               show_default=True,
               help="Device of the drafters; several are assigned in rotation.")  # fmt: skip
-@click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the figures and all runs to FILE as JSON.")  # fmt: skip
+@report_option()
 def command(
     *, lab: bool, ballast: int, prompts: int, max_tokens: int, drafters: tuple[str, ...],
     device: str, drafter_devices: tuple[str, ...], report: Path | None,

@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.measuring import ballast_option, print_figures, report_option
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.lab.figures import Figure, keeping
-from edgecosine.zoo import BALLAST
 
 _PARTS = ("drafter", "target", "protection")
 
@@ -31,12 +31,8 @@ _PARTS = ("drafter", "target", "protection")
               help="Requests in each repetition; eight run at a time.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(8, 512), default=128, show_default=True,
               help="Tokens in each answer of a repetition.")  # fmt: skip
-@click.option("--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True,
-              help="Widen the target by this factor, so that it costs as much as a larger model."
-              )  # fmt: skip
-@click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the figures and every kill, restart and repetition to FILE as JSON."
-              )  # fmt: skip
+@ballast_option()
+@report_option("the figures and every kill, restart and repetition")
 def command(
     parts: tuple[str, ...], kills: int, restarts: int, repeats: int, requests: int,
     max_tokens: int, ballast: int, report: Path | None,
@@ -75,7 +71,6 @@ def command(
         try:
             await run_fault_bench(settings, figures, runs, click.echo, keep)
         finally:
-            for name, figure in figures.items():
-                click.echo(f"{name}: {figure.text(3)}")
+            print_figures(figures, 3)
 
     run_command(measure())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from edgecosine.cli.measuring import print_figures, report_option
 from edgecosine.errors import LabError
 from edgecosine.lab.figures import write_report
 from edgecosine.lab.fuzz.targets import TARGETS
@@ -27,8 +28,7 @@ from edgecosine.lab.fuzz.targets import TARGETS
 @click.option("--replay", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               metavar="FILE",
               help="Run one input through the target given by --target.")  # fmt: skip
-@click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the figures and every target's run to FILE as JSON.")  # fmt: skip
+@report_option("the figures and every target's run")
 @click.pass_context
 def command(
     context: click.Context, inputs: int, seconds: float | None, seed: int, names: tuple[str, ...],
@@ -55,8 +55,7 @@ def command(
     except LabError as error:
         raise click.ClickException(str(error)) from error
     figures = figures_of(runs)
-    for name, figure in figures.items():
-        click.echo(f"{name}: {figure.value:.0f}")
+    print_figures(figures, 0)
     if report is not None:
         write_report(report, figures, [asdict(run) for run in runs], inputs=inputs, seed=seed)
     if any(run.broken for run in runs):

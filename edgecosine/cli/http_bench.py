@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.measuring import ballast_option, print_figures, report_option
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.lab.figures import keeping
@@ -20,11 +21,8 @@ from edgecosine.lab.figures import keeping
               help="Streams that are open at once.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(2, 512), default=32, show_default=True,
               help="Tokens in each answer.")  # fmt: skip
-@click.option("--ballast", type=click.IntRange(1, 256), default=1, show_default=True,
-              help="Widen the target by this factor, so that it costs as much as a larger model."
-              )  # fmt: skip
-@click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the figures and all requests to FILE as JSON.")  # fmt: skip
+@ballast_option(1)
+@report_option("the figures and all requests")
 def command(pairs: int, streams: int, max_tokens: int, ballast: int, report: Path | None) -> None:
     """Measure streamed completions over HTTP and by the Python client over MQTT, in turns.
 
@@ -42,7 +40,6 @@ def command(pairs: int, streams: int, max_tokens: int, ballast: int, report: Pat
 
     async def measure() -> None:
         keep = keeping(report, network="loopback", settings=asdict(settings))
-        for name, figure in (await run_http(settings, click.echo, keep)).items():
-            click.echo(f"{name}: {figure.text(3)}")
+        print_figures(await run_http(settings, click.echo, keep), 3)
 
     run_command(measure())

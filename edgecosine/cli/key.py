@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from edgecosine.cli.options import CommandGroup
 from edgecosine.config import DEFAULT_CLUSTER
 from edgecosine.errors import ConfigError
 from edgecosine.protocol.api.topics import Topics, is_identifier
@@ -23,7 +24,7 @@ def default_keys(cluster: str) -> Path | None:
     return None if directory is None else directory / FILE_NAME
 
 
-@click.group("key")
+@click.group("key", cls=CommandGroup)
 @click.option(
     "--cluster", envvar="EDGECOSINE_CLUSTER", default=DEFAULT_CLUSTER, show_default=True,
     show_envvar=True, help="Name of the cluster.",

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.measuring import ballast_option, network_option
+from edgecosine.cli.options import CommandGroup
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.errors import ConfigError, LabError
@@ -17,7 +19,7 @@ from edgecosine.lab.change_network import ChangeRequest, listening, request_chan
 from edgecosine.lab.cluster import LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.network.conditions import NetworkConditions
 from edgecosine.models.packages import require_packages
-from edgecosine.zoo import BALLAST, TARGET, drafter_names
+from edgecosine.zoo import TARGET, drafter_names
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -33,7 +35,7 @@ def _network_options(command: Command) -> Command:
     return command
 
 
-@click.group("lab")
+@click.group("lab", cls=CommandGroup)
 def command() -> None:
     """Run a cluster whose drafters are connected by emulated cables with delay, jitter, loss and
     limited bandwidth.
@@ -49,12 +51,8 @@ def command() -> None:
     "--drafter", "drafters", multiple=True, help="Drafter model; may be repeated. Default: all "
     "of the zoo.",
 )  # fmt: skip
-@click.option("--ballast", type=click.IntRange(1, 256), default=BALLAST, show_default=True,
-              help="Widen the target by this factor, so that it costs as much as a larger model."
-              )  # fmt: skip
-@click.option("--network", type=click.Choice(["auto", "namespaces", "relays"]), default="auto",
-              show_default=True,
-              help="Emulated network; namespaces need root on Linux.")  # fmt: skip
+@ballast_option()
+@network_option()
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of losses and jitter.")
 @click.option("--pass-ms", type=click.FloatRange(0), default=0.0, show_default=True,
               help="Least milliseconds of a pass of the target, as of a larger model.")  # fmt: skip

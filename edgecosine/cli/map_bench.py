@@ -9,10 +9,9 @@ from pathlib import Path
 import click
 
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.measuring import print_figures, report_option
 from edgecosine.errors import EdgecosineError
 from edgecosine.lab.figures import keeping
-
-_RECORD = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command("map")
@@ -27,8 +26,7 @@ _RECORD = click.Path(dir_okay=False, path_type=Path)
               help="Repetitions, each with prompts of its own.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1, 256), default=os.cpu_count() or 1,
               show_default=True, help="Processes; they yield to other load.")  # fmt: skip
-@click.option("--json", "report", type=_RECORD, metavar="FILE",
-              help="Write figures and cells to FILE as JSON, after each cell.")  # fmt: skip
+@report_option("figures and cells", each="cell")
 @click.option("--resume", is_flag=True, help="Simulate only the cells that FILE lacks.")
 @click.option("--renew", is_flag=True,
               help="Simulate EdgeCoSine again in the cells of FILE, and keep their baselines."
@@ -60,5 +58,4 @@ def command(
         )  # fmt: skip
     except EdgecosineError as error:
         raise click.ClickException(str(error)) from error
-    for name, figure in figures.items():
-        click.echo(f"{name}: {figure}")
+    print_figures(figures)

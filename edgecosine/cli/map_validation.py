@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.measuring import network_option, print_figures, report_option
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.lab.cluster import NetworkKind
@@ -26,11 +27,8 @@ from edgecosine.lab.figures import keeping
 @click.option("--max-tokens", type=click.IntRange(8, 128), default=96, show_default=True,
               help="Tokens in each answer.")  # fmt: skip
 @click.option("--clusters", type=click.IntRange(1), help="Only so many clusters of the five.")
-@click.option("--network", type=click.Choice(["auto", "namespaces", "relays"]), default="auto",
-              show_default=True,
-              help="Emulated network; namespaces need root on Linux.")  # fmt: skip
-@click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write figures and runs to FILE as JSON, after each cluster.")  # fmt: skip
+@network_option()
+@report_option("figures and runs", each="cluster")
 @click.option("--renew", is_flag=True,
               help="Simulate the loads of FILE again, and keep what was measured.")  # fmt: skip
 def command(
@@ -68,8 +66,7 @@ def command(
             keep(figures, runs, costs=costs_record(costs))
         else:
             figures = await validate_map(settings, read_costs(record), load_texts(), notify, keep)
-        for name, figure in figures.items():
-            click.echo(f"{name}: {figure}")
+        print_figures(figures)
 
     if renew and report is None:
         raise click.UsageError("--renew needs the FILE of --json")

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from edgecosine import models, zoo
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.options import CommandGroup
 from edgecosine.engine.loading.gguf_file import GgufModel, read_gguf
 from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import EdgecosineError, ModelUnavailable
@@ -22,7 +23,7 @@ _WIDE = 240
 _UNKNOWN = "unknown"
 
 
-class _Group(click.Group):
+class _Group(CommandGroup):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

@@ -1,4 +1,4 @@
-"""Options made from settings, and a command whose help shows its options in groups.
+"""Options made from settings, and commands whose help shows options in groups and whole sentences.
 
 The default of an option, and the choices of a Literal, are taken from the setting that it sets.
 """
@@ -12,6 +12,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import click
 
 from edgecosine.cli.access import environment_variable
+
+_LONGEST = 1000
+"""Characters of a sentence."""
 
 
 def option(name: str, **settings: Any) -> click.Option:
@@ -58,3 +61,16 @@ class GroupedCommand(click.Command):
             records = [one.get_help_record(ctx) for one in options]
             with formatter.section(title):
                 formatter.write_dl([record for record in records if record is not None])
+
+
+class CommandGroup(click.Group):
+    """A group whose help has the first sentence of each command, however long."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write a line for each command, in alphabetical order."""
+        with formatter.section("Commands"):
+            formatter.write_dl([
+                (name, one.get_short_help_str(limit=_LONGEST))
+                for name in self.list_commands(ctx)
+                if (one := self.get_command(ctx, name)) is not None
+            ])  # fmt: skip

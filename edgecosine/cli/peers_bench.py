@@ -9,6 +9,7 @@ import click
 
 from edgecosine import models
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.measuring import print_figures, report_option
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.lab.figures import keeping
@@ -35,8 +36,7 @@ from edgecosine.lab.figures import keeping
               show_default=True, help="Data type of EdgeCoSine's nodes; peers use their fastest."
               )  # fmt: skip
 @click.option("--quick", is_flag=True, help="A few prompts, to test the command.")
-@click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the figures and all runs to FILE as JSON.")  # fmt: skip
+@report_option()
 def command(
     target: str | None, gguf: str, drafters: tuple[str, ...], generalist: str | None,
     prompts: int | None, eight_turns: int | None, max_tokens: int, dtype: str, report: Path | None,
@@ -73,8 +73,7 @@ def command(
         try:
             await run_peers_bench(settings, found, click.echo, keep)
         finally:
-            for name, figure in found.figures().items():
-                click.echo(f"{name}: {figure}")
+            print_figures(found.figures())
             found.write(keep)
 
     run_command(measure())

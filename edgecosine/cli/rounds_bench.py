@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.measuring import repeats_option, report_option
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.lab.figures import keeping
@@ -18,10 +19,8 @@ from edgecosine.zoo import TARGET
 @click.option("--model", default=TARGET, show_default=True, metavar="MODEL",
               help="The target's model: of the zoo, with ballast, or one with packaged drafters."
               )  # fmt: skip
-@click.option("--repeats", type=click.IntRange(1, 100), default=5, show_default=True,
-              help="Repetitions.")  # fmt: skip
-@click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the figures and all runs to FILE as JSON.")  # fmt: skip
+@repeats_option()
+@report_option()
 def command(model: str, repeats: int, report: Path | None) -> None:
     """Measure rounds of one and of eight sessions on loopback, with drafts and without.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.measuring import print_figures, repeats_option, report_option
 from edgecosine.errors import LabError
 from edgecosine.lab.figures import keeping
 
@@ -16,11 +17,9 @@ from edgecosine.lab.figures import keeping
 @click.option("--costs", "former", metavar="RECORD", required=True,
               type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Use the costs in this record of `bench simulation`.")  # fmt: skip
-@click.option("--repeats", type=click.IntRange(1, 100), default=5, show_default=True,
-              help="Repetitions.")  # fmt: skip
+@repeats_option()
 @click.option("--quick", "is_quick", is_flag=True, help="A few requests, to test the command.")
-@click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the figures and all runs to FILE as JSON.")  # fmt: skip
+@report_option()
 def command(former: Path, repeats: int, report: Path | None, *, is_quick: bool) -> None:
     """Measure how well requests are routed to drafters, on prompts that nothing has seen.
 
@@ -44,5 +43,4 @@ def command(former: Path, repeats: int, report: Path | None, *, is_quick: bool) 
         runs = run_routing(settings, read_costs(former), click.echo, keep)
     except LabError as error:
         raise click.ClickException(str(error)) from error
-    for name, figure in routing_figures(runs).items():
-        click.echo(f"{name}: {figure}")
+    print_figures(routing_figures(runs))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgecosine.cli.logs import log_to_stderr
+from edgecosine.cli.measuring import ballast_option, print_figures, report_option
 from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.lab.figures import Figure
@@ -19,13 +20,9 @@ from edgecosine.lab.figures import Figure
               help="Request rate relative to the capacity.")  # fmt: skip
 @click.option("--normal-minutes", type=click.FloatRange(0.1), default=2.0, show_default=True,
               help="Duration of normal load, before and again after the overload.")  # fmt: skip
-@click.option("--ballast", type=click.IntRange(1, 256), default=8, show_default=True,
-              help="Widen the target by this factor, so that it costs as much as a larger model."
-              )  # fmt: skip
+@ballast_option(8)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the requests.")
-@click.option("--json", "report", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write the figures and every minute to FILE as JSON, after each minute."
-              )  # fmt: skip
+@report_option("the figures and every minute", each="minute")
 def command(
     minutes: float, load: float, normal_minutes: float, ballast: int, seed: int, report: Path | None
 ) -> None:
@@ -52,8 +49,7 @@ def command(
         try:
             await run_soak(settings, figures, report, click.echo)
         finally:
-            for name, figure in figures.items():
-                click.echo(f"{name}: {figure.value:.2f}")
+            print_figures(figures, 2)
 
     run_command(soak())
     if broken := figures["soak_hung"].value + figures["soak_other_errors"].value:

@@ -46,11 +46,14 @@ _HTTP_PORTS: Final = 10
     "--exactness", type=click.Choice(["auto", "bitwise", "rounding"]), default="auto",
     show_default=True, help="Guarantee of the target; see `edgecosine node --help`.",
 )  # fmt: skip
-@click.option("--cluster", envvar="EDGECOSINE_CLUSTER", default=DEFAULT_CLUSTER, show_default=True,
-              help="Name of the cluster.")  # fmt: skip
+@click.option(
+    "--cluster", envvar="EDGECOSINE_CLUSTER", show_envvar=True, default=DEFAULT_CLUSTER,
+    show_default=True, help="Name of the cluster.",
+)  # fmt: skip
 @click.option(
     "--broker",
     envvar="EDGECOSINE_BROKER",
+    show_envvar=True,
     metavar="URL",
     callback=no_password,
     help="Use this broker instead of starting one.",
@@ -64,7 +67,8 @@ _HTTP_PORTS: Final = 10
 )  # fmt: skip
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info",
-    envvar=LOG_LEVEL_VARIABLE, help="Lowest level of log lines.",
+    show_default=True, envvar=LOG_LEVEL_VARIABLE, show_envvar=True,
+    help="Lowest level of log lines.",
 )  # fmt: skip
 def command(
     target: str, drafters: tuple[str, ...], ballast: int | None, exactness: Exactness, cluster: str,
