@@ -1,15 +1,22 @@
-"""The socket of one link: writes messages, pauses reading, and closes so that a refusal arrives."""
+"""The socket of one link: writes messages, pauses reading, and closes so that a refusal arrives.
+
+Messages of one iteration of the event loop leave together: a write to a socket costs as much as the
+rest of a message, and wakes the peer, which then answers them together as well.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from edgecosine.protocol.wire.codec import encode
 from edgecosine.protocol.wire.framing import frame
 from edgecosine.protocol.wire.messages import AnyMessage
+
+MAX_HELD_BYTES: Final = 64 << 10
+"""Longer messages leave at once: a copy would cost more than a write."""
 
 
 class LinkSocket:
@@ -23,6 +30,8 @@ class LinkSocket:
         self._linger_s = linger_s
         self._transport: asyncio.Transport | None = None
         self._dropping: asyncio.TimerHandle | None = None
+        self._held = bytearray()
+        """Frames that leave at the end of this iteration."""
         self.gone: asyncio.Future[None] = self._loop.create_future()
 
     @property
@@ -54,13 +63,23 @@ class LinkSocket:
     def disconnected(self) -> None:
         """The transport has ended."""
         self._cancel_drop()
+        self._held.clear()
         if not self.gone.done():
             self.gone.set_result(None)
 
     def write(self, message: AnyMessage) -> None:
         """Send a message."""
         assert self._transport is not None
-        self._transport.write(frame(encode(message)))
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held += frame(encode(message))
+        if len(self._held) > MAX_HELD_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._held and self._transport is not None and not self._transport.is_closing():
+            held, self._held = self._held, bytearray()
+            self._transport.write(held)
 
     def pause_reading(self) -> None:
         """Leave incoming bytes in the kernel, which then slows the peer down."""
@@ -75,6 +94,7 @@ class LinkSocket:
     def drop(self) -> None:
         """Close at once; unsent bytes are lost."""
         self._cancel_drop()
+        self._held.clear()
         if self._transport is not None:
             self._transport.abort()
         elif not self.gone.done():
@@ -92,6 +112,7 @@ class LinkSocket:
         """
         if self._transport is None or self._transport.is_closing():
             return
+        self._flush()
         self.drop_later()
         if self._transport.can_write_eof():
             self._transport.write_eof()
