@@ -1,4 +1,4 @@
-"""Learns from committed tokens: acceptance rates of drafters, alone, in pairs and by text."""
+"""Learns from committed tokens: acceptance rates of drafters, alone and in pairs."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from edgecosine.balance.request_state import RequestState
 from edgecosine.fusion.acceptance_rates import (
     ConditionalAcceptance,
     PromptScoreGain,
-    RequestRates,
     predicted_rates,
 )
 from edgecosine.fusion.drafter_tree import Comparison, DrafterTree
-from edgecosine.fusion.text_similarity import TextMemory, features
 from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS
 
 TEXT_INTERVAL = 48
-"""Tokens after which a text's features are computed again, since its subject may have changed."""
+"""Tokens after which the prompt says half as much about a text, whose subject may have changed."""
 
 
 class AcceptanceStatistics:
@@ -29,28 +27,16 @@ class AcceptanceStatistics:
         self.conditional = ConditionalAcceptance()
         self._prompt_gain = {True: PromptScoreGain(), False: PromptScoreGain()}
         """By whether the request is greedy."""
-        self._texts = TextMemory()
 
     def observe_text(self, request: RequestState, tokens: Sequence[int]) -> None:
-        """Learn what a request is about, from its prompt and again as its text grows."""
-        if len(tokens) - request.text_length < TEXT_INTERVAL and request.text is not None:
+        """Let the prompt say less about a request as its text grows."""
+        if not request.text_length:
+            request.first_length = request.first_length or len(tokens)
+        elif len(tokens) - request.text_length < TEXT_INTERVAL:
             return
-        if request.text is not None:
+        else:
             request.rates.predicted_weight /= 2
-        request.first_length = request.first_length or len(tokens)
-        self.keep_text(request)
-        request.text, request.text_length = features(tokens), len(tokens)
-        request.text_rates = RequestRates()
-        if request.policy.compares_texts:
-            request.rates.expected = self._texts.expect(request.text)
-
-    def keep_text(self, request: RequestState) -> None:
-        """Keep the rates on a request's current text for similar texts."""
-        if request.text is not None:
-            rates = request.text_rates.rates.items()
-            outcomes = {node_id: (rate.hits, rate.misses) for node_id, rate in rates}
-            self._texts.add(request.text, outcomes)
-            request.text = None
+        request.text_length = len(tokens)
 
     def observe_truth(
         self, request: RequestState, drafts: Sequence[DrafterTree], committed: Sequence[int]
@@ -81,7 +67,6 @@ class AcceptanceStatistics:
         node_id, hits, misses = draft.node_id, comparison.hits, comparison.misses
         state = self._drafters.get(node_id)
         request.rates.observe(node_id, hits, misses)
-        request.text_rates.observe(node_id, hits, misses)
         state.record.rate.observe(hits, misses)
         if node_id == request.best_by_nll:
             self._prompt_gain[request.is_greedy].rate.observe(hits, misses)

@@ -21,9 +21,9 @@ MAX_KNOWN = 1024
 """Drafters kept at most; beyond it those whose links ended the longest ago are dropped."""
 SHORTLIST = 16
 """Drafters that are compared for one request at a time, at most."""
-KNOWN_BEST, SIMILAR_BEST, LEAST_KNOWN = 8, 4, 32
-"""Of many drafters: those with the highest rates, those that were best on similar texts, and those
-with the least evidence, of which requests take the rest of their shortlists in turns."""
+KNOWN_BEST, LEAST_KNOWN = 8, 32
+"""Of many drafters: those with the highest rates, and those with the least evidence, of which
+requests take the rest of their shortlists in turns."""
 RANKED_FOR = 256
 """Plans after which drafters are ranked again."""
 
@@ -119,11 +119,7 @@ class DrafterTable:
         cost does not depend on their number, since all requests use one ranking for a while."""
         if num_plans >= self._ranked_until:
             self._rank(num_plans)
-        similar = heapq.nlargest(
-            SIMILAR_BEST, request.rates.expected.items(), key=lambda known: known[1].rate
-        )
-        names = [name for name, _ in similar if name in self._linked]
-        names += self._best
+        names = [*self._best]
         turn = request.number * (SHORTLIST - len(names)) % max(1, len(self._least_known))
         names += self._least_known[turn:] + self._least_known[:turn]
         return list(dict.fromkeys(names))[:SHORTLIST]

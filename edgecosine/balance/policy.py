@@ -42,7 +42,6 @@ class Policy:
     is_adaptive        whether lengths, trees and waits follow measured speeds
     scores_prompts     whether routing uses the drafters' NLL of the prompt
     uses_self_reports  whether routing uses the top-1 agreement that drafters report of the answer
-    compares_texts     whether routing uses the rates on similar texts
     reconstruction     how a committee replaces what members do not list; empty: it is exact
     proposes_forced    whether tokens that a response format leaves no choice are draft tokens
     repeats_text       whether rounds without drafters have drafts from the text itself
@@ -60,7 +59,6 @@ class Policy:
     is_adaptive: bool = True
     scores_prompts: bool = True
     uses_self_reports: bool = True
-    compares_texts: bool = True
     proposes_forced: bool = True
     repeats_text: bool = True
     uses_ngrams: bool = True
@@ -84,7 +82,6 @@ _ABLATIONS: Mapping[str, Policy] = {
     "routing": replace(_EDGECOSINE, routing="drawn"),
     "surprise": replace(_EDGECOSINE, scores_prompts=False),
     "reports": replace(_EDGECOSINE, uses_self_reports=False),
-    "similarity": replace(_EDGECOSINE, compares_texts=False),
     "calibration": replace(_EDGECOSINE, is_calibrated=False),
     "ahead": replace(_EDGECOSINE, is_ahead=False),
     "adaptivity": replace(_EDGECOSINE, is_adaptive=False),

@@ -8,7 +8,6 @@ from edgecosine.balance.policy import POLICIES, Policy
 from edgecosine.balance.speculation_switch import Speed
 from edgecosine.balance.trials import Trial
 from edgecosine.fusion.acceptance_rates import RequestRates
-from edgecosine.fusion.text_similarity import Features
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -34,11 +33,8 @@ class RequestState:
     tokens: float = 1.0
     overlap: float = 0.5
     """Share of rounds whose drafts were complete when the verification result arrived."""
-    text: Features | None = None
-    """Features of the text at `text_length` tokens."""
     text_length: int = 0
-    text_rates: RequestRates = field(default_factory=RequestRates)
-    """Evidence since then."""
+    """Tokens of the text when the weight of its prompt was last halved."""
     accepted: float | None = None
     """Accepted tokens per round, smoothed."""
     pace: Speed = field(default_factory=Speed)

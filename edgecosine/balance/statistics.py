@@ -86,7 +86,6 @@ class Statistics:
         self.set_size(request, 0, 0.0)
         self._active.remove(request)
         self._policies -= Counter([request.policy.name])
-        self.acceptance.keep_text(request)
 
     def set_size(self, request: RequestState, rows: int, tokens: float) -> None:
         """A request's tree has so many rows with its root, and so many tokens are expected of it;

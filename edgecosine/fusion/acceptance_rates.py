@@ -13,8 +13,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edgecosine.fusion.text_similarity import Expectation
-
 PRIOR_WEIGHT = 2.0
 """Tokens that a drafter's record over all requests counts for in a new request."""
 REQUEST_MEMORY = 60.0
@@ -24,10 +22,6 @@ DOUBT_PROBABILITY, CHANGE_PROBABILITY = 0.35, 1e-3
 the second is taken for a change of the subject or of the drafter."""
 RECORD_MEMORY = 600.0
 FIRST_RATE = 0.5
-SIMILAR_TEXTS_WEIGHT = 8.0
-"""Tokens that rates on similar texts count for in a new request, at most."""
-SIMILAR_TEXTS_PRIOR = 2.0
-"""Prior strength: evidence below this many similar texts gets less than half weight."""
 REPORT_MEMORY = 48.0
 """Tokens after which a drafter's reports about an answer have faded to 1/e."""
 MAX_REPORT_WEIGHT = 24.0
@@ -185,15 +179,13 @@ class RequestRates:
     """Evidence about each drafter within one request, by node id.
 
     Verification results (`rates`) come first, then self-reports about the answer (`reported`), then
-    the prediction from the prompt's NLL (`predicted`) or, of a drafter that has not read the
-    prompt, the rate on similar texts (`expected`); last comes its record.
+    the prediction from the prompt's NLL (`predicted`); last comes its record.
     """
 
     rates: dict[str, AcceptanceRate] = field(default_factory=dict)
     reported: dict[str, AcceptanceRate] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
     predicted_weight: float = NLL_WEIGHT
-    expected: Mapping[str, Expectation] = field(default_factory=dict)
 
     def observe(self, drafter: str, hits: int, misses: int) -> None:
         """Learn from one judged draft."""
@@ -222,10 +214,6 @@ class RequestRates:
         if drafter in self.predicted:
             weight += self.predicted_weight
             prior += (self.predicted[drafter] - prior) * self.predicted_weight / weight
-        elif expectation := self.expected.get(drafter):
-            trust = self._similar_texts_trust(drafter)
-            prior = trust * expectation.rate + (1 - trust) * prior
-            weight += trust * SIMILAR_TEXTS_WEIGHT
         if reported := self.reported.get(drafter):
             report_weight = min(MAX_REPORT_WEIGHT, reported.evidence)
             weight += report_weight
@@ -235,23 +223,12 @@ class RequestRates:
         return judged.mean(prior, weight) if judged else prior
 
     def evidence(self, drafter: str) -> float:
-        """Tokens of this drafter that were judged or reported in this request, and the tokens that
-        its NLL or similar texts count for."""
-        if drafter in self.predicted:
-            return self._seen(drafter) + self.predicted_weight
-        return self.judged(drafter)
+        """Tokens of this drafter that were judged or reported in this request, and those that its
+        NLL counts for."""
+        predicted = self.predicted_weight if drafter in self.predicted else 0.0
+        return self.judged(drafter) + predicted
 
     def judged(self, drafter: str) -> float:
         """The evidence without the prediction by the NLL, which only compares drafters."""
-        return self._seen(drafter) + self._similar_texts_trust(drafter) * SIMILAR_TEXTS_WEIGHT
-
-    def _seen(self, drafter: str) -> float:
         seen = (rates.get(drafter) for rates in (self.rates, self.reported))
         return sum(rate.evidence for rate in seen if rate)
-
-    def _similar_texts_trust(self, drafter: str) -> float:
-        """Weight of the rate on similar texts against the record, 0 to 1."""
-        expectation = self.expected.get(drafter)
-        if not expectation:
-            return 0.0
-        return expectation.weight / (expectation.weight + SIMILAR_TEXTS_PRIOR)

@@ -32,7 +32,7 @@ EXPERT = "a"
 FOLLOWS_SPEEDS = {
     "length", "deadline", "tree", "drafts ahead suffice", "text repeated", "earlier text",
 }  # fmt: skip
-WHOM = {"led by results", "led by nll", "led by reports", "led by similarity"}
+WHOM = {"led by results", "led by nll", "led by reports"}
 
 CHANGED: Mapping[str, set[str]] = {
     "cooperation": {"drafters asked"},
@@ -41,7 +41,6 @@ CHANGED: Mapping[str, set[str]] = {
     "routing": WHOM,
     "surprise": {"led by nll"},
     "reports": {"led by reports"},
-    "similarity": {"led by similarity"},
     "calibration": {"confidences"},
     "ahead": {"asked ahead", "width ahead"},
     "adaptivity": FOLLOWS_SPEEDS,
@@ -66,8 +65,7 @@ def judge(made: Planner, request: RequestState, node_id: str, hits: int) -> None
 
 
 def experienced() -> Planner:
-    """A planner with measured passes and equally quick and good drafters, each with texts that suit
-    it."""
+    """A planner with measured passes and equally quick and good drafters, each best in turn."""
     made = Planner()
     for rows in (1, 8, MAX_NODES + 1):
         made.statistics.observe_pass(PassReport(rows, PASS_S + 0.0004 * rows))
@@ -77,9 +75,6 @@ def experienced() -> Planner:
     for number in range(12):
         request = made.statistics.open("edgecosine")
         expert = TEAM[number % 3]
-        made.statistics.acceptance.observe_text(
-            request, [1000 * (1 + number % 3) + place for place in range(40)]
-        )
         for node_id in TEAM:
             for _ in range(4):
                 judge(made, request, node_id, 4 if node_id == expert else 1)
@@ -116,11 +111,6 @@ def led_by_reports(made: Planner, request: RequestState) -> object:
         for node_id in TEAM
     ]
     made.statistics.acceptance.observe_truth(request, drafts, answer)
-    return made.plan(request, TEAM, 100).drafters[0]
-
-
-def led_by_similarity(made: Planner, request: RequestState) -> object:
-    made.statistics.acceptance.observe_text(request, [1000 + place for place in range(40)])
     return made.plan(request, TEAM, 100).drafters[0]
 
 
@@ -168,7 +158,6 @@ DECISIONS: Mapping[str, Callable[[Planner, RequestState], object]] = {
     "led by results": led_by_results,
     "led by nll": led_by_nll,
     "led by reports": led_by_reports,
-    "led by similarity": led_by_similarity,
     "drafters asked": lambda *known: len(plan_of_two(*known).drafters),
     "length": lambda *known: plan_of_two(*known).gamma,
     "width": lambda *known: plan_of_two(*known).width,

@@ -28,7 +28,6 @@ from edgecosine.balance.trials import (
     Trial,
     TrialBudget,
 )
-from edgecosine.fusion.text_similarity import Expectation
 
 PLAIN_S = 0.005
 TOKENS = 128
@@ -213,7 +212,7 @@ def test_without_credit_only_a_drafter_is_asked_that_is_sure_to_pay(rate: float)
     budget.credit = 0.0
     for name in ("a", "b"):
         made.statistics.observe_answer(name, 0.002, 0.001, 4)
-    request.rates.expected = {"b": Expectation(rate, 20.0)}
+    request.rates.observe_report("b", round(20 * rate), round(20 * (1 - rate)))
     asked = made.first_plan(request, ["a", "b"], TOKENS).drafters
     assert asked == (("b",) if rate > 0.5 else ())
 

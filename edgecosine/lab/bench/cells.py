@@ -38,7 +38,7 @@ _LEAST, _DOMAINS = 32, 4
 
 _IN_THE_RUNTIME = (*BASELINES, OURS)
 _ON_CABLES = tuple(policy for policy in _IN_THE_RUNTIME if policy != COLOCATED)
-_INPUTS = ("routing", "surprise", "reports", "similarity")
+_INPUTS = ("routing", "surprise", "reports")
 _ABLATIONS = (OURS, *(f"{OURS}-without-{part}" for part in PARTS))
 _OF_INPUTS = (OURS, *(f"{OURS}-without-{part}" for part in _INPUTS))
 _OF_LONE_REQUESTS = (f"{OURS}-without-repetition",)
