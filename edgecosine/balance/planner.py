@@ -301,8 +301,10 @@ class Planner:
             why = f"{plan.speed:.0f} tokens/s at {plan.reason}; {plain_speed:.0f} without"
             return Plan(reason=f"K=0: {why}")
         most = request.policy.max_drafters
-        if not co_batched.requests and request.rates.is_doubtful(plan.drafters[0]):
+        if request.rates.is_doubtful(plan.drafters[0]):
             return ask_around(plan, candidates, most)
+        if co_batched.requests:
+            return plan
         conditional = self.statistics.acceptance.conditional.estimate
         contention = self.statistics.contention.factor
         return add_drafters(
@@ -316,16 +318,16 @@ class Planner:
 
     def _candidate(self, node_id: str, request: RequestState) -> Candidate:
         state = self.statistics.drafter(node_id)
-        is_timed = state.speed.token_s is not None
+        step_s = state.speed.token_s or state.speed.ahead_step_s
         return Candidate(
             node_id=node_id,
             rate=request.rates.estimate(node_id, state.record),
             evidence=request.rates.evidence(node_id),
-            token_s=state.speed.token_s or 0.0,
+            token_s=step_s or 0.0,
             overhead_s=state.speed.overhead_s or 0.0,
             is_measured=state.speed.overhead_s is not None,
             beside_others_s=state.speed.beside_others_s,
-            longest=MAX_GAMMA if is_timed else TRIAL_GAMMA,
+            longest=MAX_GAMMA if step_s is not None else TRIAL_GAMMA,
         )
 
 

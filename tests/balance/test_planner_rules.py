@@ -43,9 +43,8 @@ def alternately(made: Planner, request: RequestState) -> None:
         )
 
 
-@pytest.mark.parametrize("num_requests", [1, 2])
-def test_lone_request_whose_drafter_becomes_wrong_asks_the_others(num_requests: int) -> None:
-    """Beside other requests each drafter has enough to do."""
+@pytest.mark.parametrize("num_requests", [1, 8])
+def test_request_whose_drafter_becomes_wrong_asks_the_others(num_requests: int) -> None:
     made = planner()
     requests = [made.statistics.open("edgecosine") for _ in range(num_requests)]
     for node_id, hits in (("a", 4), ("b", 0), ("c", 0)):
@@ -56,8 +55,27 @@ def test_lone_request_whose_drafter_becomes_wrong_asks_the_others(num_requests: 
             )
     assert made.plan(requests[0], ["a", "b", "c"], 100).drafters == ("a",)
     made.statistics.acceptance.observe_truth(requests[0], [draft("a", 0)], PROMPT + TRUTH[:5])
-    asked = made.plan(requests[0], ["a", "b", "c"], 100).drafters
-    assert set(asked) == ({"a", "b", "c"} if num_requests == 1 else {"a"})
+    assert set(made.plan(requests[0], ["a", "b", "c"], 100).drafters) == {"a", "b", "c"}
+    made.statistics.acceptance.observe_truth(requests[0], [draft("a", 4)], PROMPT + TRUTH[:5])
+    assert made.plan(requests[0], ["a", "b", "c"], 100).drafters == ("a",)
+
+
+def test_drafters_join_only_a_lone_request() -> None:
+    """Beside others what a second one adds does not pay for its messages."""
+    made = planner()
+    request = made.statistics.open("edgecosine")
+    alternately(made, request)
+    assert len(made.plan(request, ["a", "b"], 100).drafters) == 2
+    made.statistics.open("edgecosine")
+    assert len(made.plan(request, ["a", "b"], 100).drafters) == 1
+
+
+def test_steps_that_were_timed_only_ahead_are_not_free() -> None:
+    made = planner()
+    request = made.statistics.open("edgecosine")
+    made.statistics.observe_ahead("a", 0.025, 0.02, 4)
+    plan = made.plan(request, ["a"], 100)
+    assert plan.draft_s == pytest.approx(plan.gamma * 0.005)
 
 
 @pytest.mark.parametrize(("step_s", "waits"), [(0.002, False), (0.012, True)])
