@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from edgecosine.balance.drafter_table import DrafterTable
 from edgecosine.balance.plan import MAX_NODES, Plan
 from edgecosine.balance.request_state import RequestState
@@ -44,7 +46,7 @@ def union_of(
         sums = [_expected_accepted(*each) for each in zip(drafts, chances, strict=True)]
         best = sums.index(max(sums))
         # The other drafts stay as empty ones, since a proposer's bit is its draft's place.
-        empty = [replace(draft, tree=EMPTY_TREE) for draft in drafts]
+        empty = [msgspec.structs.replace(draft, tree=EMPTY_TREE) for draft in drafts]
         drafts = [*empty[:best], drafts[best], *empty[best + 1 :]]
         chances = [own if n == best else () for n, own in enumerate(chances)]
     return DraftUnion(drafts, chances)

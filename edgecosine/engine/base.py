@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -58,8 +59,7 @@ class Constraint(Protocol):
         """The part of a tree after the answer that has the form."""
 
 
-@dataclass(frozen=True, slots=True)
-class VerifyWork:
+class VerifyWork(msgspec.Struct, frozen=True):
     """One session's part of a forward pass of the target.
 
     tokens      all committed tokens, the prompt first; the last one is the root of the tree
@@ -111,8 +111,7 @@ class CommitteeRound:
     is_exact: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class VerificationResult:
+class VerificationResult(msgspec.Struct, frozen=True):
     """The accepted path of a tree, and the target's own token after it."""
 
     path: tuple[int, ...]
@@ -126,15 +125,13 @@ class VerificationResult:
     """Of a committee of several models."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prefilling:
+class Prefilling(msgspec.Struct, frozen=True):
     """The step read a chunk of the prompt; `remaining` tokens are left for further steps."""
 
     remaining: int
 
 
-@dataclass(frozen=True, slots=True)
-class FailedWork:
+class FailedWork(msgspec.Struct, frozen=True):
     """This work failed with `error`; the other works of the step are not affected."""
 
     error: Exception
@@ -152,11 +149,10 @@ class Wanted:
     is_dense: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class JudgeWork(VerifyWork):
+class JudgeWork(VerifyWork, frozen=True):
     """A work whose rows are listed, and not drawn from."""
 
-    wanted: Wanted = field(default_factory=Wanted)
+    wanted: Wanted = msgspec.field(default_factory=Wanted)
 
 
 Floats = npt.NDArray[np.float32]
@@ -194,8 +190,7 @@ def expect_verified(outcome: Outcome) -> VerificationResult | None:
     return outcome if isinstance(outcome, VerificationResult) else None
 
 
-@dataclass(frozen=True, slots=True)
-class StepResult:
+class StepResult(msgspec.Struct, frozen=True):
     """An outcome for each work of a step, and the number of rows of its forward pass."""
 
     outcomes: list[Outcome]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS
 from edgecosine.protocol.wire.prompt_score import NO_PROMPT_SCORE, PromptScore
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(msgspec.Struct, frozen=True):
     """A draft beside the tokens that the target committed after its prefix.
 
     hits, misses  accepted tokens of the best path, and 1 if a rejection followed, else 0
@@ -28,8 +28,7 @@ class Comparison:
     judged: Sequence[tuple[float, bool]]
 
 
-@dataclass(frozen=True, slots=True)
-class DrafterTree:
+class DrafterTree(msgspec.Struct, frozen=True):
     """A draft tree after the first `prefix_len` tokens of a sequence, siblings in falling order of
     confidence."""
 

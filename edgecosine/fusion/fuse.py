@@ -76,7 +76,8 @@ class DraftUnion:
         self._tokens, self._parents = [*tree.tokens], [*tree.parents]
         self._rejected = [1.0 - min(probability, _MAX_PROBABILITY) for probability in chances]
         self._proposers = [bit] * len(tree)
-        self._index = {**tree.index}
+        nodes = zip(self._parents, self._tokens, strict=True)
+        self._index = dict(zip(nodes, range(len(tree)), strict=True))
 
     def tree(self, budget: int) -> TokenTree:
         """The tree of the `budget` most probable nodes; bit i of `proposers` is drafts[i]."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given
@@ -148,7 +149,7 @@ class _Flipping:
             if is_middle and not self._has_lied and isinstance(outcome, VerificationResult):
                 self._has_lied = True
                 wrong = (outcome.bonus + 1) % VOCABULARY
-                result.outcomes[number] = replace(outcome, bonus=wrong)
+                result.outcomes[number] = msgspec.structs.replace(outcome, bonus=wrong)
         return result
 
     def release(self, key: str) -> None:

@@ -10,9 +10,10 @@ import codecs
 import threading
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
+from msgspec.structs import replace
 from transformers import PreTrainedTokenizerBase
 
 from edgecosine.engine.base import (

@@ -6,6 +6,8 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import msgspec
+
 from edgecosine.balance.baselines.batching import ByObjective, OneGroup
 from edgecosine.balance.baselines.cosine_routing import CosineRouting
 from edgecosine.balance.baselines.rules import (
@@ -152,4 +154,4 @@ def _cut(draft: DrafterTree, budget: int) -> DrafterTree:
     if len(draft) <= budget:
         return draft
     tree = DraftUnion([draft], [draft.tree.confidences]).tree(budget)
-    return replace(draft, tree=tree)
+    return msgspec.structs.replace(draft, tree=tree)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+
+import msgspec
 
 from edgecosine.errors import ActorStopped
 
@@ -17,8 +18,7 @@ Ask = TypeVar("Ask")
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope(Generic[Ask, Answer]):
+class Envelope(msgspec.Struct, Generic[Ask, Answer], frozen=True):
     """A message and the future of its answer."""
 
     message: Ask

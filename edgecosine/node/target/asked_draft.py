@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from edgecosine.balance.plan import Plan
 from edgecosine.fusion.drafter_tree import DrafterTree
@@ -14,8 +15,7 @@ from edgecosine.node.links.pending_requests import Reply
 from edgecosine.protocol.wire.messages import PackedTree
 
 
-@dataclass(slots=True, eq=False)
-class AskedDraft:
+class AskedDraft(msgspec.Struct, eq=False):
     """One drafter's draft for a plan, after the sequence and `trunk`; with `ahead`, after the
     endpoints of the tree that the target verifies."""
 

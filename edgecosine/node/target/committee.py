@@ -16,6 +16,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+import msgspec
+
 from edgecosine.engine.base import (
     FailedWork,
     Outcome,
@@ -147,7 +149,7 @@ class Committee:
                 if num_dropped == MAX_ATTEMPTS:
                     raise CannotJudge(f"{error}: serve fewer requests at one time") from error
                 # Without drafts it has one row, which is dropped less soon than a tree's.
-                work = replace(work, tree=EMPTY_TREE)
+                work = msgspec.structs.replace(work, tree=EMPTY_TREE)
             except Rejudge as error:
                 self.totals.num_judged_again += 1
                 logger.info("judged again: request=%s reason=%s", work.key, error)
@@ -169,7 +171,8 @@ class Committee:
         )
         result = await walk.run()
         self._count(walk)
-        return replace(result, committee=replace(walk.round, elapsed_s=now() - started))
+        done = replace(walk.round, elapsed_s=now() - started)
+        return msgspec.structs.replace(result, committee=done)
 
     async def _judgements(self, subject: Subject) -> Mapping[str, Answered]:
         """The members' answers by name, without those that are away and not waited for."""

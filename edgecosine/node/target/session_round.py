@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from edgecosine.balance.round import Round
 from edgecosine.engine.base import VerificationResult
@@ -13,8 +14,7 @@ from edgecosine.node.target.asked_draft import AskedDraft
 from edgecosine.protocol.wire.tree import TokenTree
 
 
-@dataclass(frozen=True, slots=True)
-class BegunRound:
+class BegunRound(msgspec.Struct, frozen=True):
     """A round whose tree is submitted. Moments and times are in seconds.
 
     began_s   end of the former round
@@ -41,8 +41,7 @@ class BegunRound:
     """How long drafts ahead are awaited after the pass."""
 
 
-@dataclass(frozen=True, slots=True)
-class EndedRound:
+class EndedRound(msgspec.Struct, frozen=True):
     """A verified round, and the drafts of probes that ended with it."""
 
     begun: BegunRound

@@ -6,15 +6,15 @@ Nodes are in topological order: a parent comes before its children, and -1 is th
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
+
+import msgspec
 
 ROOT = -1
 
 
-@dataclass(frozen=True)
-class TokenTree:
+class TokenTree(msgspec.Struct, frozen=True, dict=True):
     """Draft tokens and their parents; `len(tree)` nodes, the root not counted.
 
     tokens[i]       token id of node i
@@ -37,7 +37,7 @@ class TokenTree:
         is_ordered = all(map(operator.lt, self.parents, range(size)))
         if not is_ordered or min(self.parents, default=ROOT) < ROOT:
             raise ValueError("a token tree lists parents before their children")
-        if len(self.index) != size:
+        if len(set(zip(self.parents, self.tokens, strict=True))) != size:
             raise ValueError("siblings of a token tree hold different tokens")
 
     def __len__(self) -> int:
@@ -50,12 +50,6 @@ class TokenTree:
         for parent in self.parents:
             depths.append(1 if parent == ROOT else depths[parent] + 1)
         return tuple(depths)
-
-    @cached_property
-    def index(self) -> Mapping[tuple[int, int], int]:
-        """Nodes by their parent and token."""
-        nodes = zip(self.parents, self.tokens, strict=True)
-        return dict(zip(nodes, range(len(self.tokens)), strict=True))
 
     def children(self, node: int) -> list[int]:
         """The children of `node` (-1: the root)."""
@@ -92,7 +86,14 @@ class TokenTree:
 
     def child(self, node: int, token: int) -> int | None:
         """The child of `node` (-1: the root) that holds `token`, if there is one."""
-        return self.index.get((node, token))
+        child = node
+        try:
+            while True:
+                child = self.tokens.index(token, child + 1)
+                if self.parents[child] == node:
+                    return child
+        except ValueError:
+            return None
 
     def path(self, node: int) -> tuple[int, ...]:
         """Nodes from a child of the root down to `node`."""
