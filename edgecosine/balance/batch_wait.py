@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class ExpectedArrival:
+class ExpectedArrival(msgspec.Struct, frozen=True):
     """A request expected at the target in `in_s` seconds, with so many rows."""
 
     in_s: float

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+import msgspec
 import numpy as np
 
 SMOOTHING = 0.2
@@ -106,8 +107,7 @@ class ContentionFactor:
         return self.by_count[max(known)] if count > 1 and known else 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class PassReport:
+class PassReport(msgspec.Struct, frozen=True):
     """One forward pass of the target. `cycle_s` is the time since the end of the previous pass."""
 
     num_rows: int

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 MAX_GAMMA = 12
 MAX_NODES = 48
 PROBE_GAMMA = 4
@@ -49,8 +51,7 @@ class Candidate:
         return self.overhead_s if self.is_measured else self.beside_others_s
 
 
-@dataclass(frozen=True, slots=True)
-class CoBatchedRequests:
+class CoBatchedRequests(msgspec.Struct, frozen=True):
     """The other requests in a pass: their number, their rows, and the tokens expected of them."""
 
     requests: int = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -15,8 +14,7 @@ from edgecosine.fusion.fuse import DraftUnion, path_probabilities
 from edgecosine.protocol.wire.tree import EMPTY_TREE
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
+class Round(msgspec.Struct, frozen=True):
     """A plan, and the drafts of its round."""
 
     plan: Plan
@@ -31,7 +29,7 @@ class Round:
 
     def with_drafts(self, drafts: Sequence[DrafterTree]) -> Round:
         """The round with the drafts that it has waited for."""
-        return replace(self, drafts=drafts, union=None)
+        return msgspec.structs.replace(self, drafts=drafts, union=None)
 
 
 def union_of(

@@ -54,9 +54,11 @@ class DrafterTree(msgspec.Struct, frozen=True):
             at = child
         parents, kept, place_of = self.tree.parents, list[int](), {at: ROOT}
         for node in range(at + 1, len(parents)):
-            if parents[node] in place_of and len(kept) < most:
+            if parents[node] in place_of:
                 place_of[node] = len(kept)
                 kept.append(node)
+                if len(kept) == most:
+                    break
         if not kept:
             return None
         trunk = max(0, self.trunk - len(committed) + self.prefix_len)

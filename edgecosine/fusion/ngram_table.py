@@ -49,10 +49,17 @@ class NgramTable:
 
     def learn(self, tokens: Sequence[int], start: int) -> None:
         """Learn which tokens from `start` on followed those before them."""
+        tags, entries, counts = self._tags, self._tokens, self._counts
         for end in range(max(1, start), len(tokens)):
             token = tokens[end]
             for slot, tag in self._places(tokens, end):
-                self._observe(slot, tag, token)
+                count = counts[slot]
+                if count and tags[slot] == tag and entries[slot] == token:
+                    counts[slot] = min(MOST_COUNT, count + 1)
+                elif count > 1:
+                    counts[slot] = count - 1
+                else:
+                    tags[slot], entries[slot], counts[slot] = tag, token, 1
 
     def next_token(self, tokens: Sequence[int]) -> tuple[int, float] | None:
         """The token most likely to follow, and its confidence; None without an entry."""
@@ -64,15 +71,6 @@ class NgramTable:
                 if confidence > best_confidence:
                     best, best_confidence = self._tokens[slot], confidence
         return (best, best_confidence) if best_confidence else None
-
-    def _observe(self, slot: int, tag: int, token: int) -> None:
-        counts, count = self._counts, self._counts[slot]
-        if count and self._tags[slot] == tag and self._tokens[slot] == token:
-            counts[slot] = min(MOST_COUNT, count + 1)
-        elif count > 1:
-            counts[slot] = count - 1
-        else:
-            self._tags[slot], self._tokens[slot], counts[slot] = tag, token, 1
 
     def _places(self, tokens: Sequence[int], end: int) -> Iterator[tuple[int, int]]:
         """The slot and the tag of each n-gram before `end`, the shortest first."""

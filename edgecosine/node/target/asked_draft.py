@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 import msgspec
 
 from edgecosine.balance.plan import Plan
+from edgecosine.engine.base import VerificationResult
 from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.node.links.pending_requests import Reply
 from edgecosine.protocol.wire.messages import PackedTree
@@ -41,16 +42,6 @@ class AskedDraft(msgspec.Struct, eq=False):
         return self.ahead is not None
 
 
-def all_over(drafts: Collection[AskedDraft]) -> Callable[[], bool]:
-    """Whether no draft is awaited any more, as a condition to wait for."""
-    return lambda: all(draft.is_over for draft in drafts)
-
-
-def any_over(drafts: Collection[AskedDraft]) -> Callable[[], bool]:
-    """Whether a draft has ended, or there is none, as a condition to wait for."""
-    return lambda: not drafts or any(draft.is_over for draft in drafts)
-
-
 class DraftWait:
     """Lets one session wait for its drafts."""
 
@@ -58,9 +49,28 @@ class DraftWait:
         self._is_enough: Callable[[], bool] | None = None
         self._woken: asyncio.Future[None] | None = None
 
-    async def until(self, is_enough: Callable[[], bool], within_s: float) -> None:
-        """Wait at most `within_s` seconds for a condition on the session's drafts, which may also
-        depend on what calls `ended`."""
+    async def all_of(self, drafts: Collection[AskedDraft], within_s: float) -> None:
+        """Wait at most `within_s` seconds until none of these drafts is awaited any more."""
+        await self._until(lambda: all(draft.is_over for draft in drafts), within_s)
+
+    async def any_of(self, drafts: Collection[AskedDraft], within_s: float) -> None:
+        """Wait at most `within_s` seconds for drafts that may be on their way, unless one is there
+        already."""
+        if drafts:
+            await self._until(lambda: any(draft.is_over for draft in drafts), within_s)
+
+    async def any_or(
+        self, verdict: asyncio.Future[VerificationResult], drafts: Collection[AskedDraft]
+    ) -> None:
+        """Wait for the first of these drafts, or for the verification result beside them."""
+        if not drafts:
+            return
+        verdict.add_done_callback(lambda _: self.ended())
+        await self._until(
+            lambda: verdict.done() or any(draft.is_over for draft in drafts), math.inf
+        )
+
+    async def _until(self, is_enough: Callable[[], bool], within_s: float) -> None:
         if within_s <= 0.0 or is_enough():
             return
         loop = asyncio.get_running_loop()
@@ -75,7 +85,7 @@ class DraftWait:
                 timer.cancel()
 
     def ended(self) -> None:
-        """A draft has ended."""
+        """A draft has ended, or what is awaited beside the drafts."""
         if self._woken is not None and self._is_enough is not None and self._is_enough():
             _wake(self._woken)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,12 +14,11 @@ from functools import partial
 from edgecosine.balance.drafter_table import SHORTLIST
 from edgecosine.balance.plan import Plan
 from edgecosine.balance.statistics import Statistics
-from edgecosine.engine.base import VerificationResult
 from edgecosine.errors import LinkError
 from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.node.links.pending_requests import Reply
 from edgecosine.node.runtime.clock import now
-from edgecosine.node.target.asked_draft import AskedDraft, DraftWait, all_over, any_over
+from edgecosine.node.target.asked_draft import AskedDraft, DraftWait
 from edgecosine.node.target.drafter_link import DrafterLink, DrafterLinks
 from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.protocol.wire.messages import (
@@ -77,7 +75,7 @@ class DraftClient:
         """Probes whose drafts have not been taken, by node id."""
         self._awaited: dict[AskedDraft, None] = {}
         """All drafts that are not there yet."""
-        self._wait = DraftWait()
+        self.wait = DraftWait()
         self._too_short: dict[str, str] = {}
         """Why drafters cannot read the sequence any more, by node id."""
 
@@ -134,7 +132,7 @@ class DraftClient:
     async def gather(self, plan: Plan, trunk: Sequence[int] = ()) -> list[DrafterTree]:
         """The drafts of the plan's drafters after the sequence and `trunk`, before its deadline."""
         drafts = self.start(plan, trunk=trunk)
-        await self._wait.until(all_over(drafts), plan.deadline_s)
+        await self.wait.all_of(drafts, plan.deadline_s)
         return self.take(drafts)
 
     def start(
@@ -147,21 +145,6 @@ class DraftClient:
         for node_id in chosen:
             self._end_probe(node_id)
         return [self._ask(links[node_id], node_id, plan, trunk, packed) for node_id in chosen]
-
-    async def any_of(self, drafts: Collection[AskedDraft], within_s: float) -> None:
-        """Wait for drafts that may be on their way, unless one is there already."""
-        await self._wait.until(any_over(drafts), within_s)
-
-    async def any_or(
-        self, verdict: asyncio.Future[VerificationResult], drafts: Collection[AskedDraft]
-    ) -> None:
-        """Wait for the first of these drafts, or for the verification result beside them."""
-        if not drafts:
-            return
-        verdict.add_done_callback(lambda _: self._wait.ended())
-        await self._wait.until(
-            lambda: verdict.done() or any(draft.is_over for draft in drafts), math.inf
-        )
 
     def take(self, drafts: Iterable[AskedDraft]) -> list[DrafterTree]:
         """The drafts that are there; the others are late, and given up.
@@ -198,9 +181,8 @@ class DraftClient:
 
     def take_probes(self) -> list[DrafterTree]:
         """The drafts of the probes that have ended; late ones are given up."""
-        if not self._probes:
-            return []
-        return self.take([self._probes.pop(asked.node_id) for asked in self._ended_probes()])
+        ended = self._ended_probes() if self._probes else ()
+        return self.take([self._probes.pop(asked.node_id) for asked in ended])
 
     def _ended_probes(self) -> list[AskedDraft]:
         moment = now()
@@ -324,7 +306,7 @@ class DraftClient:
         asked.is_over = True
         self._awaited.pop(asked, None)
         self._metrics.trace.drafted(asked.node_id, asked.asked_s, draft)
-        self._wait.ended()
+        self.wait.ended()
 
     def _note_drafter(self, node_id: str) -> None:
         """The drafter has read the text; it takes the place of the one that drafted the longest

@@ -73,6 +73,6 @@ class Drafting:
         end until `grace_s` from now."""
         client = self._client
         self._verifier.expect(self._key, patience_s, 1 + len(tree))
-        await client.any_of(drafts, patience_s)
-        await client.any_of(client.probes.values(), grace_s)
+        await client.wait.any_of(drafts, patience_s)
+        await client.wait.any_of(client.probes.values(), grace_s)
         return client.take(drafts), client.take_probes()

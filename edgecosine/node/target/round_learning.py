@@ -40,7 +40,8 @@ class RoundLearning:
         return f"<RoundLearning {self._key} [{'behind' if self._last else 'up to date'}]>"
 
     def add(self, ended: EndedRound) -> None:
-        """A round with a plan has ended."""
+        """A round with a plan has ended; the one before it is learned from now at the latest."""
+        self.catch_up()
         self._last = ended
 
     def catch_up(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 
 from edgecosine.balance.local_draft import SOURCES, LocalDraft
 from edgecosine.balance.plan import MAX_NODES
@@ -72,9 +72,8 @@ class Session:
         self._num_prompt = len(prompt)
         self._sequence = Prefix([*prompt, *request.said.tokens])
         self._pass: asyncio.Future[VerificationResult] | None = None
-        self._yielded_s = 0.0
-        self._round_ended_s = 0.0
-        """When the last round's verification result and its drafts ahead had arrived."""
+        self._yielded_s = self._round_ended_s = 0.0
+        """When text was yielded, and when a round's result and its drafts ahead had arrived."""
         self._text = AnswerText(request, codec, prompt, dialect, in_reasoning=in_reasoning)
         self._metrics = RequestMetrics(trace=RoundTrace(is_on=request.trace), totals=measurements)
         self._draft_client = DraftClient(
@@ -224,7 +223,7 @@ class Session:
         is_alone = self._statistics.num_active == 1
         if plan.drafters and is_alone and self._state.policy.baseline is None:
             if self._verifier.is_beside_loop:
-                await client.any_or(verdict, begun.ahead)
+                await client.wait.any_or(verdict, begun.ahead)
             if not verdict.done():
                 self._learning.catch_up()
                 self._drafting.next_plan = self._drafting.make_plan(room - 1)
@@ -238,13 +237,12 @@ class Session:
         if begun.current is None:
             self._end_plain_round(begun, result, pass_s)
             return []
-        next_drafts, probed = await self._drafting.take(begun.tree, begun.ahead, begun.patience_s)
+        ahead, probed = await self._drafting.take(begun.tree, begun.ahead, begun.patience_s)
         self._metrics.trace.end(len(begun.tree), len(result.path), self._metrics.plan)
         self._round_ended_s = now()
-        self._learning.catch_up()
         self._learning.add(EndedRound(begun, result, probed, self._round_ended_s, pass_s))
-        drafts = [*begun.current.drafts, *probed]
-        return self._commit(result, begun.tree, drafts, next_drafts, begun.drafters)
+        drafts = (*begun.current.drafts, *probed)
+        return self._commit(result, begun.tree, drafts, ahead, begun.drafters)
 
     def _leave_pass(self) -> None:
         """Take a tree back that is not awaited any more."""
@@ -281,10 +279,9 @@ class Session:
         self._metrics.trace.end(len(tree), len(result.path), self._metrics.plan)
         self._round_ended_s = now()
         self._append(result, tree, SOURCES)
-        ended = EndedRound(begun, result, (), self._round_ended_s, pass_s)
         verify_s = self._round_ended_s - begun.submitted_s
         self._metrics.count_plain_round(tree, SOURCES, result, verify_s)
-        self._learning.note_times(ended)
+        self._learning.note_times(EndedRound(begun, result, (), self._round_ended_s, pass_s))
 
     def _submit(self, tree: TokenTree) -> asyncio.Future[VerificationResult]:
         self._metrics.trace.submit()
@@ -307,8 +304,8 @@ class Session:
         self,
         result: VerificationResult,
         tree: TokenTree,
-        drafts: list[DrafterTree],
-        ahead: list[DrafterTree],
+        drafts: Iterable[DrafterTree],
+        ahead: Iterable[DrafterTree],
         proposers: Sequence[str] = (),
     ) -> list[DrafterTree]:
         """Append the accepted tokens; returns what is left of all drafts after the longer sequence.
@@ -317,8 +314,7 @@ class Session:
         if not self._state.policy.width:
             ahead = [draft.chain() for draft in ahead]
         newest = {draft.node_id: draft for draft in (*drafts, *ahead)}
-        committed = self._sequence.tokens
-        left = [draft.after(committed, MAX_NODES) for draft in newest.values()]
+        left = (draft.after(self._sequence.tokens, MAX_NODES) for draft in newest.values())
         return [draft for draft in left if draft is not None]
 
     def _append(

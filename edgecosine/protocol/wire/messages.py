@@ -275,7 +275,7 @@ _SHARES = tuple(byte / 255 for byte in range(256))
 
 def pack_shares(shares: Sequence[float]) -> bytes:
     """Probabilities as one byte each."""
-    return np.rint(255.0 * np.asarray(shares)).astype(np.uint8).tobytes()
+    return bytes([round(255.0 * share) for share in shares])
 
 
 PackedTree = tuple[bytes, bytes, bytes]
