@@ -40,7 +40,7 @@ MIN_PYTHON: Final = (3, 11)
 MIN_MEMORY_BYTES: Final = 2 << 30
 BROKER_PATIENCE_S: Final = 3.0
 COMPILERS: Final = ("g++", "c++", "clang++")
-_FEATURES: Final = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+_FEATURES: Final = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
 _WIDE_FEATURES: Final = frozenset({"avx2", "asimd"})
 
 

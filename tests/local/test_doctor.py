@@ -64,8 +64,8 @@ def test_memory_is_found_without_a_readable_meminfo(tmp_path: Path, text: str | 
 @pytest.mark.parametrize(
     ("text", "finding", "is_ok"),
     [
-        ("flags\t\t: fpu avx2 avx512f avx512_bf16 amx_bf16\n",
-         "avx2, avx512f, avx512_bf16, amx_bf16", True),
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16 amx_bf16 amx_int8\n",
+         "avx2, avx512f, avx512_bf16, amx_bf16, amx_int8", True),
         ("Features\t: fp asimd bf16\n", "asimd, bf16", True),
         ("flags : fpu sse2\n", "no vector features", False),
     ],

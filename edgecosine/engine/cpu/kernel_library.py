@@ -186,8 +186,9 @@ def _declare(path: Path) -> Kernels:
     )  # fmt: skip
     library.edgecosine_panel.argtypes, library.edgecosine_panel.restype = [], number
     library.edgecosine_has_pairs.argtypes, library.edgecosine_has_pairs.restype = [], number
-    library.edgecosine_instructions.argtypes = []
-    library.edgecosine_instructions.restype = ctypes.c_char_p
+    for name in ("instructions", "fault_of_tiles"):
+        function = getattr(library, f"edgecosine_{name}")
+        function.argtypes, function.restype = [], ctypes.c_char_p
     library.edgecosine_pack_blocks.argtypes = [pointer, pointer, pointer, pointer, size, size]
     library.edgecosine_prefer_huge_pages.argtypes = [pointer, size]
     library.edgecosine_pack.argtypes = [pointer, pointer, size, size, size]
@@ -210,6 +211,8 @@ def _declare(path: Path) -> Kernels:
     library.edgecosine_shared_values.argtypes = [pointer, size]
     library.edgecosine_shared_values.restype = size
     _check_shared_values(library)
+    if fault := library.edgecosine_fault_of_tiles():
+        logger.warning("AMX-INT8 is not used: reason=%s", fault.decode())
     return Kernels(
         library=library,
         panel=library.edgecosine_panel(),

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
-import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +11,6 @@ from torch import nn
 
 from edgecosine.engine.batch import RowBuilder
 from edgecosine.engine.cpu.blocks import (
-    BYTES_OF_BLOCK,
     are_nibbles,
     round_weights,
     rounding_inputs,
@@ -23,9 +18,6 @@ from edgecosine.engine.cpu.blocks import (
     to_nibbles,
 )
 from edgecosine.engine.cpu.kernel_library import (
-    COMPILERS,
-    FLAGS,
-    SOURCES,
     KernelsUnavailable,
     load_kernels,
 )
@@ -165,63 +157,6 @@ def test_nan_inputs_give_nan_outputs(value: float, form: WeightForm) -> None:
     found = _packed(_linear(64, 20, form), form)(x)
     assert not found[1].isfinite().any()
     assert found[[0, 2]].isfinite().all()
-
-
-def _flags_of_processor() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    return set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
-
-
-VARIANTS = [
-    ("portable", "-mavx -mfma", {"avx", "fma"}),
-    ("AVX2", "-mavx2 -mfma -mf16c", {"avx2", "fma", "f16c"}),
-    ("AVX512", "-mavx512f -mavx512bw -mavx512vl -mfma -mf16c", {"avx512bw", "avx512vl"}),
-    ("AVX512 VNNI", "-mavx512vnni -mavx512bw -mavx512vl -mfma -mf16c", {"avx512_vnni"}),
-    ("AVX VNNI", "-mavxvnni -mavx2 -mfma -mf16c", {"avx_vnni"}),
-]
-
-
-@pytest.mark.parametrize(
-    ("flags", "needed"), [v[1:] for v in VARIANTS], ids=[v[0] for v in VARIANTS]
-)
-def test_all_instruction_sets_give_equal_bits(flags: str, needed: set[str], tmp_path: Path) -> None:
-    if missing := needed - _flags_of_processor():
-        pytest.skip(f"this processor has no {', '.join(sorted(missing))}")
-    compiler = next(filter(None, map(shutil.which, COMPILERS)))
-    rest = [flag for flag in FLAGS if flag not in {"-O3", "-march=native"}]
-    built = tmp_path / "variant.so"
-    source = Path(__file__).with_name("variant.cpp")
-    command = [
-        compiler,
-        "-O1",
-        *flags.split(),
-        *rest,
-        f"-I{SOURCES}",
-        str(source),
-        "-o",
-        str(built),
-    ]
-    subprocess.run(command, check=True, capture_output=True)
-    library = ctypes.CDLL(os.fspath(built))
-    x = torch.randn(23, 300)
-    # Products of pairs of the greatest numbers must not saturate in 16 bits.
-    x[1] = 1.0
-    for form in FORMS:
-        linear = nn.Linear(300, 70, bias=False)
-        linear.weight.data[3] = 1.0
-        linear.weight.data[3, ::BLOCK_SIZE] = -1.0
-        round_weights(linear, form)
-        blocks = to_nibbles(linear.weight)[0] if form == "int4" else to_blocks(linear.weight)
-        size = -(-70 // library.panel()) * library.panel() * 10 * BYTES_OF_BLOCK[form]
-        packed, found = torch.empty(size, dtype=torch.uint8), torch.empty(len(x), 70)
-        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (x, packed, found)]
-        sizes = map(ctypes.c_int64, (len(x), 70, 10, 300))
-        columns = (None if t is None else ctypes.c_void_p(t.data_ptr()) for t in blocks)
-        library.run(*columns, *pointers, *sizes)
-        assert torch.equal(found, _packed(linear, form)(x)), form
 
 
 def _runner(way: str, model: nn.Module, form: WeightForm) -> NativeLlama | SlotModel:

@@ -19,6 +19,7 @@ _COMPILES = b'#!/bin/sh\n[ "$1" = --version ] && exit 0\n'
 SOURCE = b"""
 int edgecosine_panel() { return 8; } int edgecosine_has_pairs() { return 0; }
 const char* edgecosine_instructions() { return "AVX2"; }
+const char* edgecosine_fault_of_tiles() { return 0; }
 int edgecosine_pack_blocks, edgecosine_prefer_huge_pages;
 int edgecosine_pack, edgecosine_linear, edgecosine_attention, edgecosine_decode;
 int edgecosine_decode_greedily, edgecosine_rank, edgecosine_draft_step;
@@ -71,6 +72,18 @@ def test_kernels_are_built_once_and_cached(cache: Path, monkeypatch: pytest.Monk
     assert sorted(path.suffix for path in cache.iterdir()) == ["", ".digest", ".so"]
     monkeypatch.setattr(native, "_build", lambda *_: pytest.fail("built twice"))
     assert panel() == 8
+
+
+def test_tiles_that_are_not_used_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = tmp_path / "sources" / "kernels.cpp"
+    without = source.read_bytes()
+    assert panel() == 8
+    source.write_bytes(without.replace(b"tiles() { return 0;", b'tiles() { return "refused";'))
+    assert caplog.text == ""
+    assert panel() == 8
+    assert "AMX-INT8 is not used: reason=refused" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["cut off", "empty", "without its digest", "other bytes"])

@@ -26,6 +26,9 @@ constexpr const char* kInstructions = "AVX2";
 constexpr const char* kInstructions = "portable";
 #endif
 
+// Their names in this process.
+inline const char* instructions() { return has_tiles() ? "AVX512-VNNI+AMX-INT8" : kInstructions; }
+
 #if defined(__AVX512BW__)
 typedef __m512i Integers;
 inline Integers products_of_pairs(Integers w, int32_t quad) {
@@ -96,6 +99,12 @@ struct ExactSum {
 #endif
 };
 
+inline float number(const int32_t* words, int word) {
+  float value;
+  std::memcpy(&value, words + word, 4);
+  return value;
+}
+
 // The outputs of a panel for a group of rows. An input is loaded for two columns at a time, since a
 // processor loads at most as many inputs as it multiplies.
 template <int Rows, class Form>
@@ -127,22 +136,18 @@ void multiply_panel(const RoundedInputs* group, const Panel<Form>& panel, float*
           for (int half = 0; half < 2; half++)
             exact[r][half].add(columns[quad][half], words[(2 * i + quad) * Rows + r]);
     }
-    const auto number = [&](int word) {
-      float value;
-      std::memcpy(&value, words + word, 4);
-      return value;
-    };
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
       const Vector scales = load_halves(panel.scales(k, half));
 #pragma GCC unroll 8
       for (int r = 0; r < Rows; r++)
-        sums[r][half] = fused(exact[r][half].finished(), scales * number(kScale * Rows + r), sums[r][half]);
+        sums[r][half] = fused(exact[r][half].finished(), scales * number(words, kScale * Rows + r),
+                              sums[r][half]);
       if constexpr (Form::kHasMinimum) {
         const Vector minima = load_halves(panel.minima(k, half));
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; r++)
-          sums[r][half] = fused(minima, Vector{} + number(kSum * Rows + r), sums[r][half]);
+          sums[r][half] = fused(minima, Vector{} + number(words, kSum * Rows + r), sums[r][half]);
       }
     }
   }
@@ -175,6 +180,58 @@ void multiply_panel(const WideInputs* group, const Panel<Form>& panel, float* c,
   }
 }
 
+#ifdef EDGECOSINE_TILES
+// The same with rows in a tile. The next block is multiplied before the sums of a block are added, since they
+// come late.
+template <int Rows, class Form>
+void multiply_panel_by_tiles(const RoundedInputs* group, const Panel<Form>& panel, float* c, int64_t ldc,
+                             int64_t steps, Ahead ahead) {
+  alignas(64) int32_t products[2][kTileRows * kLanes];
+  for (int half = 0; half < 2; half++) {
+    const auto multiply = [&](int64_t k) {
+      const void* inputs = group[k * kTileRows].words;
+      if constexpr (Form::kHasMinimum) {
+        alignas(64) Ints quads[kQuads];
+        for (int i = 0; i < kQuads / 2; i++) panel.load(k, half, i, quads[2 * i], quads[2 * i + 1]);
+        multiply_tile(inputs, quads, sizeof(Ints), products[k % 2]);
+      } else {
+        multiply_tile(inputs, panel.quads(k) + half * sizeof(Ints), 2 * sizeof(Ints), products[k % 2]);
+      }
+    };
+    Vector sums[Rows];
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; r++) sums[r] = Vector{};
+    multiply(0);
+    for (int64_t k = 0; k < steps; k++) {
+      if (half == 0) ahead.fetch_all(k);
+      if (k + 1 < steps) multiply(k + 1);
+      const int32_t* words = group[k * kTileRows].words;
+      const Vector scales = load_halves(panel.scales(k, half));
+      const Vector minima = Form::kHasMinimum ? load_halves(panel.minima(k, half)) : Vector{};
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; r++) {
+        const Ints exact = *reinterpret_cast<const LooseInts*>(products[k % 2] + r * kLanes);
+        const int32_t unbias = Form::kHasMinimum ? 0 : words[kUnbias * kTileRows + r];
+        sums[r] = fused(__builtin_convertvector(exact + unbias, Vector),
+                        scales * number(words, kScale * kTileRows + r), sums[r]);
+        if constexpr (Form::kHasMinimum)
+          sums[r] = fused(minima, Vector{} + number(words, kSum * kTileRows + r), sums[r]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; r++) store(c + r * ldc + half * kLanes, sums[r]);
+  }
+}
+
+template <int Rows, class Form, class... Arguments>
+void multiply_panel_by_tiles_of(int64_t rows, const RoundedInputs* group, const Panel<Form>& panel,
+                                Arguments... arguments) {
+  if (rows == Rows) return multiply_panel_by_tiles<Rows, Form>(group, panel, arguments...);
+  if constexpr (Rows > kTileRows / 2)
+    multiply_panel_by_tiles_of<Rows - 1>(rows, group, panel, arguments...);
+}
+#endif
+
 template <int Rows, class Input, class Form, class... Arguments>
 void multiply_panel_of(int64_t rows, const Input* group, const Panel<Form>& panel,
                        Arguments... arguments) {
@@ -200,16 +257,27 @@ Ahead next_weights(const Panel<Form>& panel, int64_t steps, int64_t rows, int64_
 template <class Form, class Input>
 void multiply_panels(int64_t begin, int64_t end, int64_t rows, int64_t steps, const Input* x,
                      const Form* w, float* c, int64_t ldc) {
-  const int64_t groups = block_groups_of(rows), near = kRowsNear / kMostBlockRows;
-  for (int64_t first = 0; first < groups; first += near) {
-    const int64_t last = std::min(groups, first + near);
+  const RowGroups groups = row_groups_of<Form>(rows);
+#ifdef EDGECOSINE_TILES
+  const Tiles tiles(groups.are_tiles);
+#endif
+  const int64_t near = kRowsNear / (groups.are_tiles ? kTileRows : kMostBlockRows);
+  for (int64_t first = 0; first < groups.count; first += near) {
+    const int64_t last = std::min(groups.count, first + near);
     for (int64_t number = begin; number < end; number++) {
       const Panel<Form> panel(w + number * steps * kPanel);
       for (int64_t g = first; g < last; g++) {
-        const int64_t row = rows * g / groups, size = rows * (g + 1) / groups - row;
+        const Input* group = x + groups.place(g) * steps;
+        float* out = c + groups.begin(g) * ldc + number * kPanel;
         const Ahead ahead = next_weights(panel, steps, rows, g - first, last - first);
-        multiply_panel_of<kMostBlockRows>(size, x + row * steps, panel, c + row * ldc + number * kPanel, ldc,
-                                          steps, ahead);
+#ifdef EDGECOSINE_TILES
+        if constexpr (std::is_same_v<Input, RoundedInputs>)
+          if (groups.are_tiles) {
+            multiply_panel_by_tiles_of<kTileRows>(groups.size(g), group, panel, out, ldc, steps, ahead);
+            continue;
+          }
+#endif
+        multiply_panel_of<kMostBlockRows>(groups.size(g), group, panel, out, ldc, steps, ahead);
       }
     }
   }

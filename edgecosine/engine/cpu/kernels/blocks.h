@@ -13,6 +13,7 @@
 
 #include "packed.h"
 #include "team.h"
+#include "tiles.h"
 
 #if defined(__AVX__)
 #include <immintrin.h>
@@ -78,7 +79,7 @@ struct Panel {
 };
 
 // The size of a row's part of a block. Rows that are multiplied together form a group, in which the
-// numbers of all rows are interleaved.
+// numbers of all rows are interleaved; in a tile, each row has its quads one after the other.
 struct RoundedInputs {
   int32_t words[kQuads + 3];
 };
@@ -104,8 +105,26 @@ template <> struct Operands<WideBytes> {
 template <> struct Operands<Nibbles> : Operands<Bytes> {};
 template <> struct Operands<WideNibbles> : Operands<WideBytes> {};
 
-// Rows are multiplied in groups of about equal size.
-inline int64_t block_groups_of(int64_t rows) { return (rows + kMostBlockRows - 1) / kMostBlockRows; }
+// The rows of a pass in groups of about equal size. A group has `room` rows in memory, which a tile fills
+// only in part where it has fewer.
+struct RowGroups {
+  int64_t rows;
+  bool are_tiles;
+  int64_t count;
+
+  int64_t begin(int64_t group) const { return rows * group / count; }
+  int64_t size(int64_t group) const { return begin(group + 1) - begin(group); }
+  int64_t room(int64_t group) const { return are_tiles ? kTileRows : size(group); }
+  int64_t place(int64_t group) const { return are_tiles ? kTileRows * group : begin(group); }
+};
+
+template <class Weight>
+RowGroups row_groups_of(int64_t rows) {
+  const bool is_rounded = std::is_same_v<typename Operands<Weight>::Input, RoundedInputs>;
+  const bool are_tiles = is_rounded && rows >= kTileRows && has_tiles();
+  const int64_t most = are_tiles ? kTileRows : kMostBlockRows;
+  return {rows, are_tiles, (rows + most - 1) / most};
+}
 
 inline float from_half(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16, magnitude = half & 0x7fffu;
@@ -151,9 +170,9 @@ inline Vector load_halves(const uint8_t* p) {
 typedef int8_t Octets __attribute__((vector_size(kLanes)));
 constexpr float kWholes = 12582912.0f;         // 1.5 * 2^23: adding it rounds a float32 to an integer
 
-// The block of row `row` in a group of `rows`: its quads, its scale, what the bias of bytes adds
+// The block of row `row` in a group with room for `rows`: its quads, its scale, what the bias of bytes adds
 // to its sums, negated, and the sum of the rounded inputs.
-inline void put_block(const float* x, RoundedInputs* group, int64_t row, int64_t rows) {
+inline void put_block(const float* x, RoundedInputs* group, int64_t row, int64_t rows, bool is_tile) {
   constexpr int kVectors = kBlock / kLanes;
   Ints most{};                                 // as bits, where NaN is the greatest
   for (int v = 0; v < kVectors; v++) {
@@ -172,7 +191,10 @@ inline void put_block(const float* x, RoundedInputs* group, int64_t row, int64_t
     sum += whole;
   }
   int32_t* words = group->words + row;
-  for (int q = 0; q < kQuads; q++) std::memcpy(words + q * rows, bytes + 4 * q, 4);
+  if (is_tile)
+    std::memcpy(group->words + row * kQuads, bytes, kBlock);
+  else
+    for (int q = 0; q < kQuads; q++) std::memcpy(words + q * rows, bytes + 4 * q, 4);
   const float scale = largest / 127.0f;
   const float whole_sum = total(__builtin_convertvector(sum, Vector)), rounded_sum = scale * whole_sum;
   std::memcpy(words + kScale * rows, &scale, 4);
@@ -180,7 +202,7 @@ inline void put_block(const float* x, RoundedInputs* group, int64_t row, int64_t
   words[kUnbias * rows] = -kBias * static_cast<int32_t>(whole_sum);
 }
 
-inline void put_block(const float* x, WideInputs* group, int64_t row, int64_t) {
+inline void put_block(const float* x, WideInputs* group, int64_t row, int64_t, bool) {
   std::memcpy(group + row, x, sizeof *group);
 }
 
@@ -190,26 +212,27 @@ const typename Operands<Weight>::Input* grouped_inputs(const Act* x, int64_t row
                                                        int threads) {
   using Input = typename Operands<Weight>::Input;
   thread_local std::vector<Input> form;
-  const int64_t steps = steps_of<Weight>(inputs), groups = block_groups_of(rows);
-  form.resize(rows * steps);
+  const int64_t steps = steps_of<Weight>(inputs);
+  const RowGroups groups = row_groups_of<Weight>(rows);
+  form.resize(groups.place(groups.count) * steps);
   Input* blocks = form.data();
-  const int parts = parts_of(threads, groups, rows * inputs * kRoundingWork);
+  const int parts = parts_of(threads, groups.count, rows * inputs * kRoundingWork);
   Team::of_process().run(parts, [&](int part) {
-    for (int64_t g = groups * part / parts; g < groups * (part + 1) / parts; g++) {
-      const int64_t begin = rows * g / groups, size = rows * (g + 1) / groups - begin;
-      for (int64_t r = 0; r < size; r++)
+    for (int64_t g = groups.count * part / parts; g < groups.count * (part + 1) / parts; g++) {
+      const int64_t room = groups.room(g);
+      for (int64_t r = 0; r < groups.size(g); r++)
         for (int64_t k = 0; k < steps; k++) {
-          const Act* from = x + (begin + r) * inputs + k * kBlock;
-          Input* group = blocks + begin * steps + k * size;
+          const Act* from = x + (groups.begin(g) + r) * inputs + k * kBlock;
+          Input* group = blocks + groups.place(g) * steps + k * room;
           const int64_t count = inputs - k * kBlock;
           if constexpr (std::is_same_v<Act, float>)
             if (count >= kBlock) {
-              put_block(from, group, r, size);
+              put_block(from, group, r, room, groups.are_tiles);
               continue;
             }
           float block[kBlock] = {};
           convert(from, block, std::min(kBlock, count));
-          put_block(block, group, r, size);
+          put_block(block, group, r, room, groups.are_tiles);
         }
     }
   });

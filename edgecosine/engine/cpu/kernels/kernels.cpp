@@ -30,7 +30,10 @@ int edgecosine_has_pairs() {
 }
 
 // The instructions that multiply bytes, by name; "portable" without any.
-const char* edgecosine_instructions() { return kInstructions; }
+const char* edgecosine_instructions() { return instructions(); }
+
+// Why tiles that the processor has are not used, or null.
+const char* edgecosine_fault_of_tiles() { return fault_of_tiles(); }
 
 // Asks for large pages for memory that is not touched yet.
 void edgecosine_prefer_huge_pages(void* memory, int64_t bytes) { prefer_huge_pages(memory, bytes); }
