@@ -14,6 +14,7 @@ from edgecosine.cli.running import run_command
 from edgecosine.cli.up import split_cores
 from edgecosine.errors import ModelUnavailable
 from edgecosine.lab.demo_models import Scene, chat_scene, zoo_scene
+from edgecosine.local.kernels import build_kernels
 from edgecosine.models.packages import require_packages
 from edgecosine.zoo import BALLAST
 
@@ -49,6 +50,7 @@ def command(
     console = Console(highlight=False)
     target_cores, drafter_cores = split_cores()
     scene = _scene(ballast, is_lab=lab)
+    build_kernels(click.echo)
     settings = DemoSettings(
         scene=replace(scene, drafters=drafters or scene.drafters), prompts_per_domain=prompts,
         max_tokens=max_tokens, target_cores=target_cores, drafter_cores=drafter_cores,

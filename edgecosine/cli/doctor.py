@@ -16,6 +16,7 @@ import uvloop
 import edgecosine
 from edgecosine.cli.running import access_options, resolve_access
 from edgecosine.local.doctor import Check, examine
+from edgecosine.local.kernels import build_kernels
 
 _ZOO = Path(edgecosine.__file__).parent / "zoo"
 
@@ -39,6 +40,7 @@ def command(
     Without --broker the command checks whether a broker could be started.
     """
     address, ours = resolve_access(broker, cluster, credentials, options)
+    build_kernels(functools.partial(click.echo, err=True))
     checks = uvloop.run(examine(model=model, broker=address, zoo=_ZOO, credentials=ours))
     is_ready = all(check.is_ok for check in checks)
     if as_json:

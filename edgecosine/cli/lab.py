@@ -18,6 +18,7 @@ from edgecosine.errors import ConfigError, LabError
 from edgecosine.lab.change_network import ChangeRequest, listening, request_change, running_labs
 from edgecosine.lab.cluster import LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.network.conditions import NetworkConditions
+from edgecosine.local.kernels import build_kernels
 from edgecosine.models.packages import require_packages
 from edgecosine.zoo import TARGET, drafter_names
 
@@ -66,6 +67,7 @@ def up(
     """Run a cluster in the lab until interrupted."""
     require_packages(target)
     log_to_stderr("warning")
+    build_kernels(click.echo)
     target_cores, drafter_cores = split_cores()
     plan = LabPlan(
         drafters=drafters or drafter_names(), target=target, ballast=ballast, network=network,

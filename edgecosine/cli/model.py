@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,7 @@ from edgecosine.cli.options import CommandGroup
 from edgecosine.engine.loading.gguf_file import GgufModel, read_gguf
 from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import EdgecosineError, ModelUnavailable
+from edgecosine.local.kernels import build_kernels
 from edgecosine.places import expanded
 
 _WIDE = 240
@@ -110,6 +112,7 @@ def show(model: str, slots: int, context: int, dtype: str) -> None:
             f"{model!r} is not a GGUF file, not a directory with a config.json, and none of "
             f"{', '.join((*zoo.names(), *models.names()))}"
         )
+    build_kernels(functools.partial(click.echo, err=True))
     facts = _facts(read_gguf(path)) if path.is_file() else _facts_of_directory(path)
     options = LoadOptions(str(path), slots=slots, context=context, dtype=dtype)
     _print_facts([*facts, ("memory needed", _memory(options))])

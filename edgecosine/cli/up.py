@@ -21,6 +21,7 @@ from edgecosine.engine.options import Exactness
 from edgecosine.errors import ModelUnavailable
 from edgecosine.local.cluster import LocalCluster
 from edgecosine.local.cluster_plan import ClusterPlan, local_plan
+from edgecosine.local.kernels import build_kernels
 from edgecosine.models.packages import require_packages
 
 _LOOPBACK: Final = "127.0.0.1"
@@ -87,6 +88,7 @@ def command(
     if not drafters:
         drafters = zoo.drafter_names() if is_zoo else models.drafters_of(target)
     _fetch(target)
+    build_kernels(click.echo)
     http = http or _default_http()
     plan = local_plan(
         target, drafters, cluster=cluster, ballast=ballast,

@@ -83,8 +83,8 @@ def ending(code: int) -> str:
     return f"ended with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
 
 
-def last_log_lines(log: Path) -> str:
-    """The error lines of a command's log, else its last three lines, as one line."""
+def last_log_lines(log: Path, count: int = _LAST_LINES) -> str:
+    """The error lines of a command's log, else its last `count` lines, as one line."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
@@ -92,4 +92,4 @@ def last_log_lines(log: Path) -> str:
     except OSError:
         lines = []
     errors = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
-    return " | ".join(errors or lines[-_LAST_LINES:]) or "it left no message"
+    return " | ".join(errors or lines[-count:]) or "it left no message"

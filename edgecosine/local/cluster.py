@@ -22,7 +22,8 @@ from edgecosine.local import child_processes as processes
 from edgecosine.local.cluster_plan import ClusterPlan, LocalNode
 from edgecosine.local.embedded_broker import EmbeddedBroker
 
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 600.0
+"""A large model on a slow disk is read for minutes."""
 _EARLY_EXIT_S = 5.0
 _DRAIN_TIMEOUT_S = 5.0
 """Shorter than the timeout after which a process is killed."""
@@ -223,9 +224,13 @@ class LocalCluster:
                     if linked < wanted:
                         await client.changed()
         except TimeoutError:
+            ends = ", ".join(
+                f"{node.node_id}: {processes.last_log_lines(self.logs / f'{node.node_id}.log', 1)}"
+                for node in (self._plan.target, *self._plan.drafters)
+            )
             raise EngineError(
                 f"the nodes did not link within {START_TIMEOUT_S:.0f} s: run "
-                f"`edgecosine doctor`; logs were in {self.logs}"
+                f"`edgecosine doctor`; their logs end with {ends}"
             ) from None
 
     async def _num_linked(self, client: Client) -> int:

@@ -14,8 +14,17 @@ EXTRA: Final = frozenset({*NEEDED, "accelerate", "bitsandbytes"})
 
 def require_packages(what: str) -> None:
     """Raises ModelsNotInstalled when `what` needs a model and the packages for it are missing."""
-    if missing := [name for name in NEEDED if not _is_installed(name)]:
+    if missing := _missing():
         raise ModelsNotInstalled(what, missing)
+
+
+def are_installed() -> bool:
+    """Whether the packages for models are here."""
+    return not _missing()
+
+
+def _missing() -> list[str]:
+    return [name for name in NEEDED if not _is_installed(name)]
 
 
 def _is_installed(name: str) -> bool:

@@ -112,6 +112,29 @@ def test_cluster_reports_the_node_that_cannot_start() -> None:
 
 
 @needs_mosquitto
+def test_cluster_that_does_not_link_reports_where_each_node_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("edgecosine.local.cluster.START_TIMEOUT_S", 0.2)
+
+    async def launch(
+        node_id: str, _: Sequence[str], log: Path, __: Mapping[str, str]
+    ) -> asyncio.subprocess.Process:
+        await asyncio.to_thread(log.write_text, f"started\nreading the weights of {node_id}\n")
+        return await processes.spawn(SLEEPER, log)
+
+    async def main() -> None:
+        plan = plan_of(drafters=["ngram"])
+        with pytest.raises(EngineError, match="did not link") as raised:
+            async with LocalCluster(plan, print, launch):
+                pass
+        for node in (plan.target, *plan.drafters):
+            assert f"{node.node_id}: reading the weights of {node.node_id}" in str(raised.value)
+
+    run(main())
+
+
+@needs_mosquitto
 def test_error_inside_the_block_is_raised_and_all_processes_end() -> None:
     async def main() -> None:
         cluster = LocalCluster(plan_of(), print, launch_sleeper)

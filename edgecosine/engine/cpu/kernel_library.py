@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "kernels"
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-fPIC", "-shared", "-pthread")
 COMPILERS = ("c++", "g++", "clang++")
-BUILD_TIMEOUT_S = 120.0
+BUILD_TIMEOUT_S = 900.0
+"""Far above the half minute of one core: a busy or small machine takes minutes."""
 PORTABLE = "portable"
 """The name of instructions that are none in particular."""
 
@@ -62,19 +63,56 @@ def cache_directory() -> Path | None:
     return cache / "kernels" if cache else None
 
 
-@functools.cache
 def load_kernels() -> Kernels:
     """Load the kernels; builds them unless the cache has them.
 
     Without a usable cache they are built for this process alone. Raises KernelsUnavailable when
-    `EDGECOSINE_KERNELS=off`, when there is no compiler, or when the compiler fails.
+    `EDGECOSINE_KERNELS=off`, when there is no compiler, or when the compiler fails; a process tries
+    once.
     """
-    if os.environ.get("EDGECOSINE_KERNELS", "on").lower() in {"off", "0", "no"}:
+    if isinstance(found := kernels_or_reason(), str):
+        raise KernelsUnavailable(found)
+    return found
+
+
+def are_kernels_built() -> bool:
+    """Whether `load_kernels` would find them in the cache, or could not build them."""
+    compiler, kept = _compiler(), cache_directory()
+    if compiler is None or kept is None or _are_off():
+        return True
+    try:
+        return _is_whole(kept / _file_name(compiler))
+    except (OSError, KernelsUnavailable):
+        return True
+
+
+@functools.cache
+def kernels_or_reason() -> Kernels | str:
+    """The kernels of this process, or why there are none; `cache_clear` forgets either."""
+    try:
+        return _find_or_build()
+    except KernelsUnavailable as reason:
+        return str(reason)
+
+
+def _are_off() -> bool:
+    return os.environ.get("EDGECOSINE_KERNELS", "on").lower() in {"off", "0", "no"}
+
+
+def _compiler() -> str | None:
+    return next(filter(None, map(shutil.which, COMPILERS)), None)
+
+
+def _file_name(compiler: str) -> str:
+    return f"kernels-{_fingerprint(compiler)}.so"
+
+
+def _find_or_build() -> Kernels:
+    if _are_off():
         raise KernelsUnavailable("switched off by EDGECOSINE_KERNELS")
-    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
-    if compiler is None:
+    if (compiler := _compiler()) is None:
         raise KernelsUnavailable("no C++ compiler found; install g++ to build them")
-    name = f"kernels-{_fingerprint(compiler)}.so"
+    name = _file_name(compiler)
     if kept := cache_directory():
         try:
             return _load(compiler, kept / name)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from edgecosine.engine.cpu import kernel_library as native
-from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
+from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, kernels_or_reason, load_kernels
 from edgecosine.engine.cpu.native_structs import shared_values
+from edgecosine.local.kernels import build_kernels
 from edgecosine.locks import alone
 
 _COMPILES = b'#!/bin/sh\n[ "$1" = --version ] && exit 0\n'
@@ -42,14 +43,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(native, "SOURCES", sources)
     monkeypatch.setattr(native, "FLAGS", ("-fPIC", "-shared"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    load_kernels.cache_clear()
+    kernels_or_reason.cache_clear()
     yield tmp_path / "cache" / "edgecosine" / "kernels"
-    load_kernels.cache_clear()
+    kernels_or_reason.cache_clear()
 
 
 def panel() -> int:
     """Load again, and call the library."""
-    load_kernels.cache_clear()
+    kernels_or_reason.cache_clear()
     try:
         return load_kernels().panel
     except KernelsUnavailable as error:
@@ -130,6 +131,39 @@ def test_compiler_failure_is_reported(
     compiler(tmp_path, monkeypatch, program)
     with pytest.raises(KernelsUnavailable, match=message):
         panel()
+
+
+def test_compiler_that_fails_runs_once_in_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    compiler(tmp_path, monkeypatch, _COMPILES + f'echo >>"{runs}"\nexit 1\n'.encode())
+    for _ in range(3):
+        with pytest.raises(KernelsUnavailable, match="failed"):
+            load_kernels()
+    assert runs.read_text() == "\n"
+
+
+def test_nodes_start_after_the_kernels_are_built(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    build_kernels(notes.append)
+    assert len(notes) == 1
+    assert list(cache.glob("*.so"))
+    monkeypatch.setattr(native, "_build", lambda *_: pytest.fail("built twice"))
+    build_kernels(notes.append)
+    assert panel() == 8
+    assert len(notes) == 1
+
+
+def test_reason_why_there_are_no_kernels_is_given_before_nodes_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler(tmp_path, monkeypatch, _COMPILES + b"echo 'no room' >&2\nexit 1\n")
+    notes: list[str] = []
+    build_kernels(notes.append)
+    assert "c++ failed: no room" in notes[1]
 
 
 def test_kernels_are_unavailable_without_a_writable_directory(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, load_kernels
+from edgecosine.engine.cpu.kernel_library import KernelsUnavailable, kernels_or_reason, load_kernels
 from edgecosine.engine.cpu.native_llama import NativeLlama
 from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.loading.load import load_drafter, load_target
@@ -96,13 +96,13 @@ def test_bitwise_is_refused_without_kernels(
 ) -> None:
     where = save(build("llama"), tmp_path)
     monkeypatch.setenv("EDGECOSINE_KERNELS", "off")
-    load_kernels.cache_clear()
+    kernels_or_reason.cache_clear()
     try:
         with pytest.raises(ModelUnsupported, match="EDGECOSINE_KERNELS"):
             load_target(LoadOptions(where, threads=1, slots=1, exactness="bitwise"))
         _, loaded = load_target(LoadOptions(where, threads=1, slots=1))
     finally:
-        load_kernels.cache_clear()
+        kernels_or_reason.cache_clear()
     assert loaded.exactness == "rounding"
     assert "EDGECOSINE_KERNELS" in loaded.exactness_reason
 
