@@ -48,7 +48,12 @@ class ConfigError(EdgecosineError):
 
 
 class AddressTaken(ConfigError):
-    """Another program listens at the address."""
+    """Another program listens at the address; `remedy` says what to do."""
+
+    def __init__(self, key: str, address: str, remedy: str = "") -> None:
+        super().__init__(key, address, "a free address")
+        remedy = remedy or f"give another address by --{key}"
+        self.args = (f"{address} is in use by another program: {remedy}",)
 
 
 class ModelsNotInstalled(ConfigError):

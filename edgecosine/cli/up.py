@@ -18,7 +18,7 @@ from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.config import DEFAULT_CLUSTER
 from edgecosine.engine.options import Exactness
-from edgecosine.errors import ModelUnavailable
+from edgecosine.errors import AddressTaken, ModelUnavailable
 from edgecosine.local.cluster import LocalCluster
 from edgecosine.local.cluster_plan import ClusterPlan, local_plan
 from edgecosine.local.kernels import build_kernels
@@ -137,6 +137,16 @@ def _default_http() -> str:
 
 
 async def _up(plan: ClusterPlan, http: str) -> None:
+    try:
+        await _serve(plan, http)
+    except AddressTaken as taken:
+        raise AddressTaken(
+            taken.key, f"{taken.value}",
+            f"give --broker-port PORT, or --broker mqtt://{taken.value} to use the broker there",
+        ) from taken  # fmt: skip
+
+
+async def _serve(plan: ClusterPlan, http: str) -> None:
     async with LocalCluster(plan, click.echo) as cluster:
         click.echo(f"logs: {cluster.logs}")
         if http != "none":

@@ -206,11 +206,11 @@ def _check_free(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except (OSError, UnicodeError) as error:
-        is_taken = getattr(error, "errno", None) == errno.EADDRINUSE
-        reason = "taken" if is_taken else getattr(error, "strerror", None) or str(error)
-        raise (AddressTaken if is_taken else ConfigError)(
-            "listen", f"{host}:{port}", f"a free address of this machine (this one: {reason})"
-        ) from error
+        where = f"{host}:{port}"
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
+            raise AddressTaken("listen", where) from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError("listen", where, f"an address of this machine ({reason})") from error
 
 
 async def _can_connect(host: str, port: int) -> bool:

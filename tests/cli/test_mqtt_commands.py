@@ -180,7 +180,7 @@ def test_broker_prints_its_kind_and_frees_its_port() -> None:
             )
             code, _, err = await run_to_end("broker", "--listen", listen)
             assert code == 1
-            assert "taken" in err
+            assert "is in use by another program: give another address by --listen" in err
             process.send_signal(signal.SIGTERM)
             assert await process.wait() == 143
         with pytest.raises(ConnectionRefusedError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -187,6 +188,22 @@ def test_up_reports_why_a_node_cannot_start_and_fails() -> None:
     assert done.returncode == 1
     assert last.startswith(("Error: target-", "Error: ngram-"))
     assert "ended with 2: Invalid value for '--slots'" in last
+
+
+@needs_mosquitto
+def test_up_beside_another_broker_names_the_options() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        command = ("up", "--target", "target", "--http", "none", "--broker-port", port)
+        done = subprocess.run(
+            [sys.executable, "-m", "edgecosine", *command], capture_output=True, check=False,
+            text=True, timeout=60,
+        )  # fmt: skip
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1
+    assert last.startswith(f"Error: 127.0.0.1:{port} is in use by another program: ")
+    assert "--broker-port" in last
+    assert f"--broker mqtt://127.0.0.1:{port}" in last
 
 
 @needs_mosquitto

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgecosine.client.client import Client
-from edgecosine.errors import BrokerLost, ConfigError
+from edgecosine.errors import AddressTaken, BrokerLost, ConfigError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.node.gateway.gateway import Gateway
@@ -56,7 +56,7 @@ def test_port_in_use_is_refused_with_its_address() -> None:
     async def main() -> None:
         port = free_port()
         async with EmbeddedBroker(port=port):
-            with pytest.raises(ConfigError, match="taken") as refusal:
+            with pytest.raises(AddressTaken, match="in use") as refusal:
                 async with EmbeddedBroker(port=port):
                     pass
             assert refusal.value.value == f"127.0.0.1:{port}"

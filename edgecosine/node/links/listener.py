@@ -220,9 +220,10 @@ async def bind(address: Address, *, key: str = "listen") -> list[socket.socket]:
         return [_bind_one(family, where) for family, _, _, _, where in found[:1]]
     except (OSError, UnicodeError) as error:
         number = getattr(error, "errno", None)
+        if number == errno.EADDRINUSE:
+            raise AddressTaken(key, str(address)) from error
         reason = os.strerror(number) if number and number > 0 else str(error)
-        wrong = AddressTaken if number == errno.EADDRINUSE else ConfigError
-        raise wrong(key, str(address), f"a free address here ({reason})") from error
+        raise ConfigError(key, str(address), f"an address of this machine ({reason})") from error
 
 
 def _bind_any(port: int) -> socket.socket:

@@ -11,7 +11,7 @@ import pytest
 
 from edgecosine.discovery.peer import Address
 from edgecosine.errors import (
-    ConfigError,
+    AddressTaken,
     LinkLost,
     LocalProtocolError,
     PeerMismatched,
@@ -338,7 +338,7 @@ def test_dial_without_a_greeting_times_out() -> None:
 def test_occupied_port_is_a_configuration_error() -> None:
     async def main() -> None:
         async with listening_node() as drafter:
-            with pytest.raises(ConfigError, match=r"listen = .*Address already in use"):
+            with pytest.raises(AddressTaken, match=r"in use by another program: .* --listen"):
                 await listen(drafter.address, drafter_settings(), lambda _: None)
             await assert_serves_a_good_peer(drafter.address)
 
