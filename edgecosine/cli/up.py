@@ -153,4 +153,7 @@ async def _serve(plan: ClusterPlan, http: str) -> None:
             click.echo(f"page: http://{http}/   OpenAI API: http://{http}/v1")
         options = f"--broker {cluster.broker_url} --cluster {plan.cluster}"
         click.echo(f'ready. Try:  edgecosine ask --chat "Why is the sky blue?" {options}')
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            click.echo("stopping the nodes")

@@ -8,12 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import logging as transformers_logging
-
 from edgecosine import models, zoo
 from edgecosine.engine.loading.end_tokens import end_tokens
 from edgecosine.engine.loading.load_errors import refusing
 from edgecosine.engine.loading.load_plan import config_of, context_of, reading
+from edgecosine.engine.loading.progress import log_lines_once
 from edgecosine.engine.loading.source_files import read_tokenizer, settings_of
 from edgecosine.engine.loading.sources import Source, locate
 from edgecosine.engine.options import Loaded, LoadOptions
@@ -28,7 +27,7 @@ def load_codec(options: LoadOptions) -> Loaded:
     Its context is as the options and the model allow, its `num_rows` as the settings say.
     Raises ModelUnavailable or ModelUnsupported.
     """
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    log_lines_once()
     with refusing(f"cannot read the tokenizer of {options.model!r}"):
         source = locate(options.model, options.gguf, needs_weights=False)
         config = config_of(source)

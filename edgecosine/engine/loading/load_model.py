@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-from transformers.utils import logging as transformers_logging
 
 from edgecosine.engine.cpu.blocks import round_weights
 from edgecosine.engine.cpu.kernel_library import Kernels
@@ -33,7 +32,7 @@ from edgecosine.engine.loading.load_plan import (
     reading,
 )
 from edgecosine.engine.loading.model_files import loaded_weights
-from edgecosine.engine.loading.progress import download_bar, showing_progress
+from edgecosine.engine.loading.progress import download_bar, log_lines_once, showing_progress
 from edgecosine.engine.loading.selftest import (
     Reference,
     check_as_served,
@@ -63,7 +62,7 @@ def load_model(
     rank waits in its first forward pass for another to load. `room` KV positions of a slot are
     reserved for draft nodes. Raises ModelUnavailable, ModelUnsupported or OutOfMemory.
     """
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    log_lines_once()
     if options.threads:
         torch.set_num_threads(options.threads)
     plan = plan_load(options, room)

@@ -38,6 +38,15 @@ class LoggedProgress(tqdm):  # type: ignore[misc]
         return True
 
 
+def log_lines_once() -> None:
+    """Make transformers log errors alone, and huggingface_hub by this process's handlers alone.
+
+    A handler of its own would repeat each line.
+    """
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.getLogger("huggingface_hub").handlers.clear()
+
+
 def download_bar() -> type[LoggedProgress] | None:
     """The class of bars for downloads; None for the library's own."""
     return None if sys.stderr.isatty() else LoggedProgress

@@ -35,6 +35,15 @@ def test_short_load_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     assert not [record for record in caplog.records if record.name == progress.__name__]
 
 
+def test_lines_of_the_hubs_client_have_the_handlers_of_this_process_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    load_target(LoadOptions(MODEL, threads=1, slots=1, device="cpu"))
+    logging.getLogger("huggingface_hub.utils").warning("retrying")
+    assert [record.getMessage() for record in caplog.records] == ["retrying"]
+    assert not logging.getLogger("huggingface_hub").handlers
+
+
 def test_terminal_gets_the_libraries_bars(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
