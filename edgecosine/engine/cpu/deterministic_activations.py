@@ -22,6 +22,11 @@ def silu(x: torch.Tensor) -> torch.Tensor:
     return x / torch.exp(-x).add_(1)
 
 
+def sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """1 / (1 + exp(-x))."""
+    return 1 / torch.exp(-x).add_(1)
+
+
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """x Phi(x), by the error function."""
     return torch.erf(x * math.sqrt(0.5)).add_(1).mul_(x).mul_(0.5)
@@ -56,9 +61,36 @@ class DeterministicActivation(nn.Module):
         return self._function(x.float()).to(x.dtype)
 
 
+class GateLogits:
+    """The logits of a shared expert's gate, of which Qwen2-MoE takes the sigmoid and nothing else.
+
+    They have one column, so that the number of rows decides which of them fill a register.
+    """
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self._logits = logits
+
+    def sigmoid(self) -> torch.Tensor:
+        """What `torch.nn.functional.sigmoid` returns for this object."""
+        return sigmoid(self._logits.float()).to(self._logits.dtype)
+
+
+class DeterministicGate(nn.Module):
+    """A shared expert's gate."""
+
+    def __init__(self, gate: nn.Module) -> None:
+        super().__init__()
+        self._gate = gate
+
+    def forward(self, x: torch.Tensor) -> GateLogits:  # (rows, inputs)
+        return GateLogits(self._gate(x))
+
+
 def replace_activations(model: nn.Module) -> None:
     """Replace the activation modules of `model` by deterministic ones, in place."""
     for parent in list(model.modules()):
+        if isinstance(gate := getattr(parent, "shared_expert_gate", None), nn.Module):
+            parent.shared_expert_gate = DeterministicGate(gate)
         for name, child in list(parent.named_children()):
             if function := _DETERMINISTIC.get(type(child)):
                 setattr(parent, name, DeterministicActivation(function))

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from edgecosine.engine.cpu.deterministic_activations import (
@@ -15,9 +16,25 @@ from edgecosine.engine.cpu.deterministic_activations import (
 )
 
 NAMES = ("silu", "swish", "gelu", "gelu_pytorch_tanh")
+GATE = "gate of a shared expert"
+
+
+class _Block(nn.Module):
+    """Takes the sigmoid of a gate as Qwen2-MoE does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared_expert_gate = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.sigmoid(self.shared_expert_gate(x))
 
 
 def _steady(name: str) -> nn.Module:
+    if name == GATE:
+        block = _Block()
+        replace_activations(block)
+        return block
     model = nn.Sequential(ACT2FN[name])
     replace_activations(model)
     [activation] = model
@@ -26,7 +43,7 @@ def _steady(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, GATE])
 @settings(max_examples=25, deadline=None)
 @given(
     width=st.integers(1, 700),
@@ -46,9 +63,10 @@ def test_activations_do_not_depend_on_the_batch(
         assert torch.equal(function(x[row : row + 1].clone()), together[row : row + 1])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, GATE])
 def test_activations_equal_those_of_transformers(name: str) -> None:
+    theirs = functional.sigmoid if name == GATE else ACT2FN[name]
     x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-200.0, -1e4, 200.0, 1e4])])
-    torch.testing.assert_close(_steady(name)(x), ACT2FN[name](x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(_steady(name)(x), theirs(x), rtol=1e-5, atol=1e-6)
     narrow = x.bfloat16()
-    torch.testing.assert_close(_steady(name)(narrow), ACT2FN[name](narrow), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(_steady(name)(narrow), theirs(narrow), rtol=1e-2, atol=1e-2)
