@@ -147,8 +147,9 @@ async def _up(plan: ClusterPlan, http: str) -> None:
 
 
 async def _serve(plan: ClusterPlan, http: str) -> None:
-    async with LocalCluster(plan, click.echo) as cluster:
-        click.echo(f"logs: {cluster.logs}")
+    cluster = LocalCluster(plan, click.echo)
+    click.echo(f"logs: {cluster.logs}")
+    async with cluster:
         if http != "none":
             click.echo(f"page: http://{http}/   OpenAI API: http://{http}/v1")
         options = f"--broker {cluster.broker_url} --cluster {plan.cluster}"

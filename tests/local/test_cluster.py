@@ -188,6 +188,7 @@ def test_up_reports_why_a_node_cannot_start_and_fails() -> None:
     assert done.returncode == 1
     assert last.startswith(("Error: target-", "Error: ngram-"))
     assert "ended with 2: Invalid value for '--slots'" in last
+    assert "logs: " in done.stdout  # before the nodes start, which takes minutes for large models
 
 
 @needs_mosquitto
