@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -150,11 +151,20 @@ def _facts_of_directory(path: Path) -> Iterable[tuple[str, str]]:
     yield "name", path.name
     yield "architecture", str(plan.config.model_type)
     yield "parameters", f"{parameters / 1e6:,.1f} M"
-    yield "quantisation", f"none: {str(text.dtype or plan.dtype).removeprefix('torch.')}"
+    yield "quantisation", f"none: {_stored_format(path)}"
     yield "context", f"{getattr(text, 'max_position_embeddings', _UNKNOWN)} tokens"
     yield "vocabulary", f"{text.vocab_size} tokens"
     yield "chat template", "yes" if has_template else "no"
     yield "directory", str(path)
+
+
+def _stored_format(directory: Path) -> str:
+    """The number format of the stored weights, by the model's config; a node may use another."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    for part in (config, config.get("text_config", {})):
+        if stored := part.get("dtype") or part.get("torch_dtype"):
+            return str(stored)
+    return _UNKNOWN
 
 
 def _first_line_of(template: str) -> str:
