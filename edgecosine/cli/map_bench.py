@@ -19,6 +19,9 @@ from edgecosine.lab.figures import keeping
               required=True, metavar="RECORD",
               help="Record of `bench simulation` with the costs of event loops and links."
               )  # fmt: skip
+@click.option("--texts", default="zoo", show_default=True, metavar="NAME",
+              help="Recorded texts and drafts: of the zoo, or of smollm2-135m-instruct."
+              )  # fmt: skip
 @click.option("--only", "names", multiple=True, metavar="PART",
               help="Simulate only the cells whose names contain PART; may be repeated."
               )  # fmt: skip
@@ -32,14 +35,14 @@ from edgecosine.lab.figures import keeping
               help="Simulate EdgeCoSine again in the cells of FILE, and keep their baselines."
               )  # fmt: skip
 def command(
-    record: Path, names: tuple[str, ...], repeats: int, workers: int, report: Path | None, *,
-    resume: bool, renew: bool,
+    record: Path, texts: str, names: tuple[str, ...], repeats: int, workers: int,
+    report: Path | None, *, resume: bool, renew: bool,
 ) -> None:  # fmt: skip
     """Simulate a map of hardware, network, text and load: EdgeCoSine, and all baselines with
     constants that are tuned for each cell on other prompts.
 
     Passes of 42 ms and drafting steps of 0.02 to 0.4 of them replace the measured ones; texts and
-    drafts are those of the zoo.
+    drafts are recorded ones.
     """
     from edgecosine.lab.regime_map.cells import all_cells, only
     from edgecosine.lab.regime_map.run_map import former_runs, run_map
@@ -50,9 +53,9 @@ def command(
         raise click.UsageError("--resume and --renew need the FILE of --json")
     try:
         figures = run_map(
-            only(all_cells(), names),
+            only(all_cells(texts), names),
             read_costs(record),
-            former_runs(report) if (resume or renew) and report is not None else [],
+            former_runs(report, texts) if (resume or renew) and report is not None else [],
             is_renewed=renew, repeats=repeats, workers=workers,
             notify=functools.partial(click.echo, err=True), keep=keeping(report),
         )  # fmt: skip

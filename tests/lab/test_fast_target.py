@@ -10,7 +10,7 @@ import pytest
 
 from edgecosine.lab.simulation.cluster import Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
-from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts, load_texts
+from edgecosine.lab.simulation.texts import Texts, load_texts
 
 TEXTS = load_texts()
 COSTS = Costs(
@@ -33,7 +33,7 @@ REQUESTS = 8
 def with_wrong_guesses(share: float) -> Texts:
     """The texts, with a share of positions at which all drafters are wrong, and less confident."""
     count, length, width = TEXTS.guesses.shape[1:]
-    truth = TEXTS.tokens[:, NUM_PROMPT : NUM_PROMPT + length, None]
+    truth = TEXTS.answers[:, :length, None]
     wrong = (np.random.default_rng(0).random((count, length)) < share)[None, :, :, None]
     others = (truth + 1 + np.arange(width, dtype=np.uint16)) % np.uint16(4000)
     return replace(

@@ -12,7 +12,7 @@ import pytest
 
 from edgecosine.balance.policy import find_policy
 from edgecosine.errors import LabError
-from edgecosine.lab.bench.cells import ALONE, OURS
+from edgecosine.lab.bench.cells import ALONE, GENERALIST, OURS
 from edgecosine.lab.bench.run_rounds import DRAFTING, PLAIN
 from edgecosine.lab.bench.table import read_report
 from edgecosine.lab.regime_map.cells import ONE_DRAFTER, MapCell, all_cells, only
@@ -21,11 +21,11 @@ from edgecosine.lab.regime_map.map_figures import best_baseline, map_cell, map_f
 from edgecosine.lab.regime_map.map_table import HEAD, map_rows
 from edgecosine.lab.regime_map.run_cell import costs_of, run_cell
 from edgecosine.lab.regime_map.sweeps import SWEEPS, tune
-from edgecosine.lab.regime_map.texts import SEGMENT, measured, swept
+from edgecosine.lab.regime_map.texts import SEGMENT, best_drafter, measured, swept
 from edgecosine.lab.simulation.cluster import Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import FLAT_PASS_ROWS
 from edgecosine.lab.simulation.run_simulation import read_costs
-from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
+from edgecosine.lab.simulation.texts import Texts
 from tests.lab.test_simulation import COSTS, TEXTS
 
 RECORDS = Path(__file__).parents[2] / "docs" / "measured"
@@ -33,7 +33,7 @@ MIXED, ONE = MapCell(), MapCell(mix="one")
 
 
 def prompts(texts: Texts) -> set[tuple[int, ...]]:
-    return set(texts.by_prompt)
+    return set(texts.prompts)
 
 
 def test_every_cell_has_its_own_name_and_as_many_drafters_as_it_says() -> None:
@@ -53,13 +53,18 @@ def test_repetitions_and_sweeps_share_no_prompt(cell: MapCell) -> None:
     assert not any(first & second for first, second in itertools.combinations(used, 2))
 
 
+def test_best_drafter_of_the_zoo_is_the_generalist_or_the_domains_specialist() -> None:
+    assert best_drafter(TEXTS, MIXED) == best_drafter(TEXTS, MapCell(mix="within")) == GENERALIST
+    for domain in ONE.specialists:
+        assert best_drafter(TEXTS, ONE, domain) == domain
+
+
 def test_text_that_changes_its_domain_keeps_each_pieces_drafts() -> None:
     spliced, plain = (measured(TEXTS, replace(MIXED, mix=mix), 0) for mix in ("within", "mixed"))
-    second = slice(NUM_PROMPT + SEGMENT, NUM_PROMPT + 2 * SEGMENT)
-    assert spliced.lists[0][:NUM_PROMPT] == plain.lists[0][:NUM_PROMPT]
-    assert spliced.lists[0][second] == plain.lists[1][second]
-    guesses = spliced.guesses[:, 0, SEGMENT : 2 * SEGMENT]
-    assert (guesses == plain.guesses[:, 1, SEGMENT : 2 * SEGMENT]).all()
+    second = slice(SEGMENT, 2 * SEGMENT)
+    assert spliced.prompts[0] == plain.prompts[0]
+    assert (spliced.answers[0, second] == plain.answers[1, second]).all()
+    assert (spliced.guesses[:, 0, second] == plain.guesses[:, 1, second]).all()
 
 
 def test_sweep_finds_the_better_constants_and_tries_policies_only() -> None:

@@ -21,7 +21,7 @@ from edgecosine.lab.routing.rules import (
     worth,
 )
 from edgecosine.lab.routing.run_routing import RoutingSettings, routing_figures
-from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts, load_texts
+from edgecosine.lab.simulation.texts import Texts, load_texts
 
 LENGTH = 40
 RECORD = Path(__file__).parents[2] / "docs" / "measured" / "simulation.json"
@@ -37,8 +37,9 @@ def texts_of(right: dict[str, dict[str, float]], num: int = 6) -> Texts:
         for number, domain in enumerate(domains):
             guesses[which, number, :, 0] = rng.random(shape[2]) >= shares[domain]
     surprises = np.array([[1.0 - shares[d] for d in domains] for shares in right.values()])
-    tokens = np.zeros((len(domains), NUM_PROMPT + shape[2]), np.uint16)
-    return Texts(tokens, domains, tuple(right), guesses, np.zeros(shape, np.uint8), surprises)
+    prompts, ends = ((0,) * 8,) * len(domains), (shape[2],) * len(domains)
+    answers, certain = np.zeros(shape[1:3], np.uint16), np.zeros(shape, np.uint8)
+    return Texts(prompts, answers, ends, domains, tuple(right), guesses, certain, surprises)
 
 
 EXPERTS = texts_of({"a": {"x": 0.95, "y": 0.1}, "b": {"x": 0.1, "y": 0.9}})
@@ -50,7 +51,7 @@ def test_accepted_lengths_end_at_the_first_wrong_guess() -> None:
     texts = load_texts()
     lengths = accepted_lengths(texts, 16)
     for drafter, text, place in ((0, 0, 0), (1, 5, 3), (4, 20, 15)):
-        truth = texts.tokens[text, NUM_PROMPT + place :]
+        truth = texts.answers[text, place:]
         expected = 0
         while (
             expected < GAMMA

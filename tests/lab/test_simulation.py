@@ -26,7 +26,7 @@ from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.curves import sweep_curves
 from edgecosine.lab.simulation.run_simulation import costs_record, read_costs
 from edgecosine.lab.simulation.sweep import SweepCell, cells, run_cell, sweep_figures
-from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts, load_texts
+from edgecosine.lab.simulation.texts import Texts, load_texts
 from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
 
 TEXTS = load_texts()
@@ -84,8 +84,7 @@ def test_every_request_ends_with_the_targets_own_text(
     )
     turns = TEXTS.turns()
     assert outcome.answers == {
-        number: tuple(TEXTS.lists[turns[number]][NUM_PROMPT : NUM_PROMPT + max_tokens])
-        for number in range(2 * sessions)
+        number: tuple(TEXTS.answer(turns[number], max_tokens)) for number in range(2 * sessions)
     }
     assert outcome.num_tokens == 2 * sessions * max_tokens
     assert outcome.num_rounds <= outcome.num_tokens
@@ -174,11 +173,9 @@ def changing_domains(texts: Texts, segment: int = 24) -> Texts:
     places = np.arange(texts.longest_answer)
     numbers = np.arange(len(texts.lists))[:, None]
     source = (numbers + places // segment * (len(texts.lists) // 4)) % len(texts.lists)
-    tokens = texts.tokens.copy()
-    tokens[:, NUM_PROMPT:] = texts.tokens[source, NUM_PROMPT + places]
     return replace(
         texts,
-        tokens=tokens,
+        answers=texts.answers[source, places],
         guesses=texts.guesses[:, source, places],
         shares=texts.shares[:, source, places],
     )
@@ -202,8 +199,7 @@ def test_specialists_together_follow_a_text_that_changes_its_domain() -> None:
 
 
 def test_specialists_are_best_in_their_domains() -> None:
-    truth = TEXTS.tokens[:, NUM_PROMPT:]
-    hits = TEXTS.guesses[:, :, :, 0] == truth[None]
+    hits = TEXTS.guesses[:, :, :, 0] == TEXTS.answers[None]
     for domain, best in zoo.best_drafters().items():
         here = [number for number, name in enumerate(TEXTS.domains) if name == domain]
         shares = hits[:, here].mean(axis=(1, 2))
@@ -211,16 +207,14 @@ def test_specialists_are_best_in_their_domains() -> None:
 
 
 def test_guess_on_the_recorded_path_is_the_recorded_one() -> None:
-    tokens = TEXTS.lists[3]
-    for length, below in ((NUM_PROMPT, 0), (NUM_PROMPT + 9, 4)):
+    tokens, start = TEXTS.lists[3], len(TEXTS.prompts[3])
+    for length, below in ((start, 0), (start + 9, 4)):
         path = tokens[length : length + below]
         said = TEXTS.guess(1, 3, tokens[:length], path)
-        assert said.tokens == TEXTS.guesses[1, 3, length + below - NUM_PROMPT].tolist()
+        assert said.tokens == TEXTS.guesses[1, 3, length + below - start].tolist()
         assert said.confidences == sorted(said.confidences, reverse=True)
-    wrong = [tokens[NUM_PROMPT] + 1]
-    assert TEXTS.guess(1, 3, tokens[:NUM_PROMPT], wrong) == TEXTS.guess(
-        1, 3, tokens[:NUM_PROMPT], wrong
-    )
+    wrong = [tokens[start] + 1]
+    assert TEXTS.guess(1, 3, tokens[:start], wrong) == TEXTS.guess(1, 3, tokens[:start], wrong)
 
 
 @given(jobs=st.lists(st.tuples(st.floats(0, 10), st.floats(0.001, 5)), min_size=1, max_size=8))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
+from edgecosine import models
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.cells import GENERALIST
+from edgecosine.lab.distill.prompts import DOMAINS
+from edgecosine.lab.simulation.texts import RECORDED, ZOO
 
 Mix = Literal["one", "mixed", "within"]
 """one: every request is of one domain, another one in each repetition; mixed: the requests' domains
@@ -17,7 +20,11 @@ PASS_S = 0.042
 """A target pass: five times that of the zoo's target with its ballast, as of a large target."""
 ONE_DRAFTER = "edgecosine-one-drafter"
 """EdgeCoSine on a cluster of one drafter: the best single model for the cell's texts."""
-SPECIALISTS = ("python", "manual", "legal", "home")
+SPECIALISTS: Final[Mapping[str, tuple[str, ...]]] = {
+    ZOO: ("python", "manual", "legal", "home"),
+    models.DEFAULT_TARGET: DOMAINS,
+}
+"""By recording: the domains of its texts, which are also the names of their specialists."""
 _RATIOS = (0.1, 0.2, 0.4, 0.02)
 _CROSSED = (0.02, 0.4)
 _PARTS = ("cooperation", "fusion", "routing", "siblings", "ahead", "adaptivity", "repetition")
@@ -34,6 +41,13 @@ class MapCell:
     rtt_ms: float = 0.3
     mix: Mix = "mixed"
     temperature: float = 0.0
+    texts: str = ZOO
+    """The recording of texts and drafts, one of `simulation.texts.RECORDED`."""
+
+    @property
+    def specialists(self) -> tuple[str, ...]:
+        """The specialists of the cell's domains."""
+        return SPECIALISTS[self.texts]
 
     @property
     def name(self) -> str:
@@ -53,34 +67,54 @@ class MapCell:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of EdgeCoSine that are left out in turn, in some cells along the ratio."""
-        lines = (MapCell(self.sessions, ratio) for ratio in (*_CROSSED, MapCell().ratio))
+        """The parts of EdgeCoSine that are left out in turn, in some cells along the ratio; on the
+        real model at the centre."""
+        centre = MapCell(self.sessions, texts=self.texts)
+        ratios = (*_CROSSED, centre.ratio) if self.texts == ZOO else (centre.ratio,)
+        lines = (replace(centre, ratio=ratio) for ratio in ratios)
         return _PARTS if self in lines else ()
 
     def models(self) -> tuple[str, ...]:
         """EdgeCoSine's drafters: specialists from four on, below that the generalist and some."""
-        order = (*SPECIALISTS, GENERALIST) if self.drafters >= 4 else (GENERALIST, *SPECIALISTS)
+        known = self.specialists
+        order = (*known, GENERALIST) if self.drafters >= 4 else (GENERALIST, *known)
         return tuple(order[place % len(order)] for place in range(self.drafters))
 
 
-def all_cells() -> tuple[MapCell, ...]:
+def all_cells(texts: str = ZOO) -> tuple[MapCell, ...]:
     """Every cell, once, those of CoSine's setting first: lines through the centre along each axis,
-    and two corners."""
-    cells = dict.fromkeys(cell for sessions in (8, 1) for cell in _cells(MapCell(sessions)))
-    return tuple(sorted(cells, key=lambda cell: not cell.is_of_the_paper))
+    and two corners. Of the real model those along text, temperature and drafters, and the ends of
+    the ratio's, since what the network does is known from the zoo.
+
+    Raises LabError for texts that are not recorded.
+    """
+    if texts not in RECORDED:
+        raise LabError(f"there are no recorded texts {texts}; there are {', '.join(RECORDED)}")
+    cells = dict.fromkeys(
+        cell for sessions in (8, 1) for cell in _cells(MapCell(sessions, texts=texts))
+    )
+    kept = [cell for cell in cells if texts == ZOO or _depends_on_texts(cell)]
+    return tuple(sorted(kept, key=lambda cell: not cell.is_of_the_paper))
+
+
+def _depends_on_texts(cell: MapCell) -> bool:
+    centre = MapCell(cell.sessions, texts=cell.texts)
+    is_end = cell.ratio in _CROSSED and replace(cell, ratio=centre.ratio) == centre
+    return cell.rtt_ms == centre.rtt_ms and (is_end or cell.ratio == centre.ratio)
 
 
 def _cells(centre: MapCell) -> Iterator[MapCell]:
+    most = 8 if centre.texts == ZOO else 1 + len(centre.specialists)
     yield centre
     yield from (replace(centre, ratio=ratio) for ratio in _RATIOS)
     yield replace(centre, mix="one")
     yield replace(centre, mix="within")
     yield replace(centre, temperature=0.8)
-    yield from (replace(centre, drafters=number) for number in (1, 2, 8))
+    yield from (replace(centre, drafters=number) for number in (1, 2, most))
     yield from (replace(centre, rtt_ms=rtt_ms) for rtt_ms in (15.0, 50.0))
     quick, slow = _CROSSED
     yield replace(centre, ratio=quick, rtt_ms=50.0)
-    yield replace(centre, ratio=slow, drafters=8)
+    yield replace(centre, ratio=slow, drafters=most)
 
 
 def only(cells: Iterable[MapCell], names: Sequence[str]) -> tuple[MapCell, ...]:

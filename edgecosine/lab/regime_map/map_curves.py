@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,10 +30,11 @@ def map_curves(runs: Sequence[Mapping[str, Any]]) -> list[Curves]:
     """For each axis and number of requests: EdgeCoSine's throughput over others', and what it is
     worth to have each part."""
     cells = {map_cell(run): run for run in runs if run.get("kind") == "map"}
+    recordings = dict.fromkeys(cell.texts for cell in cells)
     found = []
-    for sessions in (8, 1):
+    for texts, sessions in itertools.product(recordings, (8, 1)):
         for axis, label in _AXES.items():
-            line = _line(cells, MapCell(sessions), axis)
+            line = _line(cells, MapCell(sessions, texts=texts), axis)
             title = f"{axis.removesuffix('_ms')}, {sessions} at a time"
             for kind, lines in (("over others", _over_others(line)), ("parts", _parts(line))):
                 if any(len(points) > 1 for points in lines.values()):

@@ -43,7 +43,7 @@ def map_figures(runs: Sequence[Cell]) -> dict[str, Figure]:
 
 def map_cell(cell: Cell) -> MapCell:
     """The cell of a record."""
-    return MapCell(**{name: cell[name] for name in MapCell.__dataclass_fields__})
+    return MapCell(**{name: cell[name] for name in MapCell.__dataclass_fields__ if name in cell})
 
 
 def _of_the_paper(papers: Sequence[Cell]) -> Iterator[tuple[str, Figure]]:

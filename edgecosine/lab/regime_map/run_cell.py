@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from edgecosine.lab.bench.cells import ALONE, COLOCATED, GENERALIST, OURS, WITH_COPIES
+from edgecosine.lab.bench.cells import ALONE, COLOCATED, OURS, WITH_COPIES
 from edgecosine.lab.looping_share import loop_share
 from edgecosine.lab.regime_map.cells import ONE_DRAFTER, PASS_S, MapCell
 from edgecosine.lab.regime_map.sweeps import SWEEPS, tune
-from edgecosine.lab.regime_map.texts import domain_of, measured, swept
+from edgecosine.lab.regime_map.texts import best_drafter, domain_of, measured, swept
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
-from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
+from edgecosine.lab.simulation.texts import Texts
 
 Record = dict[str, Any]
 
@@ -63,8 +63,12 @@ def _with_baselines(cell: MapCell, repeats: int, costs: Costs, texts: Texts) -> 
 
 def _looping_share(cell: MapCell, repeats: int, texts: Texts) -> float:
     """Mean share of the measured answers that repeats itself."""
-    chosen = [text for repeat in range(repeats) for text in measured(texts, cell, repeat).lists]
-    return statistics.fmean(loop_share(text[NUM_PROMPT:][:MAX_TOKENS]) for text in chosen)
+    return statistics.fmean(
+        loop_share(chosen.answer(number, MAX_TOKENS))
+        for repeat in range(repeats)
+        for chosen in [measured(texts, cell, repeat)]
+        for number in range(len(chosen.prompts))
+    )
 
 
 def _measure(
@@ -88,7 +92,8 @@ def play(
 ) -> Outcome:
     """One run on a fresh cluster; `repeat` None is the sweep."""
     chosen = swept(texts, cell) if repeat is None else measured(texts, cell, repeat)
-    single = domain_of(repeat or 0) if cell.mix == "one" and repeat is not None else GENERALIST
+    is_of_one = cell.mix == "one" and repeat is not None
+    single = best_drafter(texts, cell, domain_of(cell, repeat or 0) if is_of_one else "")
     models = cell.models()
     if name in WITH_COPIES:
         models = (single,) * cell.drafters
@@ -100,7 +105,7 @@ def play(
         cell = replace(cell, rtt_ms=0.0)
     scenario = Scenario(models, has_device=True, is_colocated=is_colocated)
     tokens = SWEPT_TOKENS if repeat is None else MAX_TOKENS
-    load = SimulatedLoad(policy, cell.sessions, len(chosen.lists), tokens)
+    load = SimulatedLoad(policy, cell.sessions, len(chosen.prompts), tokens)
     [outcome] = simulate(scenario, [load], costs_of(cell, costs), chosen)
     return outcome
 

@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
+from edgecosine.errors import LabError
 from edgecosine.lab.bench.table import read_report
 from edgecosine.lab.figures import Figure, Keep, Notify
 from edgecosine.lab.regime_map.cells import MapCell, all_cells
-from edgecosine.lab.regime_map.map_figures import map_figures, over_best
+from edgecosine.lab.regime_map.map_figures import map_cell, map_figures, over_best
 from edgecosine.lab.regime_map.run_cell import Record, run_cell
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.run_simulation import costs_record
-from edgecosine.lab.simulation.texts import Texts, load_texts
+from edgecosine.lab.simulation.texts import load_texts
 
 _NICENESS = 10
+_texts = functools.cache(load_texts)
 
 
 def run_map(
@@ -31,10 +33,12 @@ def run_map(
     notify: Notify,
     keep: Keep,
 ) -> dict[str, Figure]:
-    """Run the cells that `former` records lack; figures and records are saved after each cell.
+    """Run the cells, all of one recording, that `former` records lack; figures and records are
+    saved after each cell.
 
     `is_renewed` runs EdgeCoSine again in the recorded cells, too, and keeps their baselines.
     """
+    order = all_cells(cells[0].texts)
     known = {run["cell"]: run for run in former}
     todo = [cell for cell in cells if is_renewed or cell.name not in known]
     call = functools.partial(_run, repeats=repeats, costs=costs)
@@ -44,7 +48,7 @@ def run_map(
             for number, future in enumerate(as_completed(futures), 1):
                 record = future.result()
                 known[record["cell"]] = record
-                runs = [known[cell.name] for cell in all_cells() if cell.name in known]
+                runs = [known[cell.name] for cell in order if cell.name in known]
                 keep(map_figures(runs), runs, costs=costs_record(costs))
                 notify(f"[{number}/{len(todo)}] {record['cell']}: {over_best(record):.2f}")
         except BaseException:
@@ -53,9 +57,14 @@ def run_map(
     return map_figures(list(known.values()))
 
 
-def former_runs(record: Path) -> list[Record]:
-    """The cells of a record; none where there is no such file. Raises LabError."""
+def former_runs(record: Path, texts: str) -> list[Record]:
+    """The cells of a record; none where there is no such file.
+
+    Raises LabError, also for cells of other texts.
+    """
     runs: list[Record] = read_report(record)["runs"] if record.exists() else []
+    if others := {map_cell(run).texts for run in runs} - {texts}:
+        raise LabError(f"the cells of {record} have the texts of {', '.join(sorted(others))}")
     return runs
 
 
@@ -64,9 +73,4 @@ def _yield_to_others() -> None:
 
 
 def _run(cell: MapCell, former: Record | None, *, repeats: int, costs: Costs) -> Record:
-    return run_cell(cell, repeats, costs, _texts(cell.temperature), former)
-
-
-@functools.cache
-def _texts(temperature: float) -> Texts:
-    return load_texts(temperature)
+    return run_cell(cell, repeats, costs, _texts(cell.temperature, cell.texts), former)

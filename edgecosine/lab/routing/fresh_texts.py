@@ -46,7 +46,16 @@ def record_texts(prompts: Sequence[tuple[str, str]], answer: int) -> Texts:
             of_prompt = logs[:, : NUM_PROMPT - 1].gather(2, batch[:, 1:NUM_PROMPT, None])
             surprises[which, places] = -of_prompt.mean((1, 2)).numpy()
     domains = tuple(domain for domain, _ in prompts)
-    return Texts(tokens.numpy().astype(np.uint16), domains, names, guesses, shares, surprises)
+    return Texts(
+        prompts=tuple(map(tuple, tokens[:, :NUM_PROMPT].tolist())),
+        answers=tokens[:, NUM_PROMPT:].numpy().astype(np.uint16),
+        ends=(answer,) * len(prompts),
+        domains=domains,
+        drafters=names,
+        guesses=guesses,
+        shares=shares,
+        surprises=surprises,
+    )
 
 
 def _answered(prompts: torch.Tensor, answer: int) -> torch.Tensor:

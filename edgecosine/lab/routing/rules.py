@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
+from edgecosine.lab.simulation.texts import Texts
 
 GAMMA = 6
 Lengths = npt.NDArray[np.int64]
@@ -119,7 +119,7 @@ class Bandit:
 def accepted_lengths(texts: Texts, num_tokens: int) -> Lengths:
     """Accepted tokens of every drafter at every position of each answer's first `num_tokens`; at
     least `GAMMA` more must be recorded."""
-    is_right = texts.guesses[..., 0] == texts.tokens[None, :, NUM_PROMPT:]
+    is_right = texts.guesses[..., 0] == texts.answers[None]
     lengths = np.zeros((*is_right.shape[:2], num_tokens), np.int64)
     alive = np.ones_like(lengths, dtype=bool)
     for step in range(GAMMA):

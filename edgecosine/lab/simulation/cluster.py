@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.engines import check_room
 from edgecosine.lab.simulation.nodes import SimulatedDrafterNode, SimulatedTargetNode
-from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
+from edgecosine.lab.simulation.texts import Texts
 from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
 from edgecosine.protocol.api.request import Request, Sampling
 from edgecosine.protocol.api.result import Answer, Delta, DrafterShare
@@ -45,6 +45,7 @@ class SimulatedLoad:
     requests: int
     """Total number."""
     max_tokens: int = 128
+    """Of each answer; those that end earlier have fewer."""
     first_text: int = 0
     """The first prompt's number, domains in turn."""
     window: tuple[int, int] | None = None
@@ -234,15 +235,16 @@ class VirtualCluster:
             await self._clients.serve(self._costs.between_s)
             share = (place + 1) / load.sessions if is_first else 1.0
             is_first = False
-            max_tokens = max(1, round(share * load.max_tokens))
+            text = self._turns[(load.first_text + number) % len(self._turns)]
+            longest = min(load.max_tokens, self._texts.ends[text])
+            max_tokens = max(1, round(share * longest))
             request = Request(
                 client_id="lab", request_id=f"{next(self._numbers)}", kind="completion",
                 prompt="", max_tokens=max_tokens, ignore_eos=True, policy=load.policy,
                 sampling=Sampling(temperature=self._texts.temperature),
             )  # fmt: skip
-            text = self._turns[(load.first_text + number) % len(self._turns)]
             started = self._loop.time()
-            answer = await self._ask(target, request, self._texts.lists[text][:NUM_PROMPT])
+            answer = await self._ask(target, request, list(self._texts.prompts[text]))
             answers.add(number, answer, self._loop.time() - started)
 
     async def _ask(

@@ -15,7 +15,7 @@ from edgecosine.lab.figures import Figure, Notify, interval
 from edgecosine.lab.simulation.cluster import Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.sweep import Hardware, on_hardware
-from edgecosine.lab.simulation.texts import RECORDED, Texts, load_texts
+from edgecosine.lab.simulation.texts import RECORDED, ZOO, Texts, load_texts
 
 Runs = Sequence[dict[str, Any]]
 
@@ -55,7 +55,7 @@ def run_comparison(costs: Costs, *, is_quick: bool, notify: Notify) -> Iterator[
 
     Raises LabError.
     """
-    texts = {temperature: load_texts(temperature) for temperature in RECORDED}
+    texts = {temperature: load_texts(temperature) for temperature in RECORDED[ZOO]}
     for contest in CONTESTS[:2] if is_quick else CONTESTS:
         for policy in POLICIES:
             found = [

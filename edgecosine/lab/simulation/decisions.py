@@ -12,18 +12,17 @@ from typing import Any
 from edgecosine.balance.plan import Candidate
 from edgecosine.balance.planner import Planner
 from edgecosine.balance.request_state import RequestState
-from edgecosine.lab.simulation.embeddings import similarity
 
 
 class TimedPlanner(Planner):
     """Adds up the real seconds of each kind of call in `times`; calls do not contain each other.
-    Tokens are compared as those of the zoo's target.
 
+    alike   how alike two tokens are, -1 to 1
     charge  called with the number of drafters whenever some are compared for a request
     """
 
-    def __init__(self, charge: Callable[[int], None] = lambda _: None) -> None:
-        super().__init__(similarity)
+    def __init__(self, alike: Callable[[int, int], float], charge: Callable[[int], None]) -> None:
+        super().__init__(alike)
         self._charge = charge
         self.num_compared = 0
         """Drafters that were compared, once for each time."""

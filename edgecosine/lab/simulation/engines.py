@@ -29,7 +29,7 @@ from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.target.acceptance import walk
 from edgecosine.errors import LabError
 from edgecosine.lab.simulation.costs import Costs
-from edgecosine.lab.simulation.texts import NUM_PROMPT, Texts
+from edgecosine.lab.simulation.texts import Texts
 from edgecosine.lab.simulation.virtual_time import Core, Strand
 from edgecosine.node.drafter.draft_worker import DraftWorker
 from edgecosine.node.runtime.clock import now
@@ -53,7 +53,7 @@ class RecitingTarget:
 
     @property
     def max_context(self) -> int:
-        return len(self._texts.lists[0])
+        return self._texts.longest
 
     @property
     def kv_use(self) -> KvUse:
@@ -99,9 +99,7 @@ class RecallingDrafter(TransformerDrafter):
     """Drafts as one of the recorded drafters did."""
 
     def __init__(self, texts: Texts, drafter: int, *, slots: int) -> None:
-        super().__init__(
-            cast(ForwardModel, _NoModel()), slots=slots, max_context=len(texts.lists[0])
-        )
+        super().__init__(cast(ForwardModel, _NoModel()), slots=slots, max_context=texts.longest)
         self._texts, self._drafter = texts, drafter
 
     def _evaluate(
@@ -120,7 +118,7 @@ class RecallingDrafter(TransformerDrafter):
 
     def _foretells(self, tokens: Sequence[int], position: int) -> bool:
         """Whether a token of the answer was the first guess; prompts were not recorded."""
-        if position < NUM_PROMPT:
+        if position < len(self._texts.prompts[self._texts.text_of(tokens)]):
             return False
         return self._recall(tokens[:position], ()).tokens[0] == tokens[position]
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.decisions import TimedPlanner
+from edgecosine.lab.simulation.embeddings import similarity_of
 from edgecosine.lab.simulation.engines import (
     RecallingDrafter,
     RecitingTarget,
@@ -70,7 +71,10 @@ class SimulatedTargetNode:
     ) -> None:
         core = Core(loop)
         self.strand = Strand(loop, name, core)
-        self.planner = TimedPlanner(lambda drafters: self.strand.charge(costs.comparison(drafters)))
+        self.planner = TimedPlanner(
+            similarity_of(texts.name),
+            lambda drafters: self.strand.charge(costs.comparison(drafters)),
+        )
         self.verifier = SimulatedVerifier(
             engine=RecitingTarget(texts),
             statistics=self.planner.statistics,
@@ -80,6 +84,7 @@ class SimulatedTargetNode:
             strand=self.strand,
             drafters_core=traffic_core,
         )
+        self._model = texts.name
         self._codec = TextCodec(_Letters(texts.num_vocabulary), ())
         self._links: dict[str, VirtualLink] = {}
         for drafter in drafters:
@@ -96,7 +101,7 @@ class SimulatedTargetNode:
     def session(self, request: Request, prompt: list[int]) -> Session:
         """A session for a request; it must run on this node's strand."""
         return Session(
-            request=request, prompt=prompt, model="zoo", codec=self._codec,
+            request=request, prompt=prompt, model=self._model, codec=self._codec,
             verifier=self.verifier, planner=self.planner, drafters=lambda: self._links,
             measurements=Measurements(),
         )  # fmt: skip
@@ -132,4 +137,5 @@ class _Letters:
         return "".join(chr(_FIRST_LETTER + token) for token in tokens)
 
 
-_FIRST_LETTER = 0x4E00
+_FIRST_LETTER = 0x10000
+"""The first one beyond the surrogates."""

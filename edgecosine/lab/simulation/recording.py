@@ -1,76 +1,165 @@
-"""Records the texts and drafts of the zoo: `python -m edgecosine.lab.simulation.recording`."""
+"""Records the texts and drafts of a model: `python -m edgecosine.lab.simulation.recording`."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, zip_longest
 
+import click
 import numpy as np
 
-from edgecosine import zoo
-from edgecosine.engine.base import DraftEngine, DraftWork, TargetEngine, VerifyWork, expect_verified
+from edgecosine import models
+from edgecosine.engine.base import (
+    DraftEngine,
+    DraftResult,
+    DraftWork,
+    TargetEngine,
+    VerifyWork,
+    expect_verified,
+)
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
-from edgecosine.lab.simulation.texts import NUM_PROMPT, RECORDED, Texts
+from edgecosine.engine.tokenizer import TextCodec
+from edgecosine.lab.demo_models import Scene, chat_scene, zoo_scene
+from edgecosine.lab.distill.fresh_prompts import fresh_prompts
+from edgecosine.lab.engine_calls import quiet_transformers
+from edgecosine.lab.simulation.texts import RECORDED, ZOO, Texts, path_of
 from edgecosine.node.target.shared_noise import noise_of
-from edgecosine.protocol.api.request import Sampling
+from edgecosine.protocol.api.request import ChatMessage, Sampling
 from edgecosine.protocol.wire.messages import SharedNoise, pack_shares
 from edgecosine.protocol.wire.tree import EMPTY_TREE
 
 PROMPTS = 31
 """Number for each domain."""
 ANSWER = 144
-"""Tokens of each answer: 128, and those that drafts may look ahead."""
+"""Recorded tokens of each answer: 128, and those that drafts may look ahead."""
 SEED = 1
 """Seed of the first prompt's noise; each further prompt has the next seed."""
-_GUESSES = 4
+_GUESSES, _BATCH = 4, 16
+
+Prompts = Sequence[tuple[str, str]]
+"""Each as its domain and text."""
 
 
-def record(temperature: float) -> Texts:
+def record(
+    name: str, scene: Scene, temperature: float, prompts: Prompts, answer: int = ANSWER
+) -> Texts:
     """Record the target's answers, and every drafter's drafts at every position; takes minutes.
 
-    Above temperature 0 drafters sample with the target's noise, as in a cluster.
+    Above temperature 0 drafters sample with the target's noise, as in a cluster. Models read their
+    whole prompts; the tokens with which a chat template begins all of them are not kept, since a
+    target has them in its cache. Only answers in a chat have an end. Raises as `load_target`.
     """
-    engine, loaded = load_target(LoadOptions(zoo.TARGET, threads=1))
+    engine, loaded = load_target(LoadOptions(scene.target, threads=1, slots=_BATCH))
     assert loaded.codec is not None
-    prompts = [(d, text) for d, texts in zoo.prompts().items() for text in texts[:PROMPTS]]
-    samplings = [Sampling(temperature=temperature, seed=SEED + n) for n in range(len(prompts))]
-    texts = [
-        _answer(engine, loaded.codec.encode(text), sampling)
-        for (_, text), sampling in zip(prompts, samplings, strict=True)
-    ]
-    names = zoo.drafter_names()
-    guesses = np.zeros((len(names), len(texts), ANSWER, _GUESSES), np.uint16)
+    whole = [_encoded(loaded.codec, text, is_chat=scene.is_chat) for _, text in prompts]
+    samplings = [Sampling(temperature=temperature, seed=SEED + n) for n in range(len(whole))]
+    answers = list(_answers(engine, whole, samplings, answer))
+    names = [model for model in scene.drafters if model != models.NGRAM]
+    guesses = np.zeros((len(names), len(whole), answer, _GUESSES), np.uint16)
     shares = np.zeros(guesses.shape, np.uint8)
     surprises = np.zeros(guesses.shape[:2], np.float32)
-    for which, name in enumerate(names):
-        drafter, _ = load_drafter(LoadOptions(name, threads=1))
-        for number, (text, sampling) in enumerate(zip(texts, samplings, strict=True)):
-            surprises[which, number] = _surprise(drafter, text[:NUM_PROMPT])
-            for place in range(ANSWER):
-                drafted = _guess(drafter, text[: NUM_PROMPT + place], noise_of(sampling))
-                guesses[which, number, place] = drafted.tokens[:_GUESSES]
-                packed = pack_shares(drafted.confidences[:_GUESSES])
-                shares[which, number, place] = np.frombuffer(packed, np.uint8)
-        sys.stderr.write(f"{name}: {len(texts)} texts\n")
-    tokens = np.array(texts, dtype=np.uint16)
-    domains = tuple(domain for domain, _ in prompts)
-    return Texts(tokens, domains, names, guesses, shares, surprises, temperature)
+    for which, model in enumerate(names):
+        drafter, _ = load_drafter(LoadOptions(model, threads=1, slots=_BATCH))
+        surprises[which] = [_surprise(drafter, prompt) for prompt in whole]
+        for text, place, drafted in _drafts(drafter, whole, answers, samplings):
+            roots = _roots(drafted)
+            guesses[which, text, place] = [drafted.tokens[node] for node in roots]
+            packed = pack_shares([drafted.confidences[node] for node in roots])
+            shares[which, text, place] = np.frombuffer(packed, np.uint8)
+        click.echo(f"{model}: {len(whole)} texts", err=True)
+    shared = _num_shared(whole) if scene.is_chat else 0
+    end_tokens = loaded.codec.eos_tokens if scene.is_chat else frozenset[int]()
+    return Texts(
+        prompts=tuple(tuple(prompt[shared:]) for prompt in whole),
+        answers=np.array(answers, np.uint16),
+        ends=tuple(_end(each, end_tokens) for each in answers),
+        domains=tuple(domain for domain, _ in prompts),
+        drafters=tuple(model.rpartition("/")[2] for model in names),
+        guesses=guesses,
+        shares=shares,
+        surprises=surprises,
+        temperature=temperature,
+        name=name,
+    )
 
 
-def _answer(engine: TargetEngine, prompt: list[int], sampling: Sampling) -> list[int]:
-    text = list(prompt)
-    while len(text) < NUM_PROMPT + ANSWER:
-        work = VerifyWork("record", text, NUM_PROMPT, EMPTY_TREE, sampling)
-        [outcome] = engine.step([work]).outcomes
-        if (verified := expect_verified(outcome)) is not None:
-            text.append(verified.bonus)
-    return text
+def scene_of(name: str) -> Scene:
+    """The models and held-out prompts of a recording. Raises ModelUnavailable."""
+    return zoo_scene(1) if name == ZOO else chat_scene()
 
 
-class _Guesses:
-    def __init__(self, tokens: Sequence[int], confidences: Sequence[float]) -> None:
-        self.tokens, self.confidences = tokens, confidences
+def choose_prompts(scene: Scene, number: int = PROMPTS) -> Prompts:
+    """So many prompts of each domain. Where a chat has fewer held-out ones, every second one is
+    written by the target, as those of the training were, with seeds that training has not used.
+
+    Raises as `fresh_prompts`.
+    """
+    found = {domain: list(texts) for domain, texts in scene.prompts.items()}
+    if lacking := max(0, number - min(map(len, found.values()))):
+        written = fresh_prompts(scene.target, lacking * len(found))
+        for domain, texts in found.items():
+            fresh = [text for other, text in written if other == domain]
+            pairs = chain.from_iterable(zip_longest(texts, fresh))
+            found[domain] = [text for text in pairs if text is not None]
+    return [(domain, text) for domain, texts in found.items() for text in texts[:number]]
+
+
+def _encoded(codec: TextCodec, text: str, *, is_chat: bool) -> list[int]:
+    return codec.encode_chat([ChatMessage("user", text)]) if is_chat else codec.encode(text)
+
+
+def _num_shared(prompts: Sequence[Sequence[int]]) -> int:
+    """Tokens with which all prompts begin."""
+    return next(n for n, column in enumerate(zip(*prompts, strict=False)) if len(set(column)) > 1)
+
+
+def _end(answer: Sequence[int], end_tokens: frozenset[int]) -> int:
+    return next((n for n, token in enumerate(answer, 1) if token in end_tokens), len(answer))
+
+
+def _answers(
+    engine: TargetEngine, prompts: Sequence[list[int]], samplings: Sequence[Sampling], length: int
+) -> Iterator[list[int]]:
+    for group in _groups(len(prompts)):
+        texts = {n: list(prompts[n]) for n in group}
+        while todo := [n for n in group if len(texts[n]) < len(prompts[n]) + length]:
+            works = [
+                VerifyWork(f"{n}", texts[n], len(prompts[n]), EMPTY_TREE, samplings[n])
+                for n in todo
+            ]
+            for n, outcome in zip(todo, engine.step(works).outcomes, strict=True):
+                if (verified := expect_verified(outcome)) is not None:
+                    texts[n].append(verified.bonus)
+        for n in group:
+            engine.release(f"{n}")
+            yield texts[n][len(prompts[n]) :]
+
+
+def _drafts(
+    drafter: DraftEngine,
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    samplings: Sequence[Sampling],
+) -> Iterator[tuple[int, int, DraftResult]]:
+    """A drafter's drafts of one token, with their text and place in its answer."""
+    for group in _groups(len(prompts)):
+        for place in range(len(answers[0])):
+            works = [
+                DraftWork(
+                    f"{n}", (*prompts[n], *answers[n][:place]), 1, 1, noise_of(samplings[n])
+                )
+                for n in group
+            ]  # fmt: skip
+            for n, drafted in zip(group, drafter.draft(works), strict=True):
+                yield n, place, drafted
+        for n in group:
+            drafter.release(f"{n}")
+
+
+def _groups(number: int) -> Iterator[range]:
+    for start in range(0, number, _BATCH):
+        yield range(start, min(start + _BATCH, number))
 
 
 def _surprise(drafter: DraftEngine, prompt: Sequence[int]) -> float:
@@ -80,14 +169,21 @@ def _surprise(drafter: DraftEngine, prompt: Sequence[int]) -> float:
     return drafted.prompt_score.nll
 
 
-def _guess(drafter: DraftEngine, tokens: Sequence[int], coupling: SharedNoise) -> _Guesses:
-    """The drafter's guesses for the next token."""
-    [drafted] = drafter.draft([DraftWork("record", tuple(tokens), 1, 1, coupling)])
+def _roots(drafted: DraftResult) -> list[int]:
+    """The best guesses for the next token, by their places in a draft."""
     above = drafted.parents or range(-1, len(drafted.tokens) - 1)
-    roots = [node for node, parent in enumerate(above) if parent == -1]
-    return _Guesses([drafted.tokens[n] for n in roots], [drafted.confidences[n] for n in roots])
+    return [node for node, parent in enumerate(above) if parent == -1][:_GUESSES]
+
+
+@click.command()
+@click.option("--model", "name", type=click.Choice(tuple(RECORDED)), default=ZOO, show_default=True)
+def _main(name: str) -> None:
+    quiet_transformers()
+    scene = scene_of(name)
+    prompts = choose_prompts(scene)
+    for temperature in RECORDED[name]:
+        record(name, scene, temperature, prompts).save(path_of(name, temperature))
 
 
 if __name__ == "__main__":
-    for temperature, path in RECORDED.items():
-        record(temperature).save(path)
+    _main()
