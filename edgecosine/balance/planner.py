@@ -41,7 +41,7 @@ from edgecosine.balance.probes import (
 from edgecosine.balance.rendezvous_hash import weight
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.round import Round, union_of
-from edgecosine.balance.second_drafter import add_drafters, ask_around
+from edgecosine.balance.second_drafter import MOST_IN_DOUBT, add_drafters, ask_around
 from edgecosine.balance.speculation_switch import Speed
 from edgecosine.balance.statistics import Statistics
 from edgecosine.fusion.acceptance_rates import lower_bound
@@ -301,7 +301,8 @@ class Planner:
             why = f"{plan.speed:.0f} tokens/s at {plan.reason}; {plain_speed:.0f} without"
             return Plan(reason=f"K=0: {why}")
         most = request.policy.max_drafters
-        if request.rates.is_doubtful(plan.drafters[0]):
+        is_doubtful = request.rates.is_doubtful(plan.drafters[0])
+        if is_doubtful and co_batched.requests < MOST_IN_DOUBT:
             return ask_around(plan, candidates, most)
         if co_batched.requests:
             return plan

@@ -17,6 +17,9 @@ from edgecosine.balance.plan import (
     speed_of,
 )
 
+MOST_IN_DOUBT = 8
+"""Most requests beside each other that ask all drafters when in doubt: of more the messages would
+fill the target's event loop."""
 WORTH_JOINING = 1.05
 """Least speed-up of the request for which another drafter is added."""
 

@@ -43,8 +43,9 @@ def alternately(made: Planner, request: RequestState) -> None:
         )
 
 
-@pytest.mark.parametrize("num_requests", [1, 8])
+@pytest.mark.parametrize("num_requests", [1, 8, 9])
 def test_request_whose_drafter_becomes_wrong_asks_the_others(num_requests: int) -> None:
+    """Beside many others the messages would cost more than they bring."""
     made = planner()
     requests = [made.statistics.open("edgecosine") for _ in range(num_requests)]
     for node_id, hits in (("a", 4), ("b", 0), ("c", 0)):
@@ -55,7 +56,8 @@ def test_request_whose_drafter_becomes_wrong_asks_the_others(num_requests: int) 
             )
     assert made.plan(requests[0], ["a", "b", "c"], 100).drafters == ("a",)
     made.statistics.acceptance.observe_truth(requests[0], [draft("a", 0)], PROMPT + TRUTH[:5])
-    assert set(made.plan(requests[0], ["a", "b", "c"], 100).drafters) == {"a", "b", "c"}
+    asked = made.plan(requests[0], ["a", "b", "c"], 100).drafters
+    assert set(asked) == ({"a", "b", "c"} if num_requests <= 8 else {"a"})
     made.statistics.acceptance.observe_truth(requests[0], [draft("a", 4)], PROMPT + TRUTH[:5])
     assert made.plan(requests[0], ["a", "b", "c"], 100).drafters == ("a",)
 
