@@ -17,6 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 _LINEAR = torch.ops.aten.linear.default
 _SELECTING = (torch.ops.aten.embedding.default, torch.ops.aten.index.Tensor)
 """Operators that select rows of a weight: the rows are converted, not the weight."""
+_QUANTISED = "bitsandbytes"
+"""The namespace of operators that know formats up to float32. In float64 some leave their result
+uninitialised, without an error."""
 _BLOCK = 1 << 18
 """Elements of a linear layer that are converted at once."""
 
@@ -25,8 +28,9 @@ _BLOCK = 1 << 18
 def computing_in(dtype: torch.dtype, model: Any) -> Iterator[None]:
     """Context in which torch computes in `dtype` in place of narrower floating-point types.
 
-    `model` is the model that runs in it, whose logits then have this dtype. Operators without an
-    implementation for `dtype` raise their own errors.
+    `model` is the model that runs in it, whose logits then have this dtype. Quantised layers
+    compute in float32 at most. Operators without an implementation for `dtype` raise their own
+    errors.
     """
     # Fused products of experts do not support float64, and would be converted all at once.
     with eager_experts(model), _Widening(dtype):
@@ -63,6 +67,8 @@ class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run one operator."""
         kwargs = kwargs or {}
+        if func.namespace == _QUANTISED:
+            return self._widened(func(*map(_narrowed, args), **kwargs))
         if func.namespace != "aten":
             return func(*args, **kwargs)
         if func in _SELECTING:
@@ -100,3 +106,8 @@ class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _is_narrow(self, dtype: torch.dtype) -> bool:
         return dtype.is_floating_point and dtype.itemsize < self._dtype.itemsize
+
+
+def _narrowed(value: Any) -> Any:
+    is_wide = isinstance(value, torch.Tensor) and value.dtype == torch.float64
+    return value.float() if is_wide else value
