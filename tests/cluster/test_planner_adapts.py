@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -40,14 +41,15 @@ MIDDLE = 4
 MAX_WAITS = 8
 """Rounds that wait for a missing draft: two until the drafter rests, one more after 24, 48, 96...
 plans."""
-MAX_ANSWERS = 60
+MAX_ANSWERS = 150
 """Answers until a recovered drafter is used as before. A lone request pays for trials from a share
-of its plain rounds, 0.2% while they are in vain: with the largest debt some 3,000 rounds."""
+of its plain rounds, 0.2% while they are in vain: with the largest debt some 3,000 rounds. A drafter
+that was late for long rests for 1,536 plans, and again if it is late once on a busy machine."""
 STOPPED_S, RUNNING_S = 0.098, 0.002
 """A stop is longer than a pass on a busy machine, so that drafting ahead cannot hide it."""
 
 pytestmark = [
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not DRAFTER_CORES, reason="target and drafters need a processor each"),
 ]
 
@@ -248,6 +250,6 @@ def test_adversarial_drafter_is_left_out_and_changes_no_text(tmp_path: Path) -> 
             answer = await requests.answer()
             assert answer.plan.startswith("K=0")
             assert len(_waits(answer, adversary)) <= MAX_WAITS
-            assert _num_asked(answer, adversary) <= 1 + answer.num_rounds / PROBE_EVERY
+            assert _num_asked(answer, adversary) <= 1 + math.ceil(answer.num_rounds / PROBE_EVERY)
 
     run_patiently(scenario())
