@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -11,6 +12,15 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+
+with contextlib.suppress(ModuleNotFoundError):  # GPU tests run without it, too
+    from hypothesis import HealthCheck, settings
+
+    # No test fails because the machine is slow.
+    settings.register_profile(
+        "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("untimed")
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 """No test connects to the model hub. The hub's client reads this when it is imported."""

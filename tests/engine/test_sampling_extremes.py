@@ -23,7 +23,7 @@ SIZE = 700
 """More than the first size that top-p examines."""
 SMALLEST = 5e-324
 TINY = [SMALLEST, 1e-46, 1e-45, 1.4e-45, 1e-40, 1e-38, 1.2e-38, 1e-30, 1e-10, sys.float_info.min]
-few = settings(max_examples=300, deadline=None)
+few = settings(max_examples=300)
 
 
 def tiny_or(low: float, high: float) -> st.SearchStrategy[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -44,7 +44,6 @@ def byte_fallback() -> TextCodec:
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20))
-@settings(deadline=None)
 def test_spellings_of_tokens_make_up_the_text_to_the_byte(byte_level: TextCodec, text: str) -> None:
     spellings = [byte_level.spelling(token) for token in byte_level.encode(text)]
     assert b"".join(utf8 for _, utf8 in spellings) == text.encode()

@@ -45,7 +45,7 @@ COSTS = Costs(
     one_way_s=0.0002,
 )
 MODELS = TEXTS.drafters
-few = settings(max_examples=12, deadline=None)
+few = settings(max_examples=12)
 
 
 def play(

@@ -44,7 +44,7 @@ def _steady(name: str) -> nn.Module:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", [*NAMES, GATE])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     width=st.integers(1, 700),
     rows=st.integers(1, 20),

@@ -416,7 +416,7 @@ def test_late_repeated_request_is_not_run_again() -> None:
 STEPS = ["ask", "hear", "hear", "hear", "hear", "answer", "send", "deliver", "kill", "join"]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_each_request_is_answered_once_under_any_crashes(data: st.DataObject) -> None:
     """Messages arrive late, at each target at its own pace; targets crash and restart with their

@@ -207,7 +207,7 @@ class _FullDisk:
             raise sqlite3.OperationalError("database or disk is full")
 
 
-JournalMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+JournalMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
 TestJournalMachine = JournalMachine.TestCase
 
 

@@ -59,7 +59,7 @@ def request(number: int, body: dict[str, Any], policy: str) -> Request:
     )  # fmt: skip
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.lists(bodies, min_size=4, max_size=4))
 def test_text_at_the_ends_of_all_ranges_equals_the_targets(asked: list[dict[str, Any]]) -> None:
     target = TransformerTarget(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecosine.balance.policy import POLICIES
@@ -38,7 +38,7 @@ def _request(policy: str, *, trace: bool) -> Request:
     return Request("a", "1", "ask", "To be", max_tokens=40, policy=policy, trace=trace)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30)
 @given(
     st.sampled_from([*POLICIES]),
     st.lists(st.lists(st.sampled_from(list(LinkFault)), min_size=1, max_size=4), max_size=3),

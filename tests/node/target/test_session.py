@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecosine.balance.cost_model import PassReport
@@ -38,7 +38,7 @@ from tests.support.engines import (
     recital,
 )
 
-few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few = settings(max_examples=60)
 
 IDLE = "<DraftWorker [0 waiting, 0 requests]>"
 
