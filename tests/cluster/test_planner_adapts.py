@@ -204,6 +204,7 @@ def test_distant_drafter_is_dropped_and_used_again_when_it_is_near() -> None:
     run_patiently(scenario())
 
 
+@pytest.mark.soak
 def test_slowed_drafter_is_replaced_by_the_other() -> None:
     async def scenario() -> None:
         async with _cluster("generalist", "generalist") as requests:
