@@ -28,8 +28,9 @@ expected to be done within the prefill: they slow each other down."""
 def first_asked(
     request: RequestState, candidates: Sequence[Candidate], statistics: Statistics
 ) -> list[Candidate]:
-    """The most promising drafters, then those with the least evidence."""
-    by_rate = sorted(candidates, key=lambda c: -c.rate)
+    """The most promising drafters, then those with the least evidence. A drafter that was late
+    lately comes behind those that were not: where few may be asked, it would be asked for ever."""
+    by_rate = sorted(candidates, key=lambda c: (statistics.drafter(c.node_id).rest, -c.rate))
     by_evidence = sorted(
         candidates, key=lambda c: statistics.drafter(c.node_id).record.rate.evidence
     )

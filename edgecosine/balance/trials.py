@@ -20,8 +20,11 @@ TRIAL_SHARE, LEAST_SHARE = 0.01, 0.002
 """Shares of the rounds that trials may cost: at first, and while they were all in vain."""
 FIRST_CREDIT, LARGEST_CREDIT = 8.0, 8.0
 """Gains on one subject pay for few trials on another."""
-PROBE_PRICE = 1.0
-"""Least credit for which a drafter is asked to read a request's text; more, if trials cost more."""
+LARGEST_DEBT = 2.0
+PROBE_PRICE, LARGEST_PRICE = 1.0, 4.0
+"""Credit for which a drafter is asked to read a request's text: more, if trials cost more. With the
+largest debt it is there after 3,000 rounds at LEAST_SHARE: a trial costs up to twenty rounds, so
+one in 3,000 is still within a hundredth, and drafters that have become quicker are found."""
 LARGEST_LOSS = 4.0
 """Most that one round is charged: it may be long for other reasons."""
 REQUEST_SHARE, REQUEST_LOSS = 0.01, 1.0
@@ -123,7 +126,7 @@ class TrialBudget:
         trial.num_rounds += 1
         if self._cost is not None:
             price = smooth(self.price, self._cost, _PRICE_SHARE)
-            self.price, self._cost = min(LARGEST_CREDIT, max(PROBE_PRICE, price)), None
+            self.price, self._cost = min(LARGEST_PRICE, max(PROBE_PRICE, price)), None
         self._add(self.share)
 
     def observe_trial(self, trial: Trial, num_tokens: int, round_s: float) -> None:
@@ -189,4 +192,4 @@ class TrialBudget:
         self.credit = max(self.credit, PROBE_PRICE)
 
     def _add(self, amount: float) -> None:
-        self.credit = min(LARGEST_CREDIT, self.credit + amount)
+        self.credit = min(LARGEST_CREDIT, max(-LARGEST_DEBT, self.credit + amount))

@@ -102,6 +102,22 @@ def test_prefill_probes_those_of_one_machine_that_it_has_the_time_for() -> None:
         assert abs(len(asked) - fitting) <= 1
 
 
+def test_drafter_that_was_late_is_asked_behind_one_that_was_not() -> None:
+    """Where one drafter of a machine is asked, the better of the two would be late for ever."""
+    made = planner(0.003)
+    for name in "ab":
+        made.statistics.add_link(name, "192.0.2.1")
+    request = made.statistics.open("edgecosine")
+    for _ in range(20):
+        observe_draft(made, request, "a", hits=4)
+        observe_draft(made, request, "b", hits=3)
+    made.statistics.open("edgecosine")
+    assert made.first_plan(request, "ab", 100).drafters == ("a",)
+    made.statistics.drafter("a").observe_late(1.0, 0)
+    made.statistics.drafter("a").back_at = 0
+    assert made.first_plan(request, "ab", 100).drafters == ("b",)
+
+
 @pytest.mark.parametrize("size", [0, 4])
 def test_useless_drafter_is_probed_rarely(size: int) -> None:
     made, request = planner(), RequestState()

@@ -18,7 +18,9 @@ from edgecosine.balance.trials import (
     FIRST_CREDIT,
     FIRST_REST,
     LARGEST_CREDIT,
+    LARGEST_DEBT,
     LARGEST_LOSS,
+    LARGEST_PRICE,
     LEAST_SHARE,
     LONGEST_STRETCH,
     REQUEST_LOSS,
@@ -104,6 +106,23 @@ def test_probes_after_costly_ones_need_their_price() -> None:
         budget.observe_trial(Trial(), 2, PLAIN_S)
     budget.observe_plain(Trial())
     assert budget.num_probes == LARGEST_CREDIT
+
+
+def test_drafters_are_asked_again_within_a_bounded_time_whatever_was_lost() -> None:
+    """Speculation that stopped for good could not find out that drafters have become quicker."""
+    budget = measured_budget()
+    for _ in range(200):
+        trial = Trial()
+        budget.observe_trial(trial, 1, 100 * PLAIN_S)
+        budget.observe_trial(trial, 1, 100 * PLAIN_S)
+        budget.observe_plain(trial)
+    assert not budget.num_probes
+    assert budget.share == LEAST_SHARE
+    num_rounds = 0
+    while not budget.num_probes:
+        budget.observe_plain(Trial())
+        num_rounds += 1
+    assert num_rounds <= (LARGEST_DEBT + LARGEST_PRICE) / LEAST_SHARE + 1
 
 
 def test_slower_speculation_rests() -> None:

@@ -41,15 +41,14 @@ MIDDLE = 4
 MAX_WAITS = 8
 """Rounds that wait for a missing draft: two until the drafter rests, one more after 24, 48, 96...
 plans."""
-MAX_ANSWERS = 150
+MAX_ANSWERS = 60
 """Answers until a recovered drafter is used as before. A lone request pays for trials from a share
-of its plain rounds, 0.2% while they are in vain: with the largest debt some 3,000 rounds. A drafter
-that was late for long rests for 1,536 plans, and again if it is late once on a busy machine."""
+of its plain rounds, 0.2% while they are in vain: with the largest debt and price 3,000 rounds."""
 STOPPED_S, RUNNING_S = 0.098, 0.002
 """A stop is longer than a pass on a busy machine, so that drafting ahead cannot hide it."""
 
 pytestmark = [
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(not DRAFTER_CORES, reason="target and drafters need a processor each"),
 ]
 
@@ -204,7 +203,6 @@ def test_distant_drafter_is_dropped_and_used_again_when_it_is_near() -> None:
     run_patiently(scenario())
 
 
-@pytest.mark.soak
 def test_slowed_drafter_is_replaced_by_the_other() -> None:
     async def scenario() -> None:
         async with _cluster("generalist", "generalist") as requests:
