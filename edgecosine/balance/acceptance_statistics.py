@@ -30,11 +30,9 @@ class AcceptanceStatistics:
 
     def observe_text(self, request: RequestState, tokens: Sequence[int]) -> None:
         """Let the prompt say less about a request as its text grows."""
-        if not request.text_length:
-            request.first_length = request.first_length or len(tokens)
-        elif len(tokens) - request.text_length < TEXT_INTERVAL:
-            return
-        else:
+        if request.text_length:
+            if len(tokens) - request.text_length < TEXT_INTERVAL:
+                return
             request.rates.predicted_weight /= 2
         request.text_length = len(tokens)
 
