@@ -109,10 +109,10 @@ def test_text_of_changing_domains_ends_where_a_piece_has_no_more() -> None:
 
 
 def test_texts_that_nobody_recorded_are_named_in_the_error(tmp_path: Path) -> None:
-    command = ["bench", "map", "--costs", str(RECORDS / "simulation.json"), "--texts", "nobody"]
+    command = ["bench", "map", "--costs", str(RECORDS / "simulation.json"), "--texts", "unknown"]
     refused = CliRunner().invoke(main, command)
     assert refused.exit_code == 1
-    assert f"no recorded texts nobody; there are {ZOO}, {REAL}" in refused.output
+    assert f"no recorded texts unknown; there are {ZOO}, {REAL}" in refused.output
     with pytest.raises(LabError, match="have the texts of zoo"):
         former_runs(RECORDS / "map.json", REAL)
     assert former_runs(tmp_path / "none.json", REAL) == []
