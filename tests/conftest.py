@@ -24,6 +24,9 @@ with contextlib.suppress(ModuleNotFoundError):  # GPU tests run without it, too
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 """No test connects to the model hub. The hub's client reads this when it is imported."""
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+"""Waiting threads of torch would otherwise spin, on processors that other tests need. OpenMP reads
+this when torch is imported."""
 
 _INSTALLABLE = re.compile("mosquitto|compiler|no ip command")
 """Reasons to skip a test that `scripts/test --install-tools` removes on Debian as root."""
