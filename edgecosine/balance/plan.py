@@ -10,6 +10,7 @@ decoding, is always a candidate.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -27,7 +28,8 @@ LONGEST_DEADLINE_S = 1.0
 """Longest wait for any draft; each late draft raises the expected time of the next one."""
 
 
-class Candidate(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Candidate:
     """A drafter as the planner sees it."""
 
     node_id: str
@@ -62,7 +64,8 @@ class CoBatchedRequests(msgspec.Struct, frozen=True):
 ALONE = CoBatchedRequests()
 
 
-class Plan(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class Plan:
     """Which drafters are asked in the next round, for how many tokens, and why."""
 
     drafters: tuple[str, ...] = ()
@@ -70,7 +73,7 @@ class Plan(msgspec.Struct, frozen=True):
     width: int = 1
     interval: int = 0
     """Tokens between two fusions of the round; 0: once, when drafts are complete."""
-    shares: Mapping[str, bytes] = {}
+    shares: Mapping[str, bytes] = field(default_factory=dict)
     """Of a plan ahead: a drafter's weights of the acceptance endpoints, if it has some."""
     is_probe: bool = False
     """Whether its drafts only yield evidence, so that no round waits for them."""

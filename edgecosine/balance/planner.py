@@ -7,8 +7,7 @@ All calls are synchronous and quick.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-
-from msgspec.structs import replace
+from dataclasses import replace
 
 from edgecosine.balance.ahead_plan import plan_ahead
 from edgecosine.balance.baselines.planner import BaselinePlanner

@@ -24,7 +24,7 @@ _BASE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
@@ -33,7 +33,7 @@ _BASE: dict[str, Any] = {
     "eos_token_id": None,
 }
 _HEADS = {"head_dim": 16}
-_LAYERS = {"layer_types": ["sliding_attention", "full_attention"] * 2}
+_LAYERS = {"layer_types": ["sliding_attention", "full_attention"]}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -83,7 +83,7 @@ def build(
     *,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-    layers: int = 4,
+    layers: int = 2,
     **changes: Any,
 ) -> PreTrainedModel:
     """A random model of a family, with weights large enough that attention matters."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from torch import nn
 
 from edgecosine.engine.float32_reference import computing_in
 
 
 def test_quantised_products_are_computed_in_float32() -> None:
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # slow to import
+
     generator = torch.Generator().manual_seed(0)
     packed, state = quantize_4bit(torch.randn(64, 64, generator=generator), quant_type="nf4")
     x = torch.randn(8, 64, generator=generator)

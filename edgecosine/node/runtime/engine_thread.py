@@ -20,7 +20,6 @@ class _Call(msgspec.Struct, frozen=True):
     function: Callable[[], Any]
     loop: asyncio.AbstractEventLoop
     result: asyncio.Future[Any]
-    on_begin: Callable[[], None] | None
 
 
 class EngineThread:
@@ -38,11 +37,8 @@ class EngineThread:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    async def run(
-        self, function: Callable[[], Result], on_begin: Callable[[], None] | None = None
-    ) -> Result:
-        """Run `function` in the thread and return its result. `on_begin` is called in the event
-        loop when it has begun.
+    async def run(self, function: Callable[[], Result]) -> Result:
+        """Run `function` in the thread and return its result.
 
         Raises the exception of `function`; RuntimeError if the thread has ended.
         """
@@ -50,7 +46,7 @@ class EngineThread:
             raise RuntimeError("the engine's thread has ended")
         loop = asyncio.get_running_loop()
         result: asyncio.Future[Result] = loop.create_future()
-        self._calls.put(_Call(function, loop, result, on_begin))
+        self._calls.put(_Call(function, loop, result))
         return await result
 
     def __enter__(self) -> Self:
@@ -77,8 +73,6 @@ class EngineThread:
         error: BaseException | None = asyncio.CancelledError() if self.ending.is_set() else None
         if error is None:
             try:
-                if call.on_begin is not None:
-                    call.loop.call_soon_threadsafe(call.on_begin)
                 result = call.function()
             except BaseException as raised:  # noqa: BLE001 -- the caller gets it
                 error = raised

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -36,6 +37,19 @@ def _logits(rows: int, seed: int = 0, vocabulary: int = VOCABULARY) -> torch.Ten
 
 def _coupling(temperature: float, seed: int = 11) -> SharedNoise:
     return SharedNoise(temperature=temperature, seed=seed.to_bytes(8, "little"))
+
+
+@functools.cache
+def _noise() -> torch.Tensor:
+    """Gumbel noise of seed 11 [draws, vocabulary]."""
+    return torch.stack([gumbel(11, p, torch.arange(VOCABULARY)) for p in range(DRAWS)])
+
+
+@functools.cache
+def _drawn_by_the_target() -> tuple[torch.Tensor, list[int]]:
+    """The target's logits [vocabulary] and its tokens with the noise of seed 11."""
+    target, how = _logits(1, seed=3)[0] / 3, Sampling(temperature=1.0, seed=11)
+    return target, [draw(target, position, how) for position in range(DRAWS)]
 
 
 @pytest.mark.parametrize("kernels", WAYS)
@@ -101,7 +115,7 @@ def test_confidence_is_the_share_of_correct_draft_tokens(kernels: Kernels | None
     chance = torch.Generator().manual_seed(7)
     expected = sum(each.confidences[0] for each in draft_tokens) / DRAWS
     coupled = torch.log_softmax(logits.double(), 1)
-    noise = torch.stack([gumbel(11, p, torch.arange(VOCABULARY)) for p in range(DRAWS)])
+    noise = _noise()
     own = -torch.log(-torch.log(torch.rand(coupled.shape, generator=chance, dtype=torch.float64)))
     right = torch.argmax(coupled + noise + own, 1).tolist()
     agreed = sum(g.tokens[0] == r for g, r in zip(draft_tokens, right, strict=True)) / DRAWS
@@ -123,14 +137,11 @@ def test_drafter_and_target_agree_as_often_as_the_bound(
     gap: float, kernels: Kernels | None
 ) -> None:
     """(1 - TV) / (1 + TV) for coupled Gumbel noise (Daliri et al., theorem 3)."""
-    target = _logits(1, seed=3)[0] / 3
+    target, drawn = _drawn_by_the_target()
     drafter = target + gap * _logits(1, seed=4)[0] / 3
     distance = 0.5 * float((torch.softmax(target, 0) - torch.softmax(drafter, 0)).abs().sum())
-    how = Sampling(temperature=1.0, seed=11)
     rows = drafter.repeat(DRAWS, 1)
     draft_tokens = rank_draft_tokens(rows, range(DRAWS), [_coupling(1.0)] * DRAWS, 1, kernels)
-    agreed = (
-        sum(draw(target, p, how) == each.tokens[0] for p, each in enumerate(draft_tokens)) / DRAWS
-    )
+    agreed = sum(t == each.tokens[0] for t, each in zip(drawn, draft_tokens, strict=True)) / DRAWS
     bound = (1 - distance) / (1 + distance)
     assert agreed > bound - 3 * math.sqrt(bound * (1 - bound) / DRAWS) - 1e-9

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from bitsandbytes.functional import has_avx512bf16
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgecosine.engine.loading import load_model as loading
@@ -112,11 +111,14 @@ def test_heads_that_vary_by_layer_are_refused(tmp_path: Path) -> None:
         load_target(LoadOptions(where, threads=1))
 
 
-@pytest.mark.skipif(not has_avx512bf16(), reason="bitsandbytes takes every width here")
 @pytest.mark.parametrize("width", [688, 352])
 def test_quantisation_that_the_processor_does_not_take_names_another_way(
     width: int, tmp_path: Path
 ) -> None:
+    from bitsandbytes.functional import has_avx512bf16  # slow to import
+
+    if not has_avx512bf16():
+        pytest.skip("bitsandbytes takes every width here")
     model = build(
         "llama", hidden_size=128, num_attention_heads=2, layers=1, intermediate_size=width
     )

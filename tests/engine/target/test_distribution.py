@@ -20,7 +20,7 @@ from edgecosine.protocol.wire.tree import ROOT, TokenTree
 from tests.engine.models import VOCABULARY, build, prompt_of
 
 DRAWS = 2400
-SESSIONS = 16
+SESSIONS = 48
 PROMPT, ANSWER = prompt_of(9), prompt_of(4, seed=3) * 2
 
 HOWS = [
@@ -101,7 +101,7 @@ def _kernels() -> Kernels | None:
         return None
 
 
-MODEL = build("llama")
+MODEL = build("llama", layers=1)
 for parameter in MODEL.lm_head.parameters():
     parameter.data *= 2.0
 
@@ -116,7 +116,7 @@ def _name(how: Sampling) -> str:
 def engine() -> Iterator[TransformerTarget]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # draws over small vocabularies only get slower by more
-    built = build("llama")
+    built = build("llama", layers=1)
     built.load_state_dict(MODEL.state_dict())
     model = SlotModel(built, slots=SESSIONS, slot_size=128, threads=1, kernels=_kernels())
     yield TransformerTarget(model, slots=SESSIONS, max_context=64)
