@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from edgecosine.balance.plan import Candidate, Plan, probe_plan
 from edgecosine.balance.policy import FIXED_DRAFTERS, FIXED_GAMMA, Policy

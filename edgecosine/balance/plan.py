@@ -10,7 +10,6 @@ decoding, is always a candidate.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -28,8 +27,7 @@ LONGEST_DEADLINE_S = 1.0
 """Longest wait for any draft; each late draft raises the expected time of the next one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """A drafter as the planner sees it."""
 
     node_id: str
@@ -64,8 +62,7 @@ class CoBatchedRequests(msgspec.Struct, frozen=True):
 ALONE = CoBatchedRequests()
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """Which drafters are asked in the next round, for how many tokens, and why."""
 
     drafters: tuple[str, ...] = ()
@@ -73,7 +70,7 @@ class Plan:
     width: int = 1
     interval: int = 0
     """Tokens between two fusions of the round; 0: once, when drafts are complete."""
-    shares: Mapping[str, bytes] = field(default_factory=dict)
+    shares: Mapping[str, bytes] = {}
     """Of a plan ahead: a drafter's weights of the acceptance endpoints, if it has some."""
     is_probe: bool = False
     """Whether its drafts only yield evidence, so that no round waits for them."""

@@ -7,7 +7,8 @@ All calls are synchronous and quick.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from edgecosine.balance.ahead_plan import plan_ahead
 from edgecosine.balance.baselines.planner import BaselinePlanner

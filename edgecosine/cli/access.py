@@ -52,10 +52,11 @@ def no_password(ctx: click.Context, parameter: click.Parameter, url: str | None)
     assert parameter.name is not None
     is_open = ctx.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
     if url and is_open and holds_password(url):
+        has_file = any("--broker-password-file" in one.opts for one in ctx.command.params)
         raise click.BadParameter(
             f"{without_password(url)} contains a password, and every user of this machine can read "
-            f"the command line: write {without_password(url, '')} and set {PASSWORD_VARIABLE}, or "
-            "use --broker-password-file", ctx, parameter,
+            f"the command line: write {without_password(url, '')} and set {PASSWORD_VARIABLE}"
+            + ", or use --broker-password-file" * has_file, ctx, parameter,
         )  # fmt: skip
     return url
 

@@ -7,22 +7,27 @@ import contextlib
 import os
 import socket
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Final
 
 import click
 
 from edgecosine import models, zoo
-from edgecosine.cli.access import environment_access, no_password
+from edgecosine.cli.access import environment_access, environment_variable, no_password
 from edgecosine.cli.exit_status import LOG_LEVEL_VARIABLE
+from edgecosine.cli.key import default_keys
 from edgecosine.cli.logs import log_to_stderr
 from edgecosine.cli.running import run_command
 from edgecosine.config import DEFAULT_CLUSTER
+from edgecosine.discovery.static import parse_listen
 from edgecosine.engine.options import Exactness
-from edgecosine.errors import AddressTaken, ModelUnavailable
+from edgecosine.errors import AddressTaken, ConfigError, ModelUnavailable
 from edgecosine.local.cluster import LocalCluster
 from edgecosine.local.cluster_plan import ClusterPlan, local_plan
 from edgecosine.local.kernels import build_kernels
 from edgecosine.models.packages import require_packages
+from edgecosine.node.links.link_policy import is_loopback
+from edgecosine.security.api_keys import ApiKeys
 
 _LOOPBACK: Final = "127.0.0.1"
 _HTTP_PORT: Final = 8080
@@ -81,6 +86,8 @@ def command(
     The target runs on the first processor, and the drafters share the others.
     """
     require_packages(target)
+    if http and http != "none":
+        check_exposure(http, cluster)
     log_to_stderr(log_level)
     target_cores, drafter_cores = split_cores()
     is_zoo = target == zoo.TARGET
@@ -101,6 +108,17 @@ def command(
             f"ballast: the target is widened {ballast} times, to cost as much as a larger model"
         )
     run_command(_up(plan, http))
+
+
+def check_exposure(http: str, cluster: str) -> None:
+    """Raises ConfigError where anybody on the network could send requests."""
+    given = os.environ.get(environment_variable("--http-keys"))
+    keys = Path(given) if given else default_keys(cluster)
+    is_exposed = not is_loopback(parse_listen(http, key="http").host)
+    if is_exposed and (keys is None or not ApiKeys(keys)):
+        raise ConfigError(
+            "http", http, "an address of this machine, or keys by `edgecosine key create NAME`"
+        )
 
 
 def _fetch(target: str) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import replace
 
 import msgspec
@@ -316,10 +316,10 @@ def too_late() -> RequestError:
     return RequestError("no answer in time", code="deadline_exceeded", status=408)
 
 
-def no_gateway(cluster: str) -> RequestError:
-    """The error for a cluster without an online gateway."""
+def no_gateway(cluster: str, starting: Iterable[str] = ()) -> RequestError:
+    """The error for a cluster without an online gateway; `starting` says which targets start."""
     return RequestError(
-        f"no gateway of cluster {cluster!r} is online on this broker",
+        "; ".join([f"no gateway of cluster {cluster!r} is online on this broker", *starting]),
         code="gateway_offline",
         status=503,
     )

@@ -215,7 +215,7 @@ class Client:
         patient_until = self._watch.offline_since + self._patience_s
         late = begun + deadline_s
         if math.isinf(self._watch.offline_since):
-            raise no_gateway(self._topics.cluster)
+            raise no_gateway(self._topics.cluster, self._watch.starting)
         try:
             async with asyncio.timeout_at(min(patient_until, late)):
                 while not self._watch.is_online:

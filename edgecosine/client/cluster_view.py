@@ -92,6 +92,17 @@ class ClusterView:
             if not targets or node_id in targets
         }
 
+    @property
+    def starting(self) -> list[str]:
+        """A sentence for each target that is starting."""
+        return [
+            f"{node_id} is starting: {view.status.reason}"
+            for node_id, view in self.nodes().items()
+            if view.status is not None
+            and view.status.state == "starting"
+            and view.state.get("role") == "target"
+        ]
+
     def nodes(self) -> dict[str, NodeView]:
         """Every node with retained messages that have not expired.
 

@@ -22,7 +22,8 @@ def concerns(*, is_online: bool, is_draining: bool, nodes: Mapping[str, NodeView
         if view.status is not None and view.status.state in _UNHEALTHY:
             why = f": {view.status.reason}" if view.status.reason else ""
             found.append(f"{name} is {view.status.state}{why}")
-        if view.is_here and view.state.get("role") == "target":
+        is_starting = view.status is not None and view.status.state == "starting"
+        if view.is_here and not is_starting and view.state.get("role") == "target":
             found += [f"{name}: {concern}" for concern in _of_target(view.state)]
     return found
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
 
 from edgecosine.engine.attention import NAME, BatchRows, attending_by
-from edgecosine.engine.cpu.deterministic_activations import replace_activations
+from edgecosine.engine.cpu.deterministic_activations import (
+    DeterministicFunctions,
+    replace_activations,
+)
 from edgecosine.engine.cpu.experts import pack_experts
 from edgecosine.engine.cpu.kernel_library import Kernels
 from edgecosine.engine.cpu.packing import PackedLinear, pack_linear_layers
@@ -52,6 +55,8 @@ class SlotModel:
                 pack_linear_layers(model, kernels, threads, form)
                 pack_experts(model, kernels, threads, form)
             replace_activations(model)
+        self._functions = None if kernels is None else DeterministicFunctions()
+        """In force during the first pass, and during others if that one needed it."""
         self._model = model.eval()  # type: ignore[no-untyped-call]
         # Threads split elementwise operators at places that depend on the number of rows, and the
         # ends of the parts are computed by other instructions.
@@ -84,7 +89,8 @@ class SlotModel:
         ):
             raise IndexError("a KV position of a row is beyond the cache")
         self._state.rows = rows = rows.to(self._model.device)
-        with attending_by(self._state), _torch_threads(self._torch_threads):
+        functions = self._functions or nullcontext()
+        with attending_by(self._state), _torch_threads(self._torch_threads), functions:
             output = self._model(
                 input_ids=rows.tokens[None],
                 position_ids=rows.positions[None],
@@ -92,6 +98,8 @@ class SlotModel:
                 use_cache=False,
                 logits_to_keep=torch.tensor(keep, dtype=torch.long, device=self._model.device),
             )
+        if self._functions is not None and not self._functions.num_replaced:
+            self._functions = None
         if not self._state.layers:
             raise ModelUnsupported(
                 f"model family {self._model.config.model_type!r} does not use the attention "

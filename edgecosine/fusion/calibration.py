@@ -14,6 +14,7 @@ PRIOR_WEIGHT = 4.0
 """Judged tokens that the prior counts for in each bin."""
 MEMORY = 2000.0
 """Judged tokens after which older evidence has faded to 1/e."""
+_FADE = 1.0 - 1.0 / MEMORY
 
 
 def _zeros() -> list[float]:
@@ -30,9 +31,8 @@ class Calibration:
     def observe(self, confidence: float, *, is_accepted: bool) -> None:
         """Learn from one token whose parent was accepted."""
         index = _bin(confidence)
-        fade = 1.0 - 1.0 / MEMORY
-        self.accepted[index] = self.accepted[index] * fade + is_accepted
-        self.judged[index] = self.judged[index] * fade + 1.0
+        self.accepted[index] = self.accepted[index] * _FADE + is_accepted
+        self.judged[index] = self.judged[index] * _FADE + 1.0
 
     def probability(self, confidence: float) -> float:
         """Probability that a token of this confidence is accepted, given that its parent is."""

@@ -52,7 +52,7 @@ class DraftUnion:
         if not (self._tokens or draft.trunk):
             self._begin(bit, draft, chances)
             return
-        trunk, nodes = draft.trunk, list[int]()
+        trunk, nodes, highest = draft.trunk, list[int](), _MAX_PROBABILITY
         index, proposers, rejected = self._index, self._proposers, self._rejected
         for number, (token, probability, above) in enumerate(
             zip(draft.tree.tokens, chances, draft.tree.parents, strict=True)
@@ -66,7 +66,7 @@ class DraftUnion:
                 rejected.append(1.0)
                 proposers.append(0)
             if number >= trunk:
-                rejected[node] *= 1.0 - min(probability, _MAX_PROBABILITY)
+                rejected[node] *= 1.0 - (min(highest, probability))
                 proposers[node] |= bit
             nodes.append(node)
 
@@ -74,7 +74,8 @@ class DraftUnion:
         """Take a draft over as it is, as the first one."""
         tree = draft.tree
         self._tokens, self._parents = [*tree.tokens], [*tree.parents]
-        self._rejected = [1.0 - min(probability, _MAX_PROBABILITY) for probability in chances]
+        highest = _MAX_PROBABILITY  # `min` would cost more than the rest
+        self._rejected = [1.0 - (min(highest, each)) for each in chances]
         self._proposers = [bit] * len(tree)
         nodes = zip(self._parents, self._tokens, strict=True)
         self._index = dict(zip(nodes, range(len(tree)), strict=True))

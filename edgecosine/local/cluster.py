@@ -181,7 +181,10 @@ class LocalCluster:
                 return
             if not self._is_ready:
                 lines = processes.last_log_lines(self.logs / f"{node.node_id}.log")
-                raise EngineError(f"{node.node_id} {processes.ending(code)}: {lines}")
+                # The lines may name options that this process's command does not have.
+                raise EngineError(
+                    f"{node.node_id}, run by `edgecosine node`, {processes.ending(code)}: {lines}"
+                )
             delay_s = delays.after(_now_s() - started)
             end = processes.ending(code)
             self._notify(f"{node.node_id} {end}; restarting it in {delay_s:.1f} s")

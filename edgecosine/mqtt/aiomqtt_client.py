@@ -28,7 +28,8 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.broker_limits import BrokerLimits
 from edgecosine.mqtt.broker_probe import other_scheme
 from edgecosine.mqtt.inbox import Inbox
-from edgecosine.mqtt.packets import PacketReader
+from edgecosine.mqtt.packets import PacketReader, message_of_qos_0
+from edgecosine.mqtt.socket_writer import SocketWriter
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Incoming, Outgoing
 
 _logger = logging.getLogger(__name__)
@@ -56,11 +57,10 @@ class VersionUnsupported(BrokerLost):
 class AiomqttClient(aiomqtt.Client):
     """aiomqtt's client, which also records the broker's limits and its refusals of messages.
 
-    Two parts of the library are replaced. aiomqtt registers a socket for writing a moment later and
-    by its number, when the socket may be closed and the number may belong to another one. paho
-    needs four system calls and six objects for each message, so that a flood would block the event
-    loop; here many messages are read at once, and those that the inbox does not want are dropped
-    before they are decoded.
+    Two parts of the library are replaced: writing (`SocketWriter`), and reading. paho needs four
+    system calls and six objects for each message, so that a flood would block the event loop; here
+    many messages are read at once, and those that the inbox does not want are dropped before they
+    are decoded.
     """
 
     def __init__(self, inbox: Inbox, version: Version, *args: Any, **kwargs: Any) -> None:
@@ -68,6 +68,7 @@ class AiomqttClient(aiomqtt.Client):
         self.limits = BrokerLimits()
         self.inbox, self.version = inbox, version
         self._packets = PacketReader(inbox, has_properties=version == "5")
+        self._writer = SocketWriter(self._client)
         self._refusals: dict[int, str] = {}
         """Reasons for which the broker refused messages, by packet id, until they are read."""
         publish = self._client.publish
@@ -103,6 +104,14 @@ class AiomqttClient(aiomqtt.Client):
                 message.topic, message.payload, message.qos, message.retain, properties
             )
         return self._refusals.pop(packet_ids[-1], None)
+
+    def write(self, message: Outgoing) -> bool:
+        """Send a message of QoS 0 without waiting; returns False, without effect, where
+        `publish_message` must wait for the socket."""
+        if self._disconnected.done():
+            return False
+        properties = _packed_properties(_given_properties(message)) if self.version == "5" else b""
+        return self._writer.put(message_of_qos_0(message, properties))
 
     def poll(self) -> None:
         """Read from the socket now."""
@@ -175,17 +184,14 @@ class AiomqttClient(aiomqtt.Client):
     def _on_socket_register_write(
         self, client: PahoClient, userdata: object, sock: socket.socket
     ) -> None:
-        del userdata
-        self._loop.call_soon_threadsafe(self._register, client, sock)
+        del client, userdata
+        self._writer.wake(sock)
 
-    def _register(self, client: PahoClient, sock: socket.socket) -> None:
-        if sock.fileno() < 0 or not client.want_write():
-            return
-        try:
-            self._loop.add_writer(sock.fileno(), client.loop_write)
-        except RuntimeError:
-            # uvloop has closed its side of a socket that was reset; paho notices when it reads.
-            client.loop_read()
+    def _on_socket_unregister_write(
+        self, client: PahoClient, userdata: object, sock: socket.socket
+    ) -> None:
+        del client, userdata
+        self._writer.unwatch(sock)
 
 
 async def open_client(
@@ -302,15 +308,19 @@ def _connect_properties(session_s: int) -> Properties:
 
 
 def _properties(message: Outgoing, packet: int = PacketTypes.PUBLISH) -> Properties | None:
-    given = {
-        "CorrelationData": message.correlation,
-        "ResponseTopic": message.response_topic,
-        "ContentType": message.content_type,
-        "MessageExpiryInterval": message.expiry_s,
-        "UserProperty": message.user or None,
-    }
-    given = {name: value for name, value in given.items() if value is not None}
-    return _made_properties(packet, tuple(given.items())) if given else None
+    given = _given_properties(message)
+    return _made_properties(packet, given) if given else None
+
+
+def _given_properties(message: Outgoing) -> tuple[tuple[str, object], ...]:
+    given = (
+        ("CorrelationData", message.correlation),
+        ("ResponseTopic", message.response_topic),
+        ("ContentType", message.content_type),
+        ("MessageExpiryInterval", message.expiry_s),
+        ("UserProperty", message.user or None),
+    )
+    return tuple([each for each in given if each[1] is not None])
 
 
 # Making properties costs more than sending a small message.
@@ -320,6 +330,12 @@ def _made_properties(packet: int, given: tuple[tuple[str, object], ...]) -> Prop
     for name, value in given:
         setattr(properties, name, list(value) if isinstance(value, tuple) else value)
     return properties
+
+
+@functools.lru_cache(maxsize=256)
+def _packed_properties(given: tuple[tuple[str, object], ...]) -> bytes:
+    properties = _made_properties(PacketTypes.PUBLISH, given)
+    return bytes(properties.pack())  # type: ignore[no-untyped-call]
 
 
 def _incoming(message: MQTTMessage, acknowledge: Callable[[], None]) -> Incoming:

@@ -54,6 +54,11 @@ class Connection:
             raise BrokerLost(objection)
         return await self._client.publish_message(self.limits.fit(message))
 
+    def write(self, message: Outgoing) -> bool:
+        """Publish a message of QoS 0, within the broker's limits, without waiting; returns False
+        where `publish` must wait for the socket or report a failure."""
+        return self._client.write(self.limits.fit(message))
+
     def poll(self) -> None:
         """Read from the socket now, so that other waits end when it was reset.
 

@@ -1,4 +1,5 @@
-"""Reads MQTT control packets from a stream, and drops unwanted messages before they are decoded."""
+"""Reads MQTT control packets from a stream, and drops unwanted messages before they are decoded.
+Writes messages of QoS 0."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from edgecosine.mqtt.inbox import Inbox
+from edgecosine.protocol.api.mqtt_message import Outgoing
 
 PUBLISH: Final = 3
 _CHUNK_BYTES: Final = 256 << 10
@@ -103,6 +105,23 @@ def peek(body: bytearray, *, has_properties: bool) -> tuple[str, bytearray] | No
             return None
         return body[2:end].decode(errors="replace"), body[end + 1 :]
     return body[2:end].decode(errors="replace"), body[end:]
+
+
+def message_of_qos_0(message: Outgoing, properties: bytes) -> bytes:
+    """The packet of a message; `properties` with their length, nothing in MQTT 3.1.1."""
+    topic, payload = message.topic.encode(), message.payload
+    length = _packed_length(2 + len(topic) + len(properties) + len(payload))
+    start = bytes((PUBLISH << 4 | message.retain,))
+    return b"".join((start, length, len(topic).to_bytes(2, "big"), topic, properties, payload))
+
+
+def _packed_length(value: int) -> bytes:
+    packed = bytearray()
+    while value >= _HIGH:
+        packed.append(value & ~_HIGH & 0xFF | _HIGH)
+        value >>= 7
+    packed.append(value)
+    return bytes(packed)
 
 
 def _length(buffer: bytearray, position: int) -> tuple[int, int] | None:

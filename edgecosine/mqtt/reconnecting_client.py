@@ -261,8 +261,12 @@ class ReconnectingClient:
         while not tasks.is_ending:
             await room.acquire()
             number, message = await self._outbox.take()
+            if message.qos == 0 and self._is_written(connection, number, message):
+                room.release()
+                continue
             # Tasks start in the order in which they were made, so messages keep theirs.
             tasks.deliver(group, partial(self._deliver, connection, number, message, room))
+            await asyncio.sleep(0)  # it starts before a message that needs no task
 
     async def _deliver(
         self, connection: Connection, number: int, message: Outgoing, room: asyncio.Semaphore
@@ -279,8 +283,21 @@ class ReconnectingClient:
         """
         if self._is_refused(connection, message):
             self._outbox.settle(number)
-            return
-        refusal = await connection.publish(message)
+        else:
+            self._settle(number, message, await connection.publish(message))
+
+    def _is_written(self, connection: Connection, number: int, message: Outgoing) -> bool:
+        """Send a message of QoS 0 of the outbox, if nothing has to be awaited for that."""
+        if self._is_refused(connection, message):
+            self._outbox.settle(number)
+            return True
+        if not connection.write(message):
+            return False
+        self._settle(number, message, None)
+        return True
+
+    def _settle(self, number: int, message: Outgoing, refusal: str | None) -> None:
+        """Remove a message that was sent from the outbox."""
         self._outbox.settle(number)
         self._note(message, refusal)
         if refusal is None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from edgecosine.balance.probes import FIRST_PROBES, PROBE_EVERY, choose_probe, may_probe, pace_of
 from tests.balance.test_plan import candidate, candidates

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.mqtt.packets import Packets, is_qos_0, peek
+from edgecosine.mqtt.packets import Packets, is_qos_0, message_of_qos_0, peek
+from edgecosine.protocol.api.mqtt_message import Outgoing
 
 
 def packet(first: int, body: bytes) -> bytes:
@@ -67,3 +68,19 @@ def test_topic_and_payload_are_read_without_decoding() -> None:
     assert peek(bytearray(topic), has_properties=True) is None
     for cut in range(6):
         peek(bytearray(topic[:cut]), has_properties=cut % 2 == 0)
+
+
+@given(
+    st.text(st.characters(codec="utf-8"), max_size=90),
+    st.integers(0, 300) | st.sampled_from([16_380, 2_097_150]),
+    st.booleans(),
+)
+def test_written_message_is_read_again(topic: str, size: int, retain: bool) -> None:
+    payload = bytes(n % 251 for n in range(size))
+    for properties in (b"", b"\0"):
+        packets = Packets()
+        packets.feed(message_of_qos_0(Outgoing(topic, payload, 0, retain), properties))
+        [(first, body)] = read(packets)
+        assert is_qos_0(first)
+        assert first & 1 == retain
+        assert peek(bytearray(body), has_properties=bool(properties)) == (topic, payload)

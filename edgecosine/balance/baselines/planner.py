@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from edgecosine.balance.baselines.batching import ByObjective, OneGroup
 from edgecosine.balance.baselines.cosine_routing import CosineRouting

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from pathlib import Path
 from typing import Any
 
-from edgecosine import models, zoo
 from edgecosine.engine.loading.end_tokens import end_tokens
 from edgecosine.engine.loading.load_errors import refusing
 from edgecosine.engine.loading.load_plan import config_of, context_of, reading
+from edgecosine.engine.loading.model_files import display_name
 from edgecosine.engine.loading.progress import log_lines_once
 from edgecosine.engine.loading.source_files import read_tokenizer, settings_of
 from edgecosine.engine.loading.sources import Source, locate
@@ -57,16 +55,6 @@ def codec_of(source: Source, config: Any, tokenizer: Any, num_tokens: int) -> Te
             "end tokens beyond the vocabulary ignored: ids=%s tokens=%d", beyond, num_tokens
         )
     return TextCodec(tokenizer, known, num_tokens)
-
-
-def display_name(options: LoadOptions) -> str:
-    """The name under which a model is served."""
-    is_known = options.model in zoo.names() or models.is_known(options.model)
-    where = Path(options.model).expanduser()
-    # The name of the directory in place of `.` or `..`.
-    path = Path(os.path.normpath(where.absolute())) if where.exists() else where
-    name = options.model if is_known else options.gguf or path.name or "model"
-    return f"{name}+ballast{options.ballast}" if options.ballast > 1 else name
 
 
 def _digest(codec: TextCodec) -> str:

@@ -23,7 +23,7 @@ from edgecosine.engine.forward_pass import ForwardModel
 from edgecosine.engine.loading.ballast import add_ballast
 from edgecosine.engine.loading.cut_models import load_cut_model
 from edgecosine.engine.loading.gguf_weights import load_gguf_weights
-from edgecosine.engine.loading.load_codec import codec_of, display_name
+from edgecosine.engine.loading.load_codec import codec_of
 from edgecosine.engine.loading.load_errors import refusing
 from edgecosine.engine.loading.load_plan import (
     TREE_ROOM,
@@ -31,7 +31,7 @@ from edgecosine.engine.loading.load_plan import (
     plan_load,
     reading,
 )
-from edgecosine.engine.loading.model_files import loaded_weights
+from edgecosine.engine.loading.model_files import display_name, loaded_weights
 from edgecosine.engine.loading.progress import download_bar, log_lines_once, showing_progress
 from edgecosine.engine.loading.selftest import (
     Reference,

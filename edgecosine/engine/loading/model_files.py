@@ -15,8 +15,9 @@ from typing import Final
 
 import msgspec
 
-from edgecosine import models
+from edgecosine import models, zoo
 from edgecosine.engine.loading.gguf_file import SUFFIX, is_gguf, part_names, read_gguf
+from edgecosine.engine.options import LoadOptions
 from edgecosine.errors import ModelUnavailable
 
 _INDEX: Final = "model.safetensors.index.json"
@@ -48,7 +49,7 @@ def fault_of(directory: Path, *, needs_weights: bool = True) -> str | None:
         return None
     if not (directory / "config.json").is_file():
         if files := sorted(path.name for path in directory.glob(f"*{SUFFIX}")):
-            return f"config.json is missing; to use a GGUF file, set --gguf {files[0]}"
+            return f"config.json is missing; a GGUF file is named itself: {directory / files[0]}"
         return "config.json is missing"
     if (directory / "adapter_config.json").is_file():
         return "it is an adapter (adapter_config.json): merge it into its model first"
@@ -93,6 +94,16 @@ def _small_files(directory: Path) -> list[Path]:
 def _named(directory: Path, patterns: Sequence[str]) -> list[Path]:
     found = {path for pattern in patterns for path in directory.glob(pattern)}
     return sorted(path for path in found if path.is_file())
+
+
+def display_name(options: LoadOptions) -> str:
+    """The name under which a model is served."""
+    is_known = options.model in zoo.names() or models.is_known(options.model)
+    where = Path(options.model).expanduser()
+    # The name of the directory in place of `.` or `..`.
+    path = Path(os.path.normpath(where.absolute())) if where.exists() else where
+    name = options.model if is_known else options.gguf or path.name or "model"
+    return f"{name}+ballast{options.ballast}" if options.ballast > 1 else name
 
 
 def zoo_models(zoo: Path) -> list[Path]:

@@ -7,6 +7,7 @@ this order.
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,8 @@ from edgecosine.engine.loading.model_files import fault_of
 from edgecosine.engine.loading.progress import download_bar, showing_progress
 from edgecosine.errors import ModelUnavailable
 from edgecosine.places import expanded
+
+logger = logging.getLogger(__name__)
 
 _MOST_BASES: Final = 2
 """A specialist changes the generalist, which was cut from the target."""
@@ -129,11 +132,11 @@ def hub_file(name: str, file: str) -> Path | None:
         RepositoryNotFoundError,
     )
 
+    _require_hub(name, file)
     try:
         return Path(hf_hub_download(name, file, tqdm_class=download_bar()))
     except LocalEntryNotFoundError as error:
-        reason = "the model hub cannot be reached, and the file is not in its cache"
-        raise ModelUnavailable(f"cannot download {file} of {name}: {reason}") from error
+        raise ModelUnavailable(_unreachable(name, file, error)) from error
     except EntryNotFoundError:
         return None
     except GatedRepoError as error:
@@ -146,3 +149,30 @@ def hub_file(name: str, file: str) -> Path | None:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelUnavailable(f"cannot download {file} of {name}: {reason}") from error
+
+
+def _require_hub(name: str, file: str) -> None:
+    """Raises ModelUnavailable where the hub is needed for a file and cannot be reached.
+
+    `hf_hub_download` would try again for half a minute. It reports what the hub answers.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(try_to_load_from_cache(name, file), str):
+        return
+    logger.info("asking the model hub: model=%s file=%s", name, file)
+    try:
+        get_hf_file_metadata(hf_hub_url(name, file))
+    except HfHubHTTPError:
+        return
+    except Exception as error:  # of the HTTP library, which differs by release
+        raise ModelUnavailable(_unreachable(name, file, error)) from error
+
+
+def _unreachable(name: str, file: str, error: BaseException) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (
+        f"cannot download {file} of {name}: the model hub cannot be reached, and the file is not "
+        f"in its cache ({reason})"
+    )

@@ -169,6 +169,7 @@ class SimulatedVerifier(Verifier):
     async def _run_engine(
         self, works: list[VerifyWork], released: list[str]
     ) -> tuple[StepResult, float]:
+        self._note_begun()
         for key in released:
             self._engine.release(key)
         result = self._engine.step(works)

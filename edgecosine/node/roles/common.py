@@ -1,4 +1,4 @@
-"""Parts that targets and drafters share: links, client ids, and one TaskGroup for all loops."""
+"""Parts that targets and drafters share: links, client ids, status, one TaskGroup for all loops."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from typing import Any
 from edgecosine import __version__
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
+from edgecosine.engine.loading.model_files import display_name
 from edgecosine.engine.options import Loaded
 from edgecosine.errors import EdgecosineError, PeerFlooded, ungrouped
+from edgecosine.mqtt.name_check import check_name
+from edgecosine.mqtt.node_status import NodeStatusPublisher
 from edgecosine.node.credentials.membership import Membership
 from edgecosine.node.links.link import Link, LinkSettings
 from edgecosine.node.links.peers import Peers
@@ -46,6 +49,34 @@ def devices_of(config: NodeConfig, model: str) -> list[Outgoing]:
     topics = Topics(config.cluster)
     node = node_device(topics, config.node_id, config.link_role, model, __version__)
     return [cluster_device(topics, __version__), node] if config.role == "target" else [node]
+
+
+async def run_published(
+    config: NodeConfig,
+    counters: Counters,
+    run: Callable[[NodeStatusPublisher | None], Coroutine[Any, Any, None]],
+) -> None:
+    """Run a node with its status on MQTT, from before its model is loaded; without a broker
+    `run` gets None.
+
+    Raises ConfigError when another node has this one's name, and what `run` raises.
+    """
+    if config.broker is None:
+        await run(None)
+        return
+    await check_name(config.broker, config.cluster, config.node_id)
+    model = display_name(config.engine)
+    status = NodeStatusPublisher(
+        broker=config.broker,
+        cluster=config.cluster,
+        node_id=config.node_id,
+        counters=counters,
+        client_ids=client_ids_of(config),
+        devices=devices_of(config, model),
+    )
+    status.publish_presence("starting", f"loading {model}")
+    status.publish_state({"role": config.link_role, "model": model})
+    await run_all(config.node_id, status=status.run(), node=run(status))
 
 
 async def run_all(node_id: str, **loops: Coroutine[Any, Any, Any]) -> None:

@@ -21,7 +21,6 @@ from edgecosine.metrics.families import Family, target_metrics
 from edgecosine.metrics.history import History
 from edgecosine.metrics.measurements import Measurements
 from edgecosine.models.catalogue import packaged_ngrams
-from edgecosine.mqtt.name_check import check_name
 from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state
 from edgecosine.node.credentials.membership import Membership
 from edgecosine.node.durability.boot_clock import BootTime
@@ -36,9 +35,9 @@ from edgecosine.node.roles.committee_links import CommitteeLinks
 from edgecosine.node.roles.common import (
     client_ids_of,
     count_lost,
-    devices_of,
     linked_peers,
     run_all,
+    run_published,
 )
 from edgecosine.node.roles.http_frontend import open_frontend
 from edgecosine.node.roles.identity import identity_of, served_name
@@ -74,7 +73,13 @@ async def run_target(
     Raises ConfigError, EngineError, JournalLost.
     """
     frontend = await open_frontend(config)
-    serving = _serve(config, thread, membership, drain, frontend)
+    counters = Counters()
+
+    async def serve(status: NodeStatusPublisher | None) -> None:
+        assert status is not None
+        await _serve(config, thread, membership, drain, frontend, status, counters)
+
+    serving = run_published(config, counters, serve)
     loops = {"target": serving} if frontend is None else {"http": frontend.run(), "target": serving}
     await run_all(config.node_id, **loops)
 
@@ -85,9 +90,10 @@ async def _serve(
     membership: Membership,
     drain: Drain,
     frontend: HttpFrontend | None,
+    status: NodeStatusPublisher,
+    counters: Counters,
 ) -> None:
     """Load the engine, then serve requests; over HTTP they are refused until then."""
-    assert config.broker is not None
     directory = config.state.journal_dir
     journal = DiskJournal(directory) if directory is not None else None
     logger.info("loading: node=%s model=%s", config.node_id, config.engine.model)
@@ -96,8 +102,7 @@ async def _serve(
         engine, loaded = await thread.run(functools.partial(load_target, config))
     else:
         loaded = await thread.run(functools.partial(load_coordinator, config))
-    await check_name(config.broker, config.cluster, config.node_id)
-    node = TargetNode(config, engine, loaded, thread, membership, journal)
+    node = TargetNode(config, engine, loaded, thread, membership, journal, status, counters)
     drain.by(node.wind_down)
 
     def on_open() -> None:
@@ -121,6 +126,8 @@ class TargetNode:
         thread: EngineThread,
         membership: Membership,
         journal: DiskJournal | None,
+        status: NodeStatusPublisher,
+        counters: Counters,
     ) -> None:
         assert config.broker is not None
         assert loaded.codec is not None
@@ -136,7 +143,7 @@ class TargetNode:
                     num_vocabulary=loaded.num_rows,
                 )
             self._committee = CommitteeLinks(config, loaded, self._member_worker)
-        self._counters = Counters()
+        self._status, self._counters = status, counters
         self._counters.count("restarts", by=journal.num_starts - 1 if journal else 0)
         ngrams = packaged_ngrams(config.engine.model)
         self._planner = Planner(ngrams=read_ngrams(ngrams) if ngrams else None)
@@ -170,7 +177,6 @@ class TargetNode:
             if journal
             else NOTHING_RECOVERED
         )
-        client_ids = client_ids_of(config)
         self._gateway = Gateway(
             self._service,
             broker=config.broker,
@@ -181,19 +187,11 @@ class TargetNode:
             recovered=recovered,
             keep_answers_s=config.state.keep_answers,
             max_queued=config.max_queued,
-            client_ids=client_ids,
+            client_ids=client_ids_of(config),
             measurements=self._measurements,
         )
         if self._committee is not None:
             self._committee.committee.on_stall = self._gateway.set_stall
-        self._status = NodeStatusPublisher(
-            broker=config.broker,
-            cluster=config.cluster,
-            node_id=config.node_id,
-            counters=self._counters,
-            client_ids=client_ids,
-            devices=devices_of(config, loaded.name),
-        )
         broker, cluster = config.broker, config.cluster
         self.events = ClusterEvents(
             lambda: Client(broker, cluster),
@@ -229,7 +227,6 @@ class TargetNode:
             verifier=self._verifier.run(),
             watchdog=self._watchdog.run(),
             gateway=self._take_requests(on_open),
-            status=self._status.run(),
             state=publish_state(self._status, self._state),
             events=self.events.run(),
         )

@@ -7,27 +7,20 @@ import contextlib
 import functools
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
-from edgecosine.engine.base import DraftEngine
+from edgecosine.engine.base import DraftEngine, MemberEngine
 from edgecosine.engine.options import Loaded
 from edgecosine.errors import LinkError
-from edgecosine.mqtt.name_check import check_name
 from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state
 from edgecosine.node.credentials.membership import Membership
 from edgecosine.node.drafter.draft_worker import DraftWorker
 from edgecosine.node.links.link import Link
 from edgecosine.node.links.peers import Peers
 from edgecosine.node.member.member_worker import MemberWorker
-from edgecosine.node.roles.common import (
-    client_ids_of,
-    count_lost,
-    devices_of,
-    linked_peers,
-    run_all,
-)
+from edgecosine.node.roles.common import count_lost, linked_peers, run_all, run_published
 from edgecosine.node.roles.state_report import drafter_state, member_state
 from edgecosine.node.runtime.drain import Drain
 from edgecosine.node.runtime.engine_thread import EngineThread
@@ -40,6 +33,8 @@ from edgecosine.protocol.wire.messages import AnyMessage, Leave, Work
 logger = logging.getLogger(__name__)
 
 _LAST_REQUESTS_S = 0.25
+
+Engine = TypeVar("Engine")
 
 
 class Worker(Protocol):
@@ -74,16 +69,17 @@ async def run_drafter(
 
     Raises EngineError, and ConfigError when another node has this one's name.
     """
-    logger.info("loading: node=%s model=%s", config.node_id, config.engine.model)
-    engine, loaded = await thread.run(functools.partial(load, config))
-    worker = DraftWorker(
-        engine=engine,
-        thread=thread,
-        max_batch=config.engine.slots,
-        num_vocabulary=loaded.codec.num_tokens if loaded.codec else MAX_TOKEN,
-    )
-    state = functools.partial(drafter_state, loaded, worker)
-    await _run(WorkerNode(config, worker, state, loaded, membership, drain), config, drain)
+
+    def worker_of(engine: DraftEngine, loaded: Loaded) -> tuple[Worker, State]:
+        worker = DraftWorker(
+            engine=engine,
+            thread=thread,
+            max_batch=config.engine.slots,
+            num_vocabulary=loaded.codec.num_tokens if loaded.codec else MAX_TOKEN,
+        )
+        return worker, functools.partial(drafter_state, loaded, worker)
+
+    await _run(load, worker_of, config, thread, membership, drain)
 
 
 async def run_member(
@@ -91,23 +87,38 @@ async def run_member(
 ) -> None:
     """Load the engine, then judge for the cluster's targets until cancelled; raises as
     `run_drafter`."""
-    logger.info("loading: node=%s model=%s", config.node_id, config.engine.model)
-    engine, loaded = await thread.run(functools.partial(load_target, config))
-    worker = MemberWorker(
-        engine=engine,
-        thread=thread,
-        max_batch=config.engine.slots,
-        num_vocabulary=loaded.num_rows,
-    )
-    state = functools.partial(member_state, loaded, worker, config.committee.member)
-    await _run(WorkerNode(config, worker, state, loaded, membership, drain), config, drain)
+
+    def worker_of(engine: MemberEngine, loaded: Loaded) -> tuple[Worker, State]:
+        worker = MemberWorker(
+            engine=engine,
+            thread=thread,
+            max_batch=config.engine.slots,
+            num_vocabulary=loaded.num_rows,
+        )
+        return worker, functools.partial(member_state, loaded, worker, config.committee.member)
+
+    await _run(load_target, worker_of, config, thread, membership, drain)
 
 
-async def _run(node: WorkerNode, config: NodeConfig, drain: Drain) -> None:
-    if config.broker is not None:
-        await check_name(config.broker, config.cluster, config.node_id)
-    drain.by(node.wind_down)
-    await node.run()
+async def _run(
+    load: Callable[[NodeConfig], tuple[Engine, Loaded]],
+    worker_of: Callable[[Engine, Loaded], tuple[Worker, State]],
+    config: NodeConfig,
+    thread: EngineThread,
+    membership: Membership,
+    drain: Drain,
+) -> None:
+    counters = Counters()
+
+    async def run(status: NodeStatusPublisher | None) -> None:
+        logger.info("loading: node=%s model=%s", config.node_id, config.engine.model)
+        engine, loaded = await thread.run(functools.partial(load, config))
+        worker, state = worker_of(engine, loaded)
+        node = WorkerNode(config, worker, state, loaded, membership, drain, status, counters)
+        drain.by(node.wind_down)
+        await node.run()
+
+    await run_published(config, counters, run)
 
 
 class WorkerNode:
@@ -121,9 +132,12 @@ class WorkerNode:
         loaded: Loaded,
         membership: Membership,
         drain: Drain,
+        status: NodeStatusPublisher | None,
+        counters: Counters,
     ) -> None:
         self._config, self._worker, self._drain = config, worker, drain
-        self._report, self._counters, self._model = state, Counters(), loaded.name
+        self._report, self._counters, self._model = state, counters, loaded.name
+        self._status = status
         self._peers = linked_peers(
             config,
             loaded,
@@ -132,27 +146,19 @@ class WorkerNode:
             on_joined=self._on_joined,
             on_lost=self._on_lost,
         )
-        self._status: NodeStatusPublisher | None = None
-        if config.broker is not None:
-            self._status = NodeStatusPublisher(
-                broker=config.broker,
-                cluster=config.cluster,
-                node_id=config.node_id,
-                counters=self._counters,
-                client_ids=client_ids_of(config),
-                devices=devices_of(config, loaded.name),
-            )
 
     async def run(self) -> None:
         """Run all actors until cancelled.
 
         Raises the first EdgecosineError of any of them.
         """
-        loops = {"peers": self._peers.run(), "worker": self._worker.run()}
+        loops: dict[str, Coroutine[Any, Any, Any]] = {
+            "peers": self._peers.run(),
+            "worker": self._worker.run(),
+        }
         if self._status is not None:
             self._status.publish_presence("ready")
-            state = publish_state(self._status, self._state)
-            loops |= {"status": self._status.run(), "state": state}
+            loops["state"] = publish_state(self._status, self._state)
         notify_ready(f"{self._config.role} with {self._model}")
         await run_all(self._config.node_id, **loops)
 

@@ -20,6 +20,7 @@ class _Call(msgspec.Struct, frozen=True):
     function: Callable[[], Any]
     loop: asyncio.AbstractEventLoop
     result: asyncio.Future[Any]
+    on_begin: Callable[[], None] | None
 
 
 class EngineThread:
@@ -37,8 +38,11 @@ class EngineThread:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    async def run(self, function: Callable[[], Result]) -> Result:
-        """Run `function` in the thread and return its result.
+    async def run(
+        self, function: Callable[[], Result], on_begin: Callable[[], None] | None = None
+    ) -> Result:
+        """Run `function` in the thread and return its result. `on_begin` is called in the event
+        loop when it has begun.
 
         Raises the exception of `function`; RuntimeError if the thread has ended.
         """
@@ -46,7 +50,7 @@ class EngineThread:
             raise RuntimeError("the engine's thread has ended")
         loop = asyncio.get_running_loop()
         result: asyncio.Future[Result] = loop.create_future()
-        self._calls.put(_Call(function, loop, result))
+        self._calls.put(_Call(function, loop, result, on_begin))
         return await result
 
     def __enter__(self) -> Self:
@@ -73,6 +77,8 @@ class EngineThread:
         error: BaseException | None = asyncio.CancelledError() if self.ending.is_set() else None
         if error is None:
             try:
+                if call.on_begin is not None:
+                    call.loop.call_soon_threadsafe(call.on_begin)
                 result = call.function()
             except BaseException as raised:  # noqa: BLE001 -- the caller gets it
                 error = raised

@@ -39,4 +39,5 @@ class CommitteeVerifier(Verifier):
     async def _run_engine(
         self, works: list[VerifyWork], released: list[str]
     ) -> tuple[StepResult, float]:
+        self._note_begun()
         return await self._committee.run(works, released)

@@ -186,7 +186,7 @@ class Session:
                 has_drafts = ahead or self._drafting.next_plan is not None
                 is_plain = not has_drafts and self._planner.is_plain(self._state)
                 if is_plain or self._local.is_promising:
-                    return self._begin_plain_round(local)
+                    return await self._begin_plain_round(local)
         started = now()
         plan = self._drafting.take_plan(room)
         if plan is None:
@@ -208,7 +208,9 @@ class Session:
             tree = self._constraint.cut(self._text.tokens, tree).with_trunk(forced)
         began_s, busy_s = self._round_ended_s, (now() - drafted) + (planned - self._round_ended_s)
         verdict = self._submit(tree)
-        await asyncio.sleep(0)  # the pass starts before drafts ahead are requested
+        is_alone = self._statistics.num_active == 1
+        # The pass starts before drafts ahead are requested.
+        await (self._verifier.begun(verdict) if is_alone else asyncio.sleep(0))
         plan_ahead = self._planner.ahead(self._state, client.able(plan.drafters), plan, tree)
         probe = self._planner.probe(self._state, self._compared.choose(), plan, client.probes)
         begun = BegunRound(
@@ -220,7 +222,6 @@ class Session:
             ahead=client.start(plan_ahead, ahead=tree),
         )  # fmt: skip
         client.probe(probe)
-        is_alone = self._statistics.num_active == 1
         if plan.drafters and is_alone and self._state.policy.baseline is None:
             if self._verifier.is_beside_loop:
                 await client.wait.any_or(verdict, begun.ahead)
@@ -256,7 +257,7 @@ class Session:
             return ()
         return self._constraint.forced(self._text.tokens, room)
 
-    def _begin_plain_round(self, tree: TokenTree) -> BegunRound:
+    async def _begin_plain_round(self, tree: TokenTree) -> BegunRound:
         """A round without drafters, with a draft of the target's own, or without drafts."""
         began_s, submitted_s = self._round_ended_s, now()
         self._drafting.next_plan = None
@@ -264,6 +265,8 @@ class Session:
             why = self._statistics.why_plain(self._state.policy)
             self._metrics.plan = why if self._metrics.trace.is_on else ""
         verdict = self._submit(tree)
+        if self._statistics.num_active == 1:
+            await self._verifier.begun(verdict)
         return BegunRound(
             tree=tree, verdict=verdict, drafters=SOURCES,
             began_s=began_s, busy_s=submitted_s - began_s,

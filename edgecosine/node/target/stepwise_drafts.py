@@ -7,7 +7,7 @@ is not asked again in this round.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from edgecosine.balance.acceptance_statistics import AcceptanceStatistics
 from edgecosine.balance.plan import Plan

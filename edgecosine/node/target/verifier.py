@@ -98,6 +98,8 @@ class Verifier:
         self.has_failed = False
         """Whether the engine failed; any of the works may have caused it."""
         self._ended = 0.0
+        self._begun: asyncio.Future[None] | None = None
+        """Of the session that waits for the begin of its pass."""
 
     def __repr__(self) -> str:
         waiting, expected = len(self._mailbox), len(self._expected)
@@ -128,6 +130,20 @@ class Verifier:
     def submit(self, work: VerifyWork) -> asyncio.Future[VerificationResult]:
         """The future of `verify`; cancelling it takes the work back, unless its pass has begun."""
         return self._mailbox.post(work)
+
+    async def begun(self, verdict: asyncio.Future[VerificationResult]) -> None:
+        """Wait until the pass of a work has begun, or its future is done: until then the engine's
+        thread needs the interpreter, which the event loop would keep. For one session at a time."""
+        begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        verdict.add_done_callback(lambda _: _wake(begun))
+        self._begun = begun
+        await begun
+
+    def _note_begun(self) -> None:
+        """A pass has begun."""
+        if self._begun is not None:
+            _wake(self._begun)
+            self._begun = None
 
     def expect(self, key: str, in_s: float, num_rows: int) -> None:
         """The session is expected in `in_s` seconds, with about `num_rows` rows."""
@@ -277,7 +293,7 @@ class Verifier:
         self, works: list[VerifyWork], released: list[str]
     ) -> tuple[StepResult, float]:
         call = functools.partial(_timed_step, self._engine, works, released)
-        return await self._thread.run(call)
+        return await self._thread.run(call, self._note_begun if self._begun else None)
 
     def _settle(self, result: StepResult) -> list[Waiting]:
         """Deliver the results; returns the works that are still in prefill."""
@@ -294,6 +310,11 @@ class Verifier:
                 )  # fmt: skip
                 envelope.answer(outcome)
         return prefilling
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 def _report(

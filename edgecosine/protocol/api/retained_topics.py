@@ -140,17 +140,21 @@ def view_nodes(
     """Parse each node's `status` and `state` payloads; unreadable ones count as absent.
 
     Where `targets` are known, from a topic that only targets may write, other nodes cannot claim
-    that role.
+    that role, unless they are starting.
     """
     return {
-        node_id: NodeView(
-            node_id,
-            read_node_status(payloads.get("status", b"")),
-            _believed(read_facts(payloads.get("state", b"")), not targets or node_id in targets),
-        )
+        node_id: _view(node_id, payloads, targets)
         for node_id, payloads in sorted(messages.items())
         if any(payloads.values())
     }
+
+
+def _view(node_id: str, payloads: Mapping[str, bytes], targets: Collection[str]) -> NodeView:
+    status = read_node_status(payloads.get("status", b""))
+    state = read_facts(payloads.get("state", b""))
+    is_starting = status is not None and status.state == "starting"
+    is_believed = not targets or node_id in targets or is_starting
+    return NodeView(node_id, status, _believed(state, is_believed))
 
 
 def read_facts(payload: bytes) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from edgecosine.protocol.api.request import MIN_TEMPERATURE
-from edgecosine.protocol.wire.tree import TokenTree
+from edgecosine.protocol.wire.tree import TokenTree, checked_tree
 
 PROTOCOL_VERSION = 1
 
@@ -295,7 +295,7 @@ def read_tree(tokens: bytes, parents: bytes, confidences: bytes) -> TokenTree | 
     above = tuple([parent - 1 for parent in parents]) or tuple(range(-1, size - 1))
     shares = tuple(map(_SHARES.__getitem__, confidences))
     try:
-        return TokenTree(tuple(unpack_tokens(tokens)), above, shares, (0,) * size)
+        return checked_tree(tuple(unpack_tokens(tokens)), above, shares, (0,) * size)
     except ValueError:
         return None
 

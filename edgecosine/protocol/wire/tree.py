@@ -22,23 +22,14 @@ class TokenTree(msgspec.Struct, frozen=True, dict=True):
     confidences[i]  probability that node i is right given that its parent is, 0..1
     proposers[i]    bit set of the drafters (by index in the round) whose drafts hold node i
 
-    Siblings hold different tokens, so that a walk by token is unambiguous.
+    Siblings hold different tokens, so that a walk by token is unambiguous. Nothing is checked here:
+    `checked_tree` is for nodes from outside.
     """
 
     tokens: tuple[int, ...] = ()
     parents: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()
     proposers: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        size = len(self.tokens)
-        if not len(self.parents) == len(self.confidences) == len(self.proposers) == size:
-            raise ValueError("a token tree needs one parent, confidence and proposer set per token")
-        is_ordered = all(map(operator.lt, self.parents, range(size)))
-        if not is_ordered or min(self.parents, default=ROOT) < ROOT:
-            raise ValueError("a token tree lists parents before their children")
-        if len(set(zip(self.parents, self.tokens, strict=True))) != size:
-            raise ValueError("siblings of a token tree hold different tokens")
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -110,6 +101,27 @@ class TokenTree(msgspec.Struct, frozen=True, dict=True):
 
 
 EMPTY_TREE = TokenTree()
+
+
+def checked_tree(
+    tokens: tuple[int, ...],
+    parents: tuple[int, ...],
+    confidences: tuple[float, ...],
+    proposers: tuple[int, ...],
+) -> TokenTree:
+    """The tree of these nodes.
+
+    Raises ValueError where they are none.
+    """
+    size = len(tokens)
+    if not len(parents) == len(confidences) == len(proposers) == size:
+        raise ValueError("a token tree needs one parent, confidence and proposer set per token")
+    is_ordered = all(map(operator.lt, parents, range(size)))
+    if not is_ordered or min(parents, default=ROOT) < ROOT:
+        raise ValueError("a token tree lists parents before their children")
+    if len(set(zip(parents, tokens, strict=True))) != size:
+        raise ValueError("siblings of a token tree hold different tokens")
+    return TokenTree(tokens, parents, confidences, proposers)
 
 
 def chain(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,3 +65,19 @@ def test_what_is_missing_is_named(number: int, said: str, reports: list[dict[str
 def test_without_a_network_the_error_says_so(gguf: str) -> None:
     with pytest.raises(ModelUnavailable, match="of org/new: the model hub cannot be reached"):
         load_target(LoadOptions("org/new", gguf=gguf, threads=1, slots=1, device="cpu"))
+
+
+def test_a_hub_that_is_not_reached_is_asked_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    away = {
+        "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "*",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", "from edgecosine.engine.loading.sources import hub_file\n"
+         "hub_file('no-such/model', 'config.json')"],
+        env=os.environ | away, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "of no-such/model: the model hub cannot be reached" in done.stderr.splitlines()[-1]
+    assert "Retry" not in done.stderr

@@ -65,7 +65,20 @@ def test_probe_detects_torchs_activations_at_odd_widths(
 ) -> None:
     assert cobatching_fault(_layered("llama", intermediate_size=101)[0]) is None
     monkeypatch.setattr("edgecosine.engine.slot_model.replace_activations", lambda _: None)
+    monkeypatch.setattr("edgecosine.engine.slot_model.DeterministicFunctions", lambda: None)
     assert cobatching_fault(_layered("llama", intermediate_size=101)[0])
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "sigmoid", "mish"])
+def test_modules_that_call_torchs_activations_are_bitwise(activation: str) -> None:
+    assert (
+        cobatching_fault(_layered("llama", intermediate_size=101, hidden_act=activation)[0]) is None
+    )
+
+
+@pytest.mark.parametrize("width", [16, 45])
+def test_bitwise_holds_for_gpt_oss_at_odd_widths(width: int) -> None:
+    assert cobatching_fault(_layered("gpt_oss", intermediate_size=width)[0]) is None
 
 
 @pytest.mark.parametrize("threads", [3, 7])

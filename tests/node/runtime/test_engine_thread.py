@@ -33,6 +33,22 @@ def test_calls_run_sequentially_in_one_separate_thread() -> None:
     run(main())
 
 
+def test_begin_of_a_call_is_reported_while_it_runs() -> None:
+    leave = threading.Event()
+
+    async def main() -> None:
+        begun = asyncio.Event()
+        with EngineThread("engine") as thread:
+            async with asyncio.TaskGroup() as group:
+                call = group.create_task(thread.run(lambda: leave.wait(10), begun.set))
+                await begun.wait()
+                assert not call.done()
+                leave.set()
+                assert await call
+
+    run(main())
+
+
 def test_exception_of_a_call_reaches_its_caller_only() -> None:
     def fail() -> None:
         raise EngineError("no memory")

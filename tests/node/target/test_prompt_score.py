@@ -15,6 +15,7 @@ NLLS = {"python": 1.2, "legal": 4.0, "home": 6.0}
 def begin(made: Planner, nlls: dict[str, float]) -> RequestState:
     """A request whose drafters have read the prompt, and drafted a wrong first token."""
     request = made.statistics.open("edgecosine", num_prompt=len(PROMPT))
+    request.first_length = len(PROMPT)
     made.statistics.acceptance.observe_text(request, PROMPT)
     drafts = [
         draft_of(name, len(PROMPT), (1,), (0.5,), (), PromptScore((False,) * 39, nll))

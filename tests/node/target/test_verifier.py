@@ -109,6 +109,40 @@ def test_works_that_arrive_during_a_pass_share_the_next_one() -> None:
     assert all(0 <= report.elapsed_s <= report.cycle_s for report in costs.seen[-3:])
 
 
+def test_begin_of_a_pass_is_awaited_but_not_its_end() -> None:
+    gate = Gate()
+
+    async def main() -> None:
+        with EngineThread("target") as thread:
+            verifier = _verifier(ScriptedTarget(LANGUAGE, before_pass=gate), thread)
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(verifier.run())
+                verdict = verifier.submit(work("0"))
+                await verifier.begun(verdict)
+                assert not verdict.done()
+                gate.open()
+                assert await verdict == result(work("0"))
+                running.cancel()
+
+    run(main())
+
+
+def test_begin_of_a_pass_that_never_runs_is_not_awaited_forever() -> None:
+    async def main() -> None:
+        with EngineThread("target") as thread:
+            verifier = _verifier(ScriptedTarget(LANGUAGE), thread)
+            async with asyncio.TaskGroup() as group:
+                running = group.create_task(verifier.run())
+                await verifier.verify(work("0"))
+                verdict = verifier.submit(work("1"))
+                running.cancel()
+                await verifier.begun(verdict)
+            with pytest.raises(ActorStopped):
+                await verdict
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("rules", "batches"),
     [

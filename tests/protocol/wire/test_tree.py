@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree, chain
+from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree, chain, checked_tree
 
 
 @st.composite
@@ -21,7 +21,7 @@ def trees(draw: st.DrawFn, max_size: int = 12) -> TokenTree:
         parents.append(parent)
     size = len(tokens)
     confidences = draw(st.lists(st.floats(0, 1), min_size=size, max_size=size))
-    return TokenTree(tuple(tokens), tuple(parents), tuple(confidences), (1,) * size)
+    return checked_tree(tuple(tokens), tuple(parents), tuple(confidences), (1,) * size)
 
 
 @given(trees())
@@ -74,4 +74,4 @@ def test_chain_holds_its_tokens_in_order(tokens: tuple[int, ...]) -> None:
 )
 def test_malformed_tree_is_refused_with_the_reason(fields: tuple, reason: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(ValueError, match=reason):
-        TokenTree(*fields)
+        checked_tree(*fields)
