@@ -47,7 +47,7 @@ _Row = tuple[Kind, str, str, Sequence[tuple[Labels, float | Histogram]]]
 def _vllm(measured: Measurements, state: NodeState) -> Iterator[_Row]:
     cache = state["kv_cache"]
     for name, text, gauge in (
-        ("num_requests_running", "Requests that have a session.", state["at_work"]),
+        ("num_requests_running", "Requests that have a session.", state["running"]),
         ("num_requests_waiting", "Requests in the queue.", state["queued"]),
         ("kv_cache_usage_perc", "Used share of the KV cache, 0 to 1.", cache["use"]),
     ):

@@ -35,7 +35,7 @@ from tests.support.fakes import ScriptedService
 
 STATE: Mapping[str, Any] = {
     "model": "tiny", "exactness": "bitwise", "dtype": "float32", "quantization": "none",
-    "at_work": 1, "queued": 2, "busy_s": 3.0, "idle_s": 4.0,
+    "running": 1, "queued": 2, "busy_s": 3.0, "idle_s": 4.0,
     "kv_cache": {"use": 0.25, "looked_up": 9, "found": 4},
     "counters": {"refused": {"overloaded": 3}, "lost_links": 2},
     "drafters": {

@@ -120,7 +120,7 @@ function update(id, node, nodes, activity) {
   const { share = null, rate = null } = activity[id] ?? {};
   if (isTarget) {
     part.speed.textContent = isGone ? "–" : short(rate);
-    const load = `${node.state.at_work ?? 0} running · ${node.state.queued ?? 0} waiting`;
+    const load = `${node.state.running ?? 0} running · ${node.state.queued ?? 0} waiting`;
     fit(part.note, node.status === "ready" ? load : why, part.room);
     for (const other of Object.keys(nodes)) updateLink(id, other, node, nodes, activity);
     return;

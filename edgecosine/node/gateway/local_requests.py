@@ -116,7 +116,7 @@ class RoutedReplySink:
 
 
 class LocalRequests:
-    """Asks a target's own request manager; implements `Backend` of the HTTP frontend."""
+    """Passes requests to the target's own request manager; implements `Backend` of the frontend."""
 
     def __init__(self, service: Service, manager: RequestManager, sink: LocalReplySink) -> None:
         self._service, self._manager, self._sink = service, manager, sink
@@ -165,10 +165,10 @@ class LocalRequests:
 
 
 async def _steps(reader: Reader) -> AsyncGenerator[Step, None]:
-    has_told = False
+    has_reported = False
     while not reader.is_over:
-        if reader.is_accepted and not has_told:
-            has_told = True
+        if reader.is_accepted and not has_reported:
+            has_reported = True
             yield Accepted()
         elif (delta := reader.take()) is not None:
             yield delta

@@ -88,7 +88,7 @@ class RequestRunner:
         """Make an accepted request active, and give its choices their queue positions."""
         self._table.add(record, loop_time())
         choices = [
-            replace(request, said=record.resumed.get(request.choice, NOTHING))
+            replace(request, resumed=record.resumed.get(request.choice, NOTHING))
             for request in choices_of(record.request)
         ]
         positions = self._slots.book(choices, is_suspect=record.is_suspect)
@@ -218,7 +218,7 @@ class RequestRunner:
         self, record: RequestRecord, request: Request, position: QueuePosition
     ) -> Answer:
         """Generate one choice; its tokens are journalled and its text is streamed."""
-        record.num_tokens[request.choice] = len(request.said.tokens)
+        record.num_tokens[request.choice] = len(request.resumed.tokens)
         watch = self._measurements.watch(record.accepted_at)
         async with position, contextlib.aclosing(self._service.answer(request)) as progress:
             started_at = loop_time()

@@ -106,7 +106,7 @@ class SessionSlots:
     ) -> None:
         """Update the expected pace with an answer that took `elapsed_s` seconds."""
         # An end token among the resumed tokens is not part of the answer.
-        position.num_tokens = max(0, answer.num_tokens - len(request.said.tokens))
+        position.num_tokens = max(0, answer.num_tokens - len(request.resumed.tokens))
         self._admission.pace.observe(position.num_tokens, _remaining_tokens(request), elapsed_s)
 
     def _job(self, request: Request) -> FairJob:
@@ -126,4 +126,4 @@ class SessionSlots:
 
 def _remaining_tokens(request: Request) -> int:
     """Return the tokens that a session may still generate; resumed tokens cost it nothing."""
-    return request.max_tokens - len(request.said.tokens)
+    return request.max_tokens - len(request.resumed.tokens)

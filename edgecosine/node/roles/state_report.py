@@ -60,7 +60,7 @@ def target_state(
         "busy_s": round(verifier.busy_s, 3),
         "idle_s": round(verifier.idle_s, 3),
         "plan": planner.last_reason,
-        "at_work": admission.num_running,
+        "running": admission.num_running,
         "queued": admission.num_queued,
         "is_full": admission.is_full,
         "is_congested": gateway.client.is_congested,

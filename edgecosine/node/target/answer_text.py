@@ -27,7 +27,7 @@ class AnswerText:
         in_reasoning: bool = False,
     ) -> None:
         """`in_reasoning`: the prompt opened the reasoning."""
-        self._said = request.said
+        self._resumed = request.resumed
         self._echo = PromptEcho(request, codec, prompt) if request.echo else None
         self._output = OutputProcessor(request, codec, prompt[-MAX_CONTEXT:], dialect.all_marks)
         self._channels = AnswerChannels(request, dialect, in_reasoning=in_reasoning)
@@ -37,7 +37,7 @@ class AnswerText:
         self._unsent = ""
         """Final text that was not taken yet."""
         self._num_deltas = 0
-        self._num_taken = len(request.said.tokens)
+        self._num_taken = len(request.resumed.tokens)
         """Tokens that need not be taken any more."""
         self.tokens: list[int] = []
         """All committed tokens, also those that the end of the answer cuts off."""
@@ -65,13 +65,13 @@ class AnswerText:
             self._echo.score(prompt_logprobs)
 
     def open(self) -> list[Delta]:
-        """The echo of the prompt, and the text of the tokens that were said before a restart."""
+        """The echo of the prompt, and the text of tokens committed before a restart."""
         deltas = list[Delta]()
         if self._echo is not None and self._echo.text:
             deltas.append(Delta(0, self._echo.text))
             self._num_deltas = 1
-        tokens = self._said.tokens
-        self.add(tokens, self._said.logprobs, [""] * len(tokens))
+        tokens = self._resumed.tokens
+        self.add(tokens, self._resumed.logprobs, [""] * len(tokens))
         return [*deltas, *self._new_deltas()] if self._unsent else deltas
 
     def add(

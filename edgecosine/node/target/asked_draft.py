@@ -60,14 +60,14 @@ class DraftWait:
             await self._until(lambda: any(draft.is_over for draft in drafts), within_s)
 
     async def any_or(
-        self, verdict: asyncio.Future[VerificationResult], drafts: Collection[AskedDraft]
+        self, verification: asyncio.Future[VerificationResult], drafts: Collection[AskedDraft]
     ) -> None:
         """Wait for the first of these drafts, or for the verification result beside them."""
         if not drafts:
             return
-        verdict.add_done_callback(lambda _: self.ended())
+        verification.add_done_callback(lambda _: self.ended())
         await self._until(
-            lambda: verdict.done() or any(draft.is_over for draft in drafts), math.inf
+            lambda: verification.done() or any(draft.is_over for draft in drafts), math.inf
         )
 
     async def _until(self, is_enough: Callable[[], bool], within_s: float) -> None:

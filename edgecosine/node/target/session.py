@@ -70,7 +70,7 @@ class Session:
         self._request, self._model, self._constraint = request, model, constraint
         self._verifier, self._statistics = verifier, planner.statistics
         self._num_prompt = len(prompt)
-        self._sequence = Prefix([*prompt, *request.said.tokens])
+        self._sequence = Prefix([*prompt, *request.resumed.tokens])
         self._pass: asyncio.Future[VerificationResult] | None = None
         self._yielded_s = self._round_ended_s = 0.0
         """When text was yielded, and when a round's result and its drafts ahead had arrived."""
@@ -144,10 +144,10 @@ class Session:
         is_plain = self._planner.is_plain(state)
         if not is_plain:
             self._statistics.acceptance.observe_text(state, self._sequence.tokens)
-        verdict = self._submit(EMPTY_TREE)
+        verification = self._submit(EMPTY_TREE)
         if not is_plain:
             client.probe(self._planner.first_plan(state, self._compared.choose(), self._text.room))
-        result = await verdict
+        result = await verification
         self._metrics.trace.verified(self._verifier.last_pass_s)
         if is_plain:
             self._append(result, EMPTY_TREE)
@@ -207,14 +207,14 @@ class Session:
         if self._constraint is not None:
             tree = self._constraint.cut(self._text.tokens, tree).with_trunk(forced)
         began_s, busy_s = self._round_ended_s, (now() - drafted) + (planned - self._round_ended_s)
-        verdict = self._submit(tree)
+        verification = self._submit(tree)
         is_alone = self._statistics.num_active == 1
         # The pass starts before drafts ahead are requested.
-        await (self._verifier.begun(verdict) if is_alone else asyncio.sleep(0))
+        await (self._verifier.begun(verification) if is_alone else asyncio.sleep(0))
         plan_ahead = self._planner.ahead(self._state, client.able(plan.drafters), plan, tree)
         probe = self._planner.probe(self._state, self._compared.choose(), plan, client.probes)
         begun = BegunRound(
-            tree=tree, verdict=verdict, drafters=drafters, current=current,
+            tree=tree, verification=verification, drafters=drafters, current=current,
             began_s=began_s, busy_s=busy_s,
             plan_s=planned - started, waited_s=drafted - planned, submitted_s=drafted,
             is_quiet=not (plan.drafters or probe.drafters or client.probes),
@@ -224,15 +224,15 @@ class Session:
         client.probe(probe)
         if plan.drafters and is_alone and self._state.policy.baseline is None:
             if self._verifier.is_beside_loop:
-                await client.wait.any_or(verdict, begun.ahead)
-            if not verdict.done():
+                await client.wait.any_or(verification, begun.ahead)
+            if not verification.done():
                 self._learning.catch_up()
                 self._drafting.next_plan = self._drafting.make_plan(room - 1)
         return begun
 
     async def _end_round(self, begun: BegunRound) -> list[DrafterTree]:
         """Commit a round; returns the drafts made ahead for the next one."""
-        result = await begun.verdict
+        result = await begun.verification
         pass_s = self._verifier.last_pass_s
         self._metrics.trace.verified(pass_s)
         if begun.current is None:
@@ -247,9 +247,9 @@ class Session:
 
     def _leave_pass(self) -> None:
         """Take a tree back that is not awaited any more."""
-        verdict = self._pass
-        if verdict is not None and not verdict.cancel() and not verdict.cancelled():
-            verdict.exception()  # the session ends for another reason
+        verification = self._pass
+        if verification is not None and not verification.cancel() and not verification.cancelled():
+            verification.exception()  # the session ends for another reason
 
     def _forced(self, room: int) -> tuple[int, ...]:
         """Tokens that the response format leaves no choice, at most `room`."""
@@ -264,11 +264,11 @@ class Session:
         if not (self._metrics.plan and self._statistics.speculates(self._state)):
             why = self._statistics.why_plain(self._state.policy)
             self._metrics.plan = why if self._metrics.trace.is_on else ""
-        verdict = self._submit(tree)
+        verification = self._submit(tree)
         if self._statistics.num_active == 1:
-            await self._verifier.begun(verdict)
+            await self._verifier.begun(verification)
         return BegunRound(
-            tree=tree, verdict=verdict, drafters=SOURCES,
+            tree=tree, verification=verification, drafters=SOURCES,
             began_s=began_s, busy_s=submitted_s - began_s,
             submitted_s=submitted_s, is_quiet=not self._draft_client.probes,
         )  # fmt: skip

@@ -24,7 +24,7 @@ class BegunRound(msgspec.Struct, frozen=True):
     """
 
     tree: TokenTree
-    verdict: asyncio.Future[VerificationResult]
+    verification: asyncio.Future[VerificationResult]
     drafters: Sequence[str]
     """Node ids of the drafts of the tree, in the order of its proposers."""
     began_s: float

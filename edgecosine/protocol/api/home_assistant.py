@@ -103,7 +103,7 @@ def _of_target() -> Iterator[tuple[str, Component]]:
     speed = _sensor("Speed", "tokens_per_s", "tokens/s", icon="mdi:speedometer")
     yield "speed", {**speed, "json_attributes_template": plan}
     yield "acceptance", _sensor("Accepted per round", "acceptance", "tokens", icon="mdi:check-all")
-    yield "running", _sensor("Running", "at_work", "requests", icon="mdi:run")
+    yield "running", _sensor("Running", "running", "requests", icon="mdi:run")
     yield "queue", _sensor("Queue", "queued", "requests", icon="mdi:tray-full")
     yield "drafters", _sensor("Drafters", "drafters | count", icon="mdi:account-group")
 

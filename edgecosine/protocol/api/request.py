@@ -132,7 +132,7 @@ class Request:
     """Whether the answer contains the timings of its rounds."""
     origins: bool = False
     """Whether stream parts have the origins of their text."""
-    said: Committed = NOTHING
+    resumed: Committed = NOTHING
     """Tokens that a session of an earlier process committed, which this one continues."""
     form: ResponseFormat | None = None
     """The form that the answer must have; None: any text."""

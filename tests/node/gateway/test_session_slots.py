@@ -21,7 +21,7 @@ def test_pace_is_learned_without_resumed_tokens(num_resumed: int) -> None:
     async def scenario() -> tuple[float, float]:
         admission = AdmissionControl(num_slots=1, max_queued=1)
         slots = SessionSlots(admission)
-        request = replace(REQUEST, said=Committed((1,) * num_resumed))
+        request = replace(REQUEST, resumed=Committed((1,) * num_resumed))
         [position] = slots.book([request])
         assert position.job.cost == 100 - num_resumed
         answer = Answer((Choice("x", (1,) * 95, "stop"),), 1, 0, "m")

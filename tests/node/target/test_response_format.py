@@ -119,7 +119,7 @@ def test_resumed_answer_continues_its_form(zoo_models: Zoo) -> None:
             whole = await node.answer(asked)
             for cut in (1, len(whole.tokens) // 2, len(whole.tokens)):
                 said = Committed(whole.tokens[:cut])
-                assert (await node.answer(replace(asked, said=said))).text == whole.text
+                assert (await node.answer(replace(asked, resumed=said))).text == whole.text
 
     run(scenario())
 

@@ -531,7 +531,7 @@ def test_resumed_session_yields_all_text(
     async def main(num_resumed: int) -> list[Delta]:
         async with harness(ScriptedTarget(language)) as home:
             said = Committed(tuple(whole.tokens[:num_resumed]))
-            steps = await home.ask(replace(asked, said=said))
+            steps = await home.ask(replace(asked, resumed=said))
             return [step for step in steps if isinstance(step, Delta)]
 
     for num_resumed in range(1, len(whole.tokens) + 1):

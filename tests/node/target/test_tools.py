@@ -58,7 +58,7 @@ def test_calls_are_the_same_with_drafters_and_after_a_restart(
                 assert together.calls
                 assert not together.text
                 said = Committed(together.tokens[: len(together.tokens) // 2])
-                assert (await node.answer(replace(asked, said=said))).choices[0] == together
+                assert (await node.answer(replace(asked, resumed=said))).choices[0] == together
                 # The last call may be cut off by the length.
                 for call in together.calls[: -1 if together.finish_reason == "length" else None]:
                     assert call.name == "get_weather"
