@@ -183,7 +183,7 @@ class NodeConfig:
         if self.role == "gateway" and not self.http.listen:
             raise ConfigError("http", "none", "HOST:PORT for a gateway, which serves HTTP alone")
         if (self.role == "gateway") == bool(self.engine.model):
-            allowed = "none for a gateway; a target, a member or a drafter needs one"
+            allowed = "none for a gateway" if self.engine.model else f"--model of the {self.role}"
             raise ConfigError("model", self.engine.model, allowed)
         if self.role == "gateway" and self.broker is None:
             raise ConfigError("broker", "none", "an MQTT URL: targets are found there")

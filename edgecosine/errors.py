@@ -43,7 +43,7 @@ class ConfigError(EdgecosineError):
     """A setting is wrong."""
 
     def __init__(self, key: str, value: object, allowed: str) -> None:
-        super().__init__(f"{key} = {value!r} is not allowed: {allowed}")
+        super().__init__(f"{key} = {value!r} is not allowed; expected: {allowed}")
         self.key, self.value, self.allowed = key, value, allowed
 
 

@@ -46,7 +46,7 @@ def test_wrong_setting_is_refused_by_name(key: str, changes: dict[str, Any], all
     error = refusal.value
     assert error.key == key
     assert allowed in error.allowed
-    assert str(error) == f"{key} = {error.value!r} is not allowed: {error.allowed}"
+    assert str(error) == f"{key} = {error.value!r} is not allowed; expected: {error.allowed}"
 
 
 def test_settings_are_frozen_behind_the_door() -> None:

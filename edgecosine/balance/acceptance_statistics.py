@@ -16,7 +16,7 @@ from edgecosine.fusion.drafter_tree import Comparison, DrafterTree
 from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS
 
 TEXT_INTERVAL = 48
-"""Tokens after which the prompt says half as much about a text, whose subject may have changed."""
+"""Tokens of an answer that halve the prompt's weight as evidence: the subject may have changed."""
 
 
 class AcceptanceStatistics:

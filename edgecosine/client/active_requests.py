@@ -53,7 +53,7 @@ class ActiveRequest:
         self._texts: dict[TextPlace, str] = {}
         """Received texts."""
         self._origins: dict[TextPlace, Origins] = {}
-        """Who guessed them."""
+        """Sources of these texts."""
         self._lengths_taken: defaultdict[TextPlace, int] = defaultdict(int)
         self._usage: Usage | None = None
         self._result: FinalMessage | RequestError | None = None

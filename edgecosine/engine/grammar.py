@@ -91,7 +91,7 @@ class Grammar:
 
 
 class GrammarMatcher:
-    """Says which tokens may follow the tokens of an answer; implements `Constraint`.
+    """Decides which tokens may follow the tokens of an answer; implements `Constraint`.
 
     Safe to use from one thread at a time.
     """

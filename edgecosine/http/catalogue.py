@@ -17,7 +17,7 @@ from edgecosine.http.replies import error_reply, json_reply
 
 
 def catalogue_routes(backend: Backend) -> Sequence[BaseRoute]:
-    """The routes that tell what is served here, and whether it is."""
+    """The routes that describe the served models, and whether they can be used now."""
     created_s = int(time.time())
 
     def described(name: str) -> dict[str, Any]:

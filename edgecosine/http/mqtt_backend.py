@@ -21,7 +21,7 @@ _LEAVING: Final = Refusal(
 
 
 class MqttBackend:
-    """Asks the targets of a cluster by `client`; implements `Backend`.
+    """Sends requests to the targets of a cluster by `client`; implements `Backend`.
 
     To the targets all requests are those of one client. They are kept by their ids there, so that a
     request that is repeated under its id is not run twice.

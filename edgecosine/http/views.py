@@ -1,4 +1,4 @@
-"""What a node shows of itself: the page at `/`, the cluster's events, and metrics."""
+"""The views of a node: the page at `/`, the cluster's events, and metrics."""
 
 from __future__ import annotations
 

@@ -64,7 +64,9 @@ class LineProcess:
                 line = await self._process.stdout.readline()
                 if not line:
                     code: Any = await self._process.wait()
-                    raise LabError(f"{self.name} ended with {code}; its last output is above")
+                    raise LabError(
+                        f"{self.name} ended with exit code {code}; its last output is above"
+                    )
                 return msgspec.json.decode(line, type=kind)
         except TimeoutError:
             raise LabError(f"{self.name} sent no reply in {REPLY_TIMEOUT_S:.0f} s") from None

@@ -80,7 +80,11 @@ async def stop(process: asyncio.subprocess.Process, *, patience_s: float = _STOP
 
 def ending(code: int) -> str:
     """How a process ended, in words: its exit code or the signal."""
-    return f"ended with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+    return (
+        f"ended with exit code {code}"
+        if code >= 0
+        else f"was ended by {signal.Signals(-code).name}"
+    )
 
 
 def last_log_lines(log: Path, count: int = _LAST_LINES) -> str:

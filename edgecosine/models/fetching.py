@@ -121,7 +121,7 @@ def _fetch(entry: CatalogueModel, directory: Path) -> Path:
                 digest.update(block)
         if digest.hexdigest() != entry.sha256:
             raise ModelUnavailable(
-                f"what was fetched for {entry.name} is another file than expected (SHA-256 "
+                f"the file fetched for {entry.name} is not the expected file (SHA-256 "
                 f"{digest.hexdigest()}, not {entry.sha256}); it was deleted"
             )
         return whole.rename(directory / entry.file)

@@ -73,7 +73,13 @@ class ApiKeys:
         """
         self._read()
         if name not in self._entries:
-            raise ConfigError("name", name, f"one of {', '.join(self._entries) or 'no names'}")
+            raise ConfigError(
+                "name",
+                name,
+                f"one of {', '.join(self._entries)}"
+                if self._entries
+                else "no name: there are no keys",
+            )
         self._write({known: entry for known, entry in self._entries.items() if known != name})
 
     def _read(self) -> None:

@@ -185,7 +185,9 @@ class Authority:
             if not database.revoke(node_id, seconds(now)):
                 names = sorted({r.node_id for r in database.certificates() if r.revoked_at is None})
                 raise ConfigError(
-                    "NODE", node_id, f"one of {', '.join(names) or 'no nodes at all'}"
+                    "NODE",
+                    node_id,
+                    f"one of {', '.join(names)}" if names else "no name: no node has joined",
                 )
             database.revise()
 

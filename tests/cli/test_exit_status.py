@@ -272,9 +272,9 @@ def test_every_cause_is_one_line_and_a_bug_names_its_origin(
 
     lost, wrong = BrokerLost("it\nended"), ConfigError("slots", 0, "more")
     assert lines_of(lost) == ("it ended", 1)
-    assert lines_of(wrong) == ("slots = 0 is not allowed: more", 2)
+    assert lines_of(wrong) == ("slots = 0 is not allowed; expected: more", 2)
     assert lines_of(ExceptionGroup("", [wrong, ExceptionGroup("", [wrong])]))[1] == 2
-    both = ("slots = 0 is not allowed: more\nit ended", 1)
+    both = ("slots = 0 is not allowed; expected: more\nit ended", 1)
     assert lines_of(BaseExceptionGroup("", [wrong, ExceptionGroup("", [lost])])) == both
     assert lines_of(asyncio.CancelledError())[1] == 1
     full = OSError(28, "No space left on device", "/x")
@@ -311,7 +311,7 @@ def test_second_drafter_of_the_same_name_reports_why_it_cannot_start() -> None:
                 options = f"--node-id d1 --no-mdns --broker {broker.url} --log-level error"
                 code, _, error = await shell(f"$EC {shlex.join(DRAFTER)} {options}")
                 assert code == 2
-                assert error.startswith("Error: node_id = 'd1' is not allowed: ")
+                assert error.startswith("Error: node_id = 'd1' is not allowed; expected: ")
                 assert error.count("\n") == 1
 
     run(scenario(), COMMANDS_S)

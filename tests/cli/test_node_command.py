@@ -94,7 +94,7 @@ def test_every_option_is_read_from_a_file(tmp_path: Path) -> None:
     ("args", "words"),
     [
         (["--model", "m"], ["--role", "target", "drafter"]),
-        (["--role", "drafter"], ["model", "a drafter needs one"]),
+        (["--role", "drafter"], ["model", "--model of the drafter"]),
         (["--role", "gateway", "--model", "m", "--http", ":0"], ["model", "none for a gateway"]),
         (["--role", "gateway"], ["http", "HOST:PORT for a gateway"]),
         (["--role", "oracle", "--model", "m"], ["--role", "'oracle'", "target"]),

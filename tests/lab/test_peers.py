@@ -74,7 +74,7 @@ def test_kind_of_an_order_depends_on_the_concurrency() -> None:
 @pytest.mark.parametrize(
     ("then", "reason"),
     [
-        ("sys.exit(3)", "ended with 3"),
+        ("sys.exit(3)", "ended with exit code 3"),
         ("print('hello', flush=True)", "invalid reply"),
         ("print('{\"answers\": [], \"elapsed_s\": 0, \"error\": \"no memory\"}', flush=True)",
          "no memory"),

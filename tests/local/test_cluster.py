@@ -104,7 +104,9 @@ def test_cluster_reports_the_node_that_cannot_start() -> None:
         task = asyncio.current_task()
         assert task is not None
         for _ in range(2):
-            with pytest.raises(EngineError, match=r"^ngram-.* ended with 1: no such model$"):
+            with pytest.raises(
+                EngineError, match=r"^ngram-.* ended with exit code 1: no such model$"
+            ):
                 async with LocalCluster(plan_of(drafters=["ngram"]), print, launch):
                     pass
             assert task.cancelling() == 0
@@ -187,7 +189,7 @@ def test_up_reports_why_a_node_cannot_start_and_fails() -> None:
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 1
     assert last.startswith(("Error: target-", "Error: ngram-"))
-    assert "ended with 2: Invalid value for '--slots'" in last
+    assert "ended with exit code 2: Invalid value for '--slots'" in last
     assert "logs: " in done.stdout  # before the nodes start, which takes minutes for large models
 
 

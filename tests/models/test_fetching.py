@@ -61,7 +61,7 @@ def test_what_is_there_is_not_fetched_again(index: Path) -> None:
 
 def test_another_file_than_expected_is_thrown_away(index: Path) -> None:
     entry = replace(entry_of(), sha256="0" * 64)
-    with pytest.raises(ModelUnavailable, match=r"another file than expected .*deleted"):
+    with pytest.raises(ModelUnavailable, match=r"not the expected file .*deleted"):
         fetch(entry)
     assert left_in(models_directory() / "tiny") == {".lock"}
 

@@ -44,7 +44,7 @@ def resolve_device(device: str) -> str:
         is_here = False
     if not is_here:
         here = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-        raise ConfigError("device", device, f"available are auto, {', '.join(here)}")
+        raise ConfigError("device", device, f"auto, {', '.join(here)}")
     return device
 
 

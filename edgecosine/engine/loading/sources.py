@@ -79,7 +79,7 @@ def _source_of(path: Path, depth: int = 0) -> Source:
     if not model.base:
         return Source(str(path.parent), model)
     if depth == _MOST_BASES:
-        raise ModelUnavailable(f"{path.name}: too many bases of bases")
+        raise ModelUnavailable(f"{path.name}: its chain of bases is longer than {_MOST_BASES}")
     base = _source_of(_base_of(model), depth + 1)
     if (wanted := model.metadata.get(BASE_DIGEST)) is not None and wanted != _sha256(base):
         raise ModelUnavailable(

@@ -1,4 +1,4 @@
-"""What one member of a committee has told about its row of logits at one node of a token tree.
+"""The facts that a committee has of one member's row of logits at one node of a token tree.
 
 A ballot lists the logits of some tokens and bounds those of all others, in two ways: by score after
 noise, s(x) = (z(x) - lse) / T + g(x), and by logit z(x). lse is the log-sum-exp of the row, so that

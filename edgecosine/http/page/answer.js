@@ -13,7 +13,7 @@ export function footer(facts, firstMs, finish) {
   const tip = element("div", { className: "tip", id: `tip-${facts.id}` }, list([
     ["Plans", plans(rounds)],
     ["Reason", [...rounds].reverse().find((round) => round.num_nodes)?.plan ?? edgecosine.plan],
-    ["Guessed by", shares(edgecosine.drafters)],
+    ["Drafted by", shares(edgecosine.drafters)],
     ["Drafts", `${speculation.num_accepted_draft_tokens} of ${speculation.num_draft_tokens} tokens accepted`],
     ["Passes", `${speculation.num_spec_steps}, ${edgecosine.speculative_rounds} of them with drafts`],
     ["First text", `${short(firstMs)} ms`],

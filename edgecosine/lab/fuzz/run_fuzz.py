@@ -111,7 +111,7 @@ def _fuzz(name: str, number: int, settings: FuzzSettings, folder: Path, notify: 
         last_line = _read(worker.stdout, run, started, notify)
     run.wall_s = time.perf_counter() - started
     if worker.returncode and run.broken is None:
-        run.broken = last_line or f"the worker ended with {worker.returncode}"
+        run.broken = last_line or f"the worker ended with exit code {worker.returncode}"
     notify(_line(run))
     return run
 

@@ -105,7 +105,7 @@ class QueueCoordinator:
         return f"<QueueCoordinator {self.state!r} {self._client!r}>"
 
     def identify(self, identity: str) -> None:
-        """Tell, before `open`, what our texts depend on."""
+        """Set the digest of all that our texts depend on; called before `open`."""
         self.state.members.us = msgspec.structs.replace(self.state.us, identity=identity)
         self._client.will = self._membership.status_message("lost")
 

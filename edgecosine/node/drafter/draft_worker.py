@@ -243,7 +243,7 @@ class DraftWorker:
         return await self._thread.run(call)
 
     def _interruption(self, size: int) -> Callable[[], bool]:
-        """What tells a batch of `size` works, after each step, to end early."""
+        """A function that returns, after each step, whether a batch of `size` works ends early."""
         self._num_steps, self._is_interrupted = 0, False
         return functools.partial(self._ends_early, is_full=size >= self._max_batch)
 

@@ -25,7 +25,7 @@ _WEIGHT_ERROR = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class KnownMember:
-    """A member's model, as the first of its nodes told; empty before that."""
+    """A member's model, as the first of its nodes greeted; empty before that."""
 
     model: str = ""
     checkpoint: str = ""

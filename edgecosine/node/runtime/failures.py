@@ -18,7 +18,11 @@ _MAX_CHARS = 300
 
 CANCELLED = Refusal("the request was cancelled", code="cancelled", status=499)
 EXPIRED = Refusal("the request's deadline has passed", code="deadline_exceeded", status=408)
-INTERNAL = Refusal("the cluster failed at this request", code="internal_error", status=500)
+INTERNAL = Refusal(
+    "serving this request failed; the log of the target has the cause",
+    code="internal_error",
+    status=500,
+)
 LEAVING = Refusal("the cluster is shutting down", code="shutting_down", status=503)
 DRAINING = Refusal(
     "the cluster takes no more requests because it is restarting",

@@ -1,4 +1,4 @@
-"""Tells systemd how a node is, by the protocol of sd_notify(3), if systemd started it."""
+"""Reports the state of a node that systemd started, by the protocol of sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ logger = logging.getLogger(__name__)
 
 
 def notify_ready(status: str) -> None:
-    """The node has started; `status` is shown by `systemctl status`."""
+    """Report that the node has started; `systemctl status` shows `status`."""
     _notify(f"READY=1\nSTATUS={status}")
 
 
 def notify_status(status: str) -> None:
-    """How the node is."""
+    """Report the state of the node."""
     _notify(f"STATUS={status}")
 
 
 def notify_stopping() -> None:
-    """The node drains."""
+    """Report that the node drains."""
     _notify("STOPPING=1\nSTATUS=draining")
 
 
@@ -35,4 +35,4 @@ def _notify(message: str) -> None:
             channel.connect(address)
             channel.send(message.encode()[:4096])
     except OSError as error:
-        logger.warning("service manager not told: reason=%s", error)
+        logger.warning("service manager not notified: reason=%s", error)

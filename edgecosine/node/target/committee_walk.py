@@ -41,7 +41,7 @@ MAX_LONGER: Final = 2
 
 
 class Rejudge(EdgecosineError):
-    """A node that judged was lost or put out: the work is judged again."""
+    """A node that judged was lost or disconnected: the work is judged again."""
 
 
 class RowsDropped(Rejudge):
@@ -227,7 +227,7 @@ class CommitteeWalk:
         return [member.ballots[node] for member in self._members]
 
     def _checked(self, answered: Answered, read: Callable[[], Result]) -> Result:
-        """What `read` makes of a message; a node that sends an invalid one is put out."""
+        """The result of `read`; a node whose message it finds invalid is disconnected."""
         try:
             return read()
         except ValueError as error:
@@ -235,7 +235,7 @@ class CommitteeWalk:
 
     def _put_out(self, answered: Answered, error: ValueError) -> Rejudge:
         answered.link.put_out(PeerInvalid(f"the peer sent an invalid judgement: {error}"))
-        return Rejudge(f"node {answered.node_id} was put out")
+        return Rejudge(f"node {answered.node_id} sent an invalid judgement")
 
     def _count(self, **more: float) -> None:
         self.round = replace(

@@ -25,7 +25,7 @@ class GrammarCache:
         self._compiled: OrderedDict[AnswerForm, Grammar] = OrderedDict()
 
     async def constraint(self, form: AnswerForm) -> Constraint | None:
-        """What one answer of this form must keep to; None if it may be any text.
+        """The constraint on one answer of this form; None if it may be any text.
 
         Raises RequestError for a form that cannot be compiled in bounded time and memory.
         """

@@ -54,7 +54,7 @@ class StreamPart:
     choice: int | None = None
     channel: Channel = CONTENT
     origins: Origins = ()
-    """Who guessed the text; empty unless the request asks for it."""
+    """Sources of the text; empty unless the request asks for it."""
     usage: Usage | None = None
 
 

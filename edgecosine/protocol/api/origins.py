@@ -1,4 +1,4 @@
-"""Who guessed the text of an answer: runs of characters, each by the target or by drafters.
+"""Sources of the text of an answer: runs of characters, each by the target or by drafters.
 
 A token that a drafter proposed and the target accepted is that drafter's; a token of several has
 their names joined by `+`. A token that the target drew itself has the empty name.

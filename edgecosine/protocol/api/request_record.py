@@ -100,7 +100,7 @@ class RequestRecord:
     texts: dict[TextPlace, str] = field(default_factory=dict)
     """Text that was sent to the reader of its stream."""
     origins: dict[TextPlace, Origins] = field(default_factory=dict)
-    """Who guessed it, by choice."""
+    """Sources of this text, by choice."""
     num_prompt_tokens: int = 0
     num_tokens: dict[int, int] = field(default_factory=dict)
     """Committed tokens, by choice."""

@@ -1,4 +1,4 @@
-"""What came of a request: choices, log-probabilities, and the measures of its rounds."""
+"""The result of a request: choices, log-probabilities, and the measures of its rounds."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ class Delta:
     committed: Committed = NOTHING
     """Tokens since the last delta, those of the text included."""
     origins: Origins = ()
-    """Who guessed the text; empty unless the request asks for it."""
+    """Sources of the text; empty unless the request asks for it."""
     usage: Usage | None = None
     """At a client: the tokens so far, where the request asks for them."""
 

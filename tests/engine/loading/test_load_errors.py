@@ -165,7 +165,7 @@ def test_reasons_are_short_and_include_the_type_where_unclear() -> None:
 
 @pytest.mark.parametrize("device", ["quantum", "cuda:99", "meta", "cpu:x", ""])
 def test_missing_device_is_a_configuration_error(device: str) -> None:
-    with pytest.raises(ConfigError, match=r"device = .* is not allowed: available are auto, cpu"):
+    with pytest.raises(ConfigError, match=r"device = .* is not allowed; expected: auto, cpu"):
         load_target(LoadOptions("generalist", device=device, threads=1))
 
 

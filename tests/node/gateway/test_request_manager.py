@@ -207,10 +207,10 @@ class Panic(BaseException):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (ValueError("bug"), "failed at this request"),
-        (ExceptionGroup("several", [ValueError("bug")]), "failed at this request"),
-        (Panic("bug"), "failed at this request"),
-        (TimeoutError("bug"), "failed at this request"),
+        (ValueError("bug"), "serving this request failed"),
+        (ExceptionGroup("several", [ValueError("bug")]), "serving this request failed"),
+        (Panic("bug"), "serving this request failed"),
+        (TimeoutError("bug"), "serving this request failed"),
         (NoLogits(), "NaN"),
     ],
 )

@@ -49,4 +49,4 @@ def test_manager_that_is_gone_is_logged_and_harms_nothing(
     monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/missing")
     with caplog.at_level(logging.WARNING):
         notify_ready("serving tiny")
-    assert "service manager not told" in caplog.text
+    assert "service manager not notified" in caplog.text
