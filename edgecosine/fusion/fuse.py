@@ -32,7 +32,7 @@ class DraftUnion:
         self._proposers: list[int] = []
         self._index: dict[tuple[int, int], int] = {}
         for bit, (draft, chances) in enumerate(zip(drafts, probabilities, strict=True)):
-            self._merge(1 << bit, draft, chances)
+            self._merge(1 << bit, draft, _bounded(chances))
         size = len(self._tokens)
         paths = [1.0] * (size + 1)  # the last place, which ROOT indexes, is the root's
         for node, (parent, rejected) in enumerate(zip(self._parents, self._rejected, strict=True)):
@@ -52,7 +52,7 @@ class DraftUnion:
         if not (self._tokens or draft.trunk):
             self._begin(bit, draft, chances)
             return
-        trunk, nodes, highest = draft.trunk, list[int](), _MAX_PROBABILITY
+        trunk, nodes = draft.trunk, list[int]()
         index, proposers, rejected = self._index, self._proposers, self._rejected
         for number, (token, probability, above) in enumerate(
             zip(draft.tree.tokens, chances, draft.tree.parents, strict=True)
@@ -66,7 +66,7 @@ class DraftUnion:
                 rejected.append(1.0)
                 proposers.append(0)
             if number >= trunk:
-                rejected[node] *= 1.0 - (min(highest, probability))
+                rejected[node] *= 1.0 - probability
                 proposers[node] |= bit
             nodes.append(node)
 
@@ -74,8 +74,7 @@ class DraftUnion:
         """Take a draft over as it is, as the first one."""
         tree = draft.tree
         self._tokens, self._parents = [*tree.tokens], [*tree.parents]
-        highest = _MAX_PROBABILITY  # `min` would cost more than the rest
-        self._rejected = [1.0 - (min(highest, each)) for each in chances]
+        self._rejected = [1.0 - probability for probability in chances]
         self._proposers = [bit] * len(tree)
         nodes = zip(self._parents, self._tokens, strict=True)
         self._index = dict(zip(nodes, range(len(tree)), strict=True))
@@ -90,6 +89,13 @@ class DraftUnion:
             confidences=tuple([1.0 - self._rejected[node] for node in chosen]),
             proposers=tuple([self._proposers[node] for node in chosen]),
         )
+
+
+def _bounded(chances: Sequence[float]) -> Sequence[float]:
+    """The probabilities, none above the highest one; mostly all are below it."""
+    if max(chances, default=0.0) <= _MAX_PROBABILITY:
+        return chances
+    return [min(probability, _MAX_PROBABILITY) for probability in chances]
 
 
 def path_probabilities(tree: TokenTree) -> list[float]:
