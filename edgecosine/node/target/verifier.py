@@ -131,11 +131,11 @@ class Verifier:
         """The future of `verify`; cancelling it takes the work back, unless its pass has begun."""
         return self._mailbox.post(work)
 
-    async def begun(self, verdict: asyncio.Future[VerificationResult]) -> None:
+    async def begun(self, verification: asyncio.Future[VerificationResult]) -> None:
         """Wait until the pass of a work has begun, or its future is done: until then the engine's
         thread needs the interpreter, which the event loop would keep. For one session at a time."""
         begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        verdict.add_done_callback(lambda _: _wake(begun))
+        verification.add_done_callback(lambda _: _wake(begun))
         self._begun = begun
         await begun
 
