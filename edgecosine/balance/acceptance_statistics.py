@@ -1,17 +1,12 @@
-"""Learns from committed tokens: acceptance rates of drafters, alone and in pairs."""
+"""Learns the acceptance rates of drafters from committed tokens."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 from edgecosine.balance.drafter_table import DrafterTable
 from edgecosine.balance.request_state import RequestState
-from edgecosine.fusion.acceptance_rates import (
-    ConditionalAcceptance,
-    PromptScoreGain,
-    predicted_rates,
-)
+from edgecosine.fusion.acceptance_rates import PromptScoreGain, predicted_rates
 from edgecosine.fusion.drafter_tree import Comparison, DrafterTree
 from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS
 
@@ -24,7 +19,6 @@ class AcceptanceStatistics:
 
     def __init__(self, drafters: DrafterTable) -> None:
         self._drafters = drafters
-        self.conditional = ConditionalAcceptance()
         self._prompt_gain = {True: PromptScoreGain(), False: PromptScoreGain()}
         """By whether the request is greedy."""
 
@@ -40,13 +34,10 @@ class AcceptanceStatistics:
         self, request: RequestState, drafts: Sequence[DrafterTree], committed: Sequence[int]
     ) -> None:
         """Learn from drafts whose tokens the target has accepted or rejected."""
-        owned = [own for draft in drafts if (own := draft.own(committed)) is not None]
-        compared = [(draft, draft.compare(committed[draft.prefix_len :])) for draft in owned]
-        for draft, comparison in compared:
-            self._observe_draft(request, draft, comparison)
+        for draft in drafts:
+            if (own := draft.own(committed)) is not None:
+                self._observe_draft(request, own, own.compare(committed[own.prefix_len :]))
         self._predict(request)
-        if len(owned) > 1:
-            self._observe_pairs(compared, len(committed))
 
     def most_confident(self, request: RequestState, drafts: Sequence[DrafterTree]) -> DrafterTree:
         """The draft with the most confident first token, calibrated if the policy says so."""
@@ -75,15 +66,6 @@ class AcceptanceStatistics:
         calibration = state.calibration(is_greedy=request.is_greedy)
         for confidence, is_accepted in comparison.judged:
             calibration.observe(confidence, is_accepted=is_accepted)
-
-    def _observe_pairs(
-        self, drafts: Sequence[tuple[DrafterTree, Comparison]], num_committed: int
-    ) -> None:
-        for (one, found), (other, found_by_other) in itertools.permutations(drafts, 2):
-            is_rejected = one.prefix_len + found.covered < num_committed
-            if one.prefix_len == other.prefix_len and is_rejected:
-                is_accepted = found_by_other.covered > found.covered
-                self.conditional.observe(one.node_id, other.node_id, is_accepted=is_accepted)
 
     def _predict(self, request: RequestState) -> None:
         """Predict rates from the NLLs of drafters whose self-reports are trusted."""

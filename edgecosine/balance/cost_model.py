@@ -4,14 +4,13 @@ Times are in seconds and are passed in."""
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 
 import msgspec
 import numpy as np
 
 SMOOTHING = 0.2
-MAX_CONTENTION = 8.0
 EXACT_ROWS = 64
 NOTICED = 0.01
 """Change of a smoothed time for which expected times are computed again."""
@@ -34,8 +33,6 @@ class DrafterSpeed:
     """Compute per step, which makes the draft a token longer."""
     overhead_s: float | None = None
     """Request to answer without the compute: network, queue, both event loops."""
-    beside_others_s: float | None = None
-    """The least such time of answers beside which other drafters or the target computed."""
     ahead_step_s: float | None = None
     """Compute per step of a draft ahead."""
     ahead_overhead_s: float = 0.0
@@ -60,10 +57,8 @@ class DrafterSpeed:
         overhead_s = max(0.0, elapsed_s - compute_s)
         if not is_disturbed:
             self.overhead_s = smooth(self.overhead_s, overhead_s)
-        else:
-            self.beside_others_s = min(overhead_s, self.beside_others_s or overhead_s)
-            if self.overhead_s is not None:
-                self.overhead_s = min(self.overhead_s, overhead_s)
+        elif self.overhead_s is not None:
+            self.overhead_s = min(self.overhead_s, overhead_s)
 
     def observe_ahead(self, elapsed_s: float, compute_s: float, num_steps: int) -> None:
         """Learn from a draft ahead of `num_steps` steps."""
@@ -86,25 +81,6 @@ class DrafterSpeed:
     def expected_s(self, num_tokens: int) -> float:
         """Request to answer for a draft of `num_tokens`; optimistic before a measurement."""
         return (self.overhead_s or 0.0) + num_tokens * (self.token_s or 0.0)
-
-
-@dataclass(slots=True)
-class ContentionFactor:
-    """How much longer several drafters take together than the slowest of them alone, since some of
-    them share a machine."""
-
-    by_count: dict[int, float] = field(default_factory=dict)
-
-    def observe(self, count: int, expected_s: float, waited_s: float) -> None:
-        """Learn from `count` drafters asked at once; the slowest alone takes `expected_s`."""
-        if count > 1 and expected_s > 0.0:
-            ratio = min(MAX_CONTENTION, max(1.0, waited_s / expected_s))
-            self.by_count[count] = smooth(self.by_count.get(count), ratio)
-
-    def factor(self, count: int) -> float:
-        """1 for one drafter; for a count without a measurement that of the next smaller one."""
-        known = [seen for seen in self.by_count if seen <= count]
-        return self.by_count[max(known)] if count > 1 and known else 1.0
 
 
 class PassReport(msgspec.Struct, frozen=True):

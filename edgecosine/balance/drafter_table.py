@@ -137,9 +137,8 @@ class DrafterTable:
             LEAST_KNOWN, rates, key=lambda name: rates[name].evidence
         )
 
-    def add_link(self, node_id: str, host: str = "") -> list[str]:
-        """A drafter of the machine `host` was linked; returns the drafters that were dropped to
-        make room."""
+    def add_link(self, node_id: str, host: str = "") -> None:
+        """A drafter of the machine `host` was linked. Others may be dropped to make room."""
         state = self.get(node_id)
         state.restart()
         state.host = host
@@ -147,10 +146,8 @@ class DrafterTable:
         self._ranked_until = 0
         self._make_newest(node_id)
         excess = max(0, len(self._states) - MAX_KNOWN)
-        dropped = [name for name in self._states if name not in self._linked][:excess]
-        for name in dropped:
+        for name in [name for name in self._states if name not in self._linked][:excess]:
             del self._states[name]
-        return dropped
 
     def remove_link(self, node_id: str) -> None:
         """A drafter's link has ended; its state stays while there is room."""

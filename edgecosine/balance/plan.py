@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 MAX_GAMMA = 12
 MAX_NODES = 48
@@ -38,15 +39,8 @@ class Candidate(msgspec.Struct, frozen=True):
     token_s: float
     overhead_s: float
     is_measured: bool
-    beside_others_s: float | None = None
-    """Overhead of answers beside which others computed; None before the first one."""
     longest: int = MAX_GAMMA
     """Tokens of a draft, at most."""
-
-    @property
-    def joining_s(self) -> float | None:
-        """Overhead as one of several drafters; None before a measurement."""
-        return self.overhead_s if self.is_measured else self.beside_others_s
 
 
 class CoBatchedRequests(msgspec.Struct, frozen=True):
@@ -155,6 +149,14 @@ def _plan_of_one(candidate: Candidate, gamma: int, speed: float, pass_s: Sequenc
         deadline_s=deadline(draft_s, gamma * pass_s[1], is_measured=candidate.is_measured),
         reason=_figures(candidate, gamma, pass_s),
     )
+
+
+def ask_around(plan: Plan, candidates: Sequence[Candidate], most: int) -> Plan:
+    """The plan with the best other drafters, `most` in all: its lead may have become wrong for the
+    text, and the next rounds tell which of them is right."""
+    others = sorted(candidates, key=lambda candidate: -candidate.rate)
+    names = dict.fromkeys((*plan.drafters, *(candidate.node_id for candidate in others)))
+    return replace(plan, drafters=tuple(names)[:most])
 
 
 def contenders(candidates: Sequence[Candidate]) -> list[Candidate]:

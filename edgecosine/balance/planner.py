@@ -25,6 +25,7 @@ from edgecosine.balance.plan import (
     Candidate,
     CoBatchedRequests,
     Plan,
+    ask_around,
     best_speed,
     choose_plan,
     probe_plan,
@@ -42,13 +43,16 @@ from edgecosine.balance.probes import (
 from edgecosine.balance.rendezvous_hash import weight
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.round import Round, union_of
-from edgecosine.balance.second_drafter import MOST_IN_DOUBT, add_drafters, ask_around
 from edgecosine.balance.speculation_switch import Speed
 from edgecosine.balance.statistics import Statistics
 from edgecosine.fusion.acceptance_rates import lower_bound
 from edgecosine.fusion.drafter_tree import DrafterTree
 from edgecosine.fusion.ngram_table import NgramTable
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
+
+MOST_IN_DOUBT = 8
+"""Most requests beside each other that ask all drafters when in doubt: of more the messages would
+fill the target's event loop."""
 
 
 class Planner:
@@ -301,17 +305,10 @@ class Planner:
         if plan.speed < plain_speed:
             why = f"{plan.speed:.0f} tokens/s at {plan.reason}; {plain_speed:.0f} without"
             return Plan(reason=f"K=0: {why}")
-        most = request.policy.max_drafters
         is_doubtful = request.rates.is_doubtful(plan.drafters[0])
         if is_doubtful and co_batched.requests < MOST_IN_DOUBT:
-            return ask_around(plan, candidates, most)
-        if co_batched.requests:
-            return plan
-        conditional = self.statistics.acceptance.conditional.estimate
-        contention = self.statistics.contention.factor
-        return add_drafters(
-            plan, candidates, conditional, most, pass_s, co_batched, overlap, contention, room - 1
-        )
+            return ask_around(plan, candidates, request.policy.max_drafters)
+        return plan
 
     def _candidates(self, request: RequestState, drafters: Collection[str]) -> list[Candidate]:
         """The drafters that may be asked, sorted by node id."""
@@ -328,7 +325,6 @@ class Planner:
             token_s=step_s or 0.0,
             overhead_s=state.speed.overhead_s or 0.0,
             is_measured=state.speed.overhead_s is not None,
-            beside_others_s=state.speed.beside_others_s,
             longest=MAX_GAMMA if step_s is not None else TRIAL_GAMMA,
         )
 

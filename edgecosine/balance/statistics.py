@@ -10,14 +10,13 @@ from collections.abc import Collection, Iterable, Sequence
 
 from edgecosine.balance.acceptance_statistics import AcceptanceStatistics
 from edgecosine.balance.batch_wait import ExpectedArrival, batch_wait_s
-from edgecosine.balance.cost_model import ContentionFactor, PassCost, PassReport, smooth
+from edgecosine.balance.cost_model import PassCost, PassReport, smooth
 from edgecosine.balance.drafter_table import SHORTLIST, DrafterState, DrafterTable
 from edgecosine.balance.fresh_draft_gain import FreshDraftGain
 from edgecosine.balance.plan import (
     MAX_NODES,
     PROBE_GAMMA,
     CoBatchedRequests,
-    Plan,
     expected_tokens,
 )
 from edgecosine.balance.policy import Policy, find_policy
@@ -44,7 +43,6 @@ class Statistics:
         """`ngrams` are known at first, of earlier texts of the same target."""
         self.drafters = DrafterTable()
         self.acceptance = AcceptanceStatistics(self.drafters)
-        self.contention = ContentionFactor()
         self.fresh_draft_gain = FreshDraftGain()
         self._pass_cost = PassCost()
         self._bookkeeping_s = {True: 0.0, False: 0.0}
@@ -134,8 +132,7 @@ class Statistics:
     def add_link(self, node_id: str, host: str = "") -> None:
         """A drafter of the machine `host` was linked, maybe as a new process: its former speed does
         not count."""
-        for dropped in self.drafters.add_link(node_id, host):
-            self.acceptance.conditional.forget(dropped)
+        self.drafters.add_link(node_id, host)
         self._reconsider(has_new_drafter=True)
 
     def remove_link(self, node_id: str) -> None:
@@ -307,11 +304,6 @@ class Statistics:
             budget.observe_plain(request.trial)
         else:
             budget.observe_trial(request.trial, num_tokens, round_s)
-
-    def observe_wait(self, plan: Plan, waited_s: float) -> None:
-        """Learn the time that the drafters of a plan took together."""
-        count = len(plan.drafters)
-        self.contention.observe(count, plan.draft_s / self.contention.factor(count), waited_s)
 
     def observe_round(
         self,

@@ -38,8 +38,6 @@ BEST_RATE_MEMORY = 200.0
 TRUST_MEMORY = 200.0
 TRUST_PRIOR = 6.0
 """Tokens for which a drafter's self-reports are trusted in advance."""
-CONDITIONAL_MEMORY = 200.0
-FIRST_CONDITIONAL_RATE = 0.05
 
 
 @dataclass(slots=True)
@@ -128,28 +126,6 @@ class DrafterRecord:
     def prior(self) -> float:
         """Expected acceptance rate for a request without evidence of its own."""
         return self.rate.mean(FIRST_RATE, 4.0)
-
-
-@dataclass(slots=True)
-class ConditionalAcceptance:
-    """How often a drafter is right at the first token that another one got wrong, by pair."""
-
-    rates: dict[tuple[str, str], AcceptanceRate] = field(default_factory=dict)
-
-    def observe(self, drafter: str, other: str, *, is_accepted: bool) -> None:
-        """Learn from one rejected draft, and whether the other drafter's token was accepted."""
-        rate = self.rates.setdefault((drafter, other), AcceptanceRate(CONDITIONAL_MEMORY))
-        rate.observe(int(is_accepted), int(not is_accepted))
-
-    def forget(self, drafter: str) -> None:
-        """Drop all pairs with a drafter."""
-        for pair in [pair for pair in self.rates if drafter in pair]:
-            del self.rates[pair]
-
-    def estimate(self, drafter: str, other: str) -> float:
-        """Probability that `other` is right where `drafter` is wrong."""
-        rate = self.rates.get((drafter, other))
-        return rate.mean(FIRST_CONDITIONAL_RATE, 4.0) if rate else FIRST_CONDITIONAL_RATE
 
 
 @dataclass(slots=True)

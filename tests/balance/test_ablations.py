@@ -114,9 +114,10 @@ def led_by_reports(made: Planner, request: RequestState) -> object:
     return made.plan(request, TEAM, 100).drafters[0]
 
 
-def plan_of_two(made: Planner, request: RequestState) -> Plan:
-    """Two drafters that are right alternately."""
-    for first, second in ((4, 1), (1, 4)) * 8:
+def plan_in_doubt(made: Planner, request: RequestState) -> Plan:
+    """The plan after two good drafters were wrong, whose drafts were never made ahead."""
+    request.overlap = 0.0
+    for first, second in (*[(4, 1), (1, 4)] * 8, (0, 0)):
         drafts = [draft("a", first), draft("b", second)]
         made.statistics.acceptance.observe_truth(request, drafts, PROMPT + TRUTH[:5])
     return made.plan(request, ("a", "b"), 100)
@@ -158,10 +159,10 @@ DECISIONS: Mapping[str, Callable[[Planner, RequestState], object]] = {
     "led by results": led_by_results,
     "led by nll": led_by_nll,
     "led by reports": led_by_reports,
-    "drafters asked": lambda *known: len(plan_of_two(*known).drafters),
-    "length": lambda *known: plan_of_two(*known).gamma,
-    "width": lambda *known: plan_of_two(*known).width,
-    "deadline": lambda *known: plan_of_two(*known).deadline_s,
+    "drafters asked": lambda *known: len(plan_in_doubt(*known).drafters),
+    "length": lambda *known: plan_in_doubt(*known).gamma,
+    "width": lambda *known: plan_in_doubt(*known).width,
+    "deadline": lambda *known: plan_in_doubt(*known).deadline_s,
     "tree": lambda *known: 4 in tree_of(*known).tokens,
     "siblings in the tree": lambda *known: 3 in tree_of(*known).tokens,
     "drafters in the tree": lambda *known: 9 in tree_of(*known).tokens,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgecosine.balance.cost_model import ContentionFactor, DrafterSpeed
+from edgecosine.balance.cost_model import DrafterSpeed
 
 
 def test_disturbed_answers_lower_estimates_and_never_raise_them() -> None:
@@ -19,14 +19,3 @@ def test_first_disturbed_answer_sets_no_overhead() -> None:
     speed = DrafterSpeed()
     speed.observe(0.100, 0.040, 4, is_disturbed=True)
     assert speed.overhead_s is None
-
-
-def test_contention_is_the_common_time_over_the_slowest_alone() -> None:
-    contention = ContentionFactor()
-    assert contention.factor(2) == 1.0
-    for _ in range(40):
-        contention.observe(1, 0.010, 0.050)
-        contention.observe(2, 0.010, 0.020)
-    assert contention.factor(1) == 1.0
-    assert 1.9 < contention.factor(2) < 2.1
-    assert contention.factor(3) == contention.factor(2)

@@ -224,3 +224,10 @@ def test_probe_plan_asks_all_drafters_for_short_drafts(
     assert plan.gamma == min(PROBE_GAMMA, room - 1)
     assert DEADLINE_FLOOR_S <= plan.deadline_s <= LONGEST_DEADLINE_S
     assert f"probing {len(drafters)}" in plan.reason
+
+
+def test_overlap_raises_the_speed_over_slow_links() -> None:
+    far = candidate("far", 0.8, overhead_s=0.03)
+    asked = choose_plan([far], MEMORY_BOUND, 100)
+    ahead = choose_plan([far], MEMORY_BOUND, 100, overlap=1.0)
+    assert ahead.speed > asked.speed

@@ -439,10 +439,8 @@ def test_drafters_that_left_are_dropped_beyond_a_bound_and_linked_ones_stay() ->
     for number in range(3 * MAX_KNOWN):
         name = f"passing-{number}"
         made.add_link(name)
-        made.acceptance.conditional.observe(name, "linked", is_accepted=True)
         made.remove_link(name)
     assert len(made.drafters) == MAX_KNOWN
-    assert len(made.acceptance.conditional.rates) <= MAX_KNOWN
     assert made.drafter("linked").num_drafted == 7
     made.add_link("passing-0")
     assert f"passing-{2 * MAX_KNOWN + 1}" not in made.drafters

@@ -62,16 +62,6 @@ def test_request_whose_drafter_becomes_wrong_asks_the_others(num_requests: int) 
     assert made.plan(requests[0], ["a", "b", "c"], 100).drafters == ("a",)
 
 
-def test_drafters_join_only_a_lone_request() -> None:
-    """Beside others what a second one adds does not pay for its messages."""
-    made = planner()
-    request = made.statistics.open("edgecosine")
-    alternately(made, request)
-    assert len(made.plan(request, ["a", "b"], 100).drafters) == 2
-    made.statistics.open("edgecosine")
-    assert len(made.plan(request, ["a", "b"], 100).drafters) == 1
-
-
 def test_steps_that_were_timed_only_ahead_are_not_free() -> None:
     made = planner()
     request = made.statistics.open("edgecosine")
@@ -117,18 +107,6 @@ def test_drafter_that_is_late_repeatedly_rests_ever_longer() -> None:
     assert made.statistics.drafter("d").rest == LONGEST_REST
     made.statistics.observe_answer("d", 0.004, 0.002, 4)
     assert made.statistics.drafter("d").rest == 0
-
-
-def test_contention_removes_the_second_drafter() -> None:
-    made = planner()
-    request = made.statistics.open("edgecosine")
-    alternately(made, request)
-    plan = made.plan(request, ["a", "b"], 100)
-    assert len(plan.drafters) == 2
-    request.overlap = 0.0
-    for _ in range(20):
-        made.statistics.observe_wait(plan, 8 * plan.draft_s)
-    assert len(made.plan(request, ["a", "b"], 100).drafters) == 1
 
 
 def test_rounds_are_plain_if_bookkeeping_costs_more_than_drafts_save() -> None:

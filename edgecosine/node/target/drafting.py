@@ -11,7 +11,6 @@ from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.round import Round
 from edgecosine.balance.statistics import Statistics
 from edgecosine.fusion.drafter_tree import DrafterTree
-from edgecosine.node.runtime.clock import now
 from edgecosine.node.target.asked_draft import AskedDraft
 from edgecosine.node.target.draft_client import DraftClient
 from edgecosine.node.target.stepwise_drafts import gather_by_steps
@@ -56,13 +55,11 @@ class Drafting:
         """Fresh drafts, and those made ahead by drafters that did not answer."""
         plan = current.plan
         self._verifier.expect(self._key, plan.draft_s, 1 + plan.gamma)
-        asked = now()
         if plan.interval:
             acceptance = self._statistics.acceptance
             drafts = await gather_by_steps(self._client, acceptance, self._request, plan)
         else:
             drafts = await self._client.gather(plan)
-        self._statistics.observe_wait(plan, now() - asked)
         answered = {draft.node_id for draft in drafts}
         return [*drafts, *(draft for draft in current.drafts if draft.node_id not in answered)]
 

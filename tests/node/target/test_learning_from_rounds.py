@@ -60,20 +60,6 @@ def test_requests_without_a_wait_end_with_the_result() -> None:
     run(main())
 
 
-def test_wait_for_several_drafters_is_observed() -> None:
-    async def main() -> None:
-        async with harness(ScriptedTarget(LANGUAGE), drafters(2)) as home:
-            waits = record_calls(home.planner.statistics, "observe_wait")
-            await home.answer(asked("specinfer"))
-            assert waits
-            for call in waits:
-                plan, waited_s = call.args
-                assert len(plan.drafters) == 2
-                assert waited_s > 0.0
-
-    run(main())
-
-
 @pytest.mark.parametrize(("policy", "is_disturbed"), [("specinfer", True), ("colocated", False)])
 def test_concurrent_answers_are_observed_as_disturbed(policy: str, *, is_disturbed: bool) -> None:
     """Probes always are; drafts that a round waits for are if it asks more than one drafter."""
