@@ -18,7 +18,7 @@ from edgecosine.balance.speculation_switch import Speed
 
 TRIAL_SHARE, LEAST_SHARE = 0.01, 0.002
 """Shares of the rounds that trials may cost: at first, and while they were all in vain."""
-FIRST_CREDIT, LARGEST_CREDIT = 8.0, 8.0
+FIRST_CREDIT, LARGEST_CREDIT = 8.0, 32.0
 """Gains on one subject pay for few trials on another."""
 LARGEST_DEBT = 2.0
 PROBE_PRICE, LARGEST_PRICE = 1.0, 4.0

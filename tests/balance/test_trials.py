@@ -125,6 +125,18 @@ def test_drafters_are_asked_again_within_a_bounded_time_whatever_was_lost() -> N
     assert num_rounds <= (LARGEST_DEBT + LARGEST_PRICE) / LEAST_SHARE + 1
 
 
+def test_gains_pay_for_the_trials_of_some_requests_that_lose() -> None:
+    """Otherwise two of them end the speculation of all that follow."""
+    budget = measured_budget()
+    for _ in range(40):
+        budget.observe_trial(Trial(), 3, PLAIN_S)
+    for _ in range(4):
+        trial = Trial()
+        budget.observe_trial(trial, 1, 5 * PLAIN_S)
+        budget.observe_plain(trial)
+    assert budget.num_probes
+
+
 def test_slower_speculation_rests() -> None:
     budget, trial = measured_budget(), Trial()
     slow = Speed(tokens=1, seconds=1.0, num_passes=FEWEST_ROUNDS)
