@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-MEMORY = 0.95
+MEMORY = 0.98
 """Weight of earlier passes at each new one."""
 PROBE_PASSES = 16
 """Passes after which speculation is judged, and of plain decoding beside which it is."""
 FIRST_STRETCH = 256
 """Speculative passes after a trial that was better, before plain decoding is measured again if it
 may be better: the machine's other load changes. Doubled each time."""
-FEWEST_PASSES, CLEARLY = 6, 0.8
+FEWEST_PASSES, CLEARLY = 6, 0.6
 """Passes after which it is judged early, if below this share of plain decoding's speed."""
 FIRST_REST = 64
 LONGEST_REST = 4096
@@ -36,6 +36,9 @@ LEAST_GAIN = 1.05
 switched off: with hardly any draft accepted it has costs only, which noise hides."""
 _MIXED_PASSES = 2
 """Passes after a change in which plain and speculative rounds mix."""
+_FIRST_DRAFTS = 8
+"""Most passes after them that are not judged while no draft was accepted: requests wait for their
+first drafts, whose tokens come later. A trial is charged for them."""
 
 
 @dataclass(slots=True)
@@ -72,6 +75,8 @@ class _Size:
 
     num_requests: int
     is_plain: bool = False
+    waiting: Speed = field(default_factory=Speed)
+    """Before the first accepted draft since the last change."""
     speculating: Speed = field(default_factory=Speed)
     plain: Speed = field(default_factory=Speed)
     """Since the last change."""
@@ -103,7 +108,7 @@ class _Size:
             self.speculate(PROBE_PASSES)
 
     def speculate(self, stretch: int) -> None:
-        self.speculating, self.stretch = Speed(), stretch
+        self.waiting, self.speculating, self.stretch = Speed(), Speed(), stretch
         self._change(is_plain=False)
 
     def decode_plainly(self) -> None:
@@ -121,6 +126,9 @@ class _Size:
         if self.is_plain:
             self._observe_plain(tokens, cycle_s)
             return
+        if self._waits_for_first_drafts(accepted):
+            self.waiting.observe(tokens, cycle_s)
+            return
         self.speculating.observe(tokens, cycle_s, accepted)
         num_passes = self.speculating.num_passes
         if num_passes < FEWEST_PASSES:
@@ -134,6 +142,10 @@ class _Size:
             self.decode_plainly()
         elif num_passes > 2 * PROBE_PASSES:
             self.rest, self.patience, self.credit = FIRST_REST, 0, LARGEST_CREDIT
+
+    def _waits_for_first_drafts(self, accepted: float) -> bool:
+        is_early = self.num_passes <= _MIXED_PASSES + _FIRST_DRAFTS
+        return is_early and not accepted and not self.speculating.num_passes
 
     def _observe_plain(self, tokens: float, cycle_s: float) -> None:
         self.plain.observe(tokens, cycle_s)
@@ -152,7 +164,8 @@ class _Size:
     def _settle_trial(self) -> None:
         """Charge the trial that has ended, now that plain decoding was measured beside it; one that
         was better goes on. Its cost is bounded, since a pass may be long for other reasons."""
-        tokens, seconds = self.speculating.tokens, self.speculating.seconds
+        tokens = self.waiting.tokens + self.speculating.tokens
+        seconds = self.waiting.seconds + self.speculating.seconds
         cost = (seconds * self.plain_per_s - tokens) / self.num_requests
         self.trial_cost = min(PROBE_PASSES, max(LEAST_TRIAL_COST, cost))
         self.credit -= self.trial_cost

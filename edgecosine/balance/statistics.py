@@ -224,8 +224,10 @@ class Statistics:
         is_decoding = report.num_tokens and reading_s <= _MOST_READING * report.elapsed_s
         if is_decoding and len(self._policies) == 1:
             [policy] = self._policies
-            # Requests whose prompts are being read would decode as the others do.
-            share = (report.num_tokens - report.num_accepted) / num_requests
+            share = 1.0
+            if report.num_prompt_rows:
+                # Requests whose prompts are being read would decode as the others do.
+                share = (report.num_tokens - report.num_accepted) / num_requests
             self._switches[policy].observe(
                 num_requests,
                 report.num_tokens / share,

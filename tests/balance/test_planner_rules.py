@@ -168,3 +168,14 @@ def test_requests_that_still_read_their_prompts_do_not_count_as_slow() -> None:
             PassReport(100, PASS_S, PASS_S, 6, num_accepted=3, num_prompt_rows=80)
         )
     assert made.statistics.speculates(requests[0])
+
+
+def test_requests_that_miss_passes_while_they_wait_for_drafts_count_as_slow() -> None:
+    made = Planner()
+    for rows in (1, 200):
+        made.statistics.observe_pass(PassReport(rows, PASS_S))
+    requests = [made.statistics.open("edgecosine") for _ in range(8)]
+    for _ in range(30):
+        # Three of them are in each pass, each with one accepted draft token.
+        made.statistics.observe_pass(PassReport(6, PASS_S, PASS_S, 6, num_accepted=3))
+    assert not made.statistics.speculates(requests[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgecosine.balance.speculation_switch import (
+    FEWEST_PASSES,
     FIRST_REST,
     FIRST_STRETCH,
     LONGEST_REST,
@@ -172,3 +173,27 @@ def test_better_drafters_cause_a_probe_at_once() -> None:
 
 def test_reason_names_no_speeds_that_were_not_measured() -> None:
     assert SpeculationSwitch().reason(1) == "no plan paid lately"
+
+
+def test_passes_before_the_first_draft_is_accepted_do_not_judge_speculation() -> None:
+    """Requests that wait for their first drafts miss passes whose tokens the drafts bring later."""
+    switch, num_plain = SpeculationSwitch(), 0
+    for number in range(4 * PROBE_PASSES):
+        is_waiting = number < FEWEST_PASSES
+        num_plain += not switch.speculates(4)
+        switch.observe(4, 1 if is_waiting else 6, 0 if is_waiting else 2, PLAIN_S, PLAIN_S)
+    assert not num_plain
+
+
+def test_trial_is_charged_for_the_passes_before_its_first_draft() -> None:
+    """Its drafts cost little themselves, and all requests waited for them."""
+    switch, num_trials, age = SpeculationSwitch(), 0, 0
+    for _ in range(2000):
+        is_speculating = switch.speculates(4)
+        age = age + 1 if is_speculating else 0
+        num_trials += age == 1
+        is_waiting = is_speculating and age < FEWEST_PASSES
+        tokens = 0 if is_waiting else 4 - is_speculating
+        switch.observe(4, tokens, int(is_speculating and not is_waiting), PLAIN_S, PLAIN_S)
+    # Each costs eight passes, or 800 plain ones.
+    assert num_trials <= 3
