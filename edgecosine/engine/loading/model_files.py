@@ -49,7 +49,7 @@ def fault_of(directory: Path, *, needs_weights: bool = True) -> str | None:
         return None
     if not (directory / "config.json").is_file():
         if files := sorted(path.name for path in directory.glob(f"*{SUFFIX}")):
-            return f"config.json is missing; a GGUF file is named itself: {directory / files[0]}"
+            return f"config.json is missing; to load a GGUF file, name it: {directory / files[0]}"
         return "config.json is missing"
     if (directory / "adapter_config.json").is_file():
         return "it is an adapter (adapter_config.json): merge it into its model first"
