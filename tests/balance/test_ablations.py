@@ -115,9 +115,9 @@ def led_by_reports(made: Planner, request: RequestState) -> object:
 
 
 def plan_in_doubt(made: Planner, request: RequestState) -> Plan:
-    """The plan after two good drafters were wrong, whose drafts were never made ahead."""
+    """The plan after two good drafters were wrong twice, whose drafts were never made ahead."""
     request.overlap = 0.0
-    for first, second in (*[(4, 1), (1, 4)] * 8, (0, 0)):
+    for first, second in (*[(4, 1), (1, 4)] * 8, (0, 0), (0, 0)):
         drafts = [draft("a", first), draft("b", second)]
         made.statistics.acceptance.observe_truth(request, drafts, PROMPT + TRUTH[:5])
     return made.plan(request, ("a", "b"), 100)
