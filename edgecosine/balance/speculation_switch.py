@@ -19,8 +19,10 @@ PROBE_PASSES = 16
 FIRST_STRETCH = 256
 """Speculative passes after a trial that was better, before plain decoding is measured again if it
 may be better: the machine's other load changes. Doubled each time."""
-FEWEST_PASSES, CLEARLY = 6, 0.6
-"""Passes after which it is judged early, if below this share of plain decoding's speed."""
+FEWEST_PASSES, CLEARLY, CLEARLY_OF_FEW = 6, 0.8, 0.6
+"""Passes after which it is judged early, if below this share of plain decoding's speed: the latter
+for up to FEW_REQUESTS, whose passes differ much."""
+FEW_REQUESTS = 8
 FIRST_REST = 64
 LONGEST_REST = 4096
 """Most plain passes between two probes."""
@@ -134,7 +136,8 @@ class _Size:
         if num_passes < FEWEST_PASSES:
             return
         is_judged = num_passes >= PROBE_PASSES
-        least = (LEAST if is_judged else CLEARLY) * (self.plain_per_s or plain_per_s)
+        clearly = CLEARLY_OF_FEW if self.num_requests <= FEW_REQUESTS else CLEARLY
+        least = (LEAST if is_judged else clearly) * (self.plain_per_s or plain_per_s)
         is_worse = self.speculating.per_s < least or (is_judged and not self.speculating.gains)
         # Pass times alone bound the speed of plain decoding, and follow the machine's load.
         is_certain = self.speculating.per_s >= plain_per_s
@@ -145,7 +148,8 @@ class _Size:
 
     def _waits_for_first_drafts(self, accepted: float) -> bool:
         is_early = self.num_passes <= _MIXED_PASSES + _FIRST_DRAFTS
-        return is_early and not accepted and not self.speculating.num_passes
+        is_few = self.num_requests <= FEW_REQUESTS
+        return is_few and is_early and not accepted and not self.speculating.num_passes
 
     def _observe_plain(self, tokens: float, cycle_s: float) -> None:
         self.plain.observe(tokens, cycle_s)

@@ -197,3 +197,15 @@ def test_trial_is_charged_for_the_passes_before_its_first_draft() -> None:
         switch.observe(4, tokens, int(is_speculating and not is_waiting), PLAIN_S, PLAIN_S)
     # Each costs eight passes, or 800 plain ones.
     assert num_trials <= 3
+
+
+@pytest.mark.parametrize(("requests", "num_passes"), [(4, PROBE_PASSES), (16, FEWEST_PASSES)])
+def test_slower_speculation_of_many_requests_is_judged_earlier(
+    requests: int, num_passes: int
+) -> None:
+    """Passes of few requests differ much."""
+    switch, speculated = SpeculationSwitch(), 0
+    while switch.speculates(requests):
+        speculated += 1
+        switch.observe(requests, requests, 1, PLAIN_S / 0.7, PLAIN_S)
+    assert speculated == num_passes
