@@ -17,7 +17,7 @@ PRIOR_WEIGHT = 2.0
 """Tokens that a drafter's record over all requests counts for in a new request."""
 REQUEST_MEMORY = 60.0
 """Judged tokens after which evidence within a request has faded to 1/e: subjects change."""
-DOUBT_PROBABILITY, CHANGE_PROBABILITY = 0.15, 1e-3
+DOUBT_PROBABILITY, CHANGE_PROBABILITY = 0.2, 1e-3
 """A run of rejected drafts that is less likely than the first raises doubts in a drafter, less than
 the second is taken for a change of the subject or of the drafter."""
 RECORD_MEMORY = 600.0

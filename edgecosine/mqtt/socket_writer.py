@@ -2,7 +2,7 @@
 
 aiomqtt waits for each message until it is written, and registers the socket for writing before, by
 its number, when the socket may be closed and the number may belong to another one. Here the socket
-is registered only if it takes no more bytes, and nobody waits for a message of QoS 0 before.
+is registered only if it takes no more bytes, and a message of QoS 0 does not wait for that.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SocketWriter:
         waiting = self._client._out_packet
         last = waiting[-1] if waiting else None
         if last is None or last["command"] != _COMMAND or last["info"] is not None or last["pos"]:
-            # paho takes it for one of QoS 1, of whose writing it notifies nobody.
+            # paho takes it for one of QoS 1, whose writing has no callback.
             self._client._packet_queue(_COMMAND, bytearray(packet), 0, 1)
             return True
         if last["to_process"] > _MAX_TOGETHER_BYTES:
