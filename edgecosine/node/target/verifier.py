@@ -134,16 +134,14 @@ class Verifier:
     async def begun(self, verification: asyncio.Future[VerificationResult]) -> None:
         """Wait until the pass of a work has begun, or its future is done: until then the engine's
         thread needs the interpreter, which the event loop would keep. For one session at a time."""
-        begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        verification.add_done_callback(lambda _: _wake(begun))
-        self._begun = begun
+        self._begun = begun = asyncio.get_running_loop().create_future()
+        verification.add_done_callback(lambda _: self._note_begun())
         await begun
 
     def _note_begun(self) -> None:
-        """A pass has begun."""
-        if self._begun is not None:
-            _wake(self._begun)
-            self._begun = None
+        begun, self._begun = self._begun, None
+        if begun is not None and not begun.done():
+            begun.set_result(None)
 
     def expect(self, key: str, in_s: float, num_rows: int) -> None:
         """The session is expected in `in_s` seconds, with about `num_rows` rows."""
@@ -310,11 +308,6 @@ class Verifier:
                 )  # fmt: skip
                 envelope.answer(outcome)
         return prefilling
-
-
-def _wake(waiting: asyncio.Future[None]) -> None:
-    if not waiting.done():
-        waiting.set_result(None)
 
 
 def _report(
