@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from edgecosine.backoff import Backoff
 from edgecosine.client.client import Client
@@ -67,6 +67,7 @@ class LocalCluster:
         self._is_ready = False
         self._started = asyncio.Event()
         self._group = asyncio.TaskGroup()
+        self._num_cancelled = 0
         self._broker_keeper: asyncio.Task[None] | None = None
         self.broker_url = plan.broker or ""
 
@@ -106,6 +107,7 @@ class LocalCluster:
             await self._started.wait()
 
     async def __aenter__(self) -> Self:
+        self._num_cancelled = _current_task().cancelling()
         try:
             await self._start_all()
             await self._wait_until_linked()
@@ -262,11 +264,19 @@ class LocalCluster:
         except BaseExceptionGroup as group:
             for reason in group.exceptions:
                 if reason is not error:
+                    self._forget_cancellation()
                     raise reason from None
         finally:
             if self._broker is not None:
                 await self._broker.__aexit__(None, None, None)
             self._directory.cleanup()
+
+    def _forget_cancellation(self) -> None:
+        """Task groups of Python 3.11 leave a cancellation behind where one in them fails late; a
+        later wait of the caller would end with it."""
+        task = _current_task()
+        while task.cancelling() > self._num_cancelled:
+            task.uncancel()
 
 
 class _RestartDelays:
@@ -279,6 +289,12 @@ class _RestartDelays:
         """Seconds to wait before restarting a process that ran for `life_s`."""
         self._attempts = self._attempts + 1 if life_s < _EARLY_EXIT_S else 1
         return self._backoff.delay_s(self._attempts)
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 def _now_s() -> float:

@@ -12,9 +12,9 @@ import functools
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import aiomqtt
 from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY, MQTTMessage
@@ -36,6 +36,7 @@ _logger = logging.getLogger(__name__)
 # This record would show the client id, which is a secret.
 _logger.addFilter(lambda record: not str(record.msg).startswith("Sending CONNECT"))
 
+T = TypeVar("T")
 Version = Literal["5", "3.1.1"]
 
 _REPLY_TIMEOUT_S = 10.0
@@ -69,6 +70,7 @@ class AiomqttClient(aiomqtt.Client):
         self.inbox, self.version = inbox, version
         self._packets = PacketReader(inbox, has_properties=version == "5")
         self._writer = SocketWriter(self._client)
+        self._is_abandoned = False
         self._refusals: dict[int, str] = {}
         """Reasons for which the broker refused messages, by packet id, until they are read."""
         publish = self._client.publish
@@ -130,7 +132,31 @@ class AiomqttClient(aiomqtt.Client):
         aiomqtt leaves a connection that got no answer open, with a task that keeps it alive, and
         has no public way to end it.
         """
+        self._is_abandoned = True
         self._client.disconnect()
+
+    async def _wait_for(self, fut: Awaitable[T], timeout: float | None) -> T:  # noqa: ASYNC109
+        # asyncio.wait_for of Python 3.11, which aiomqtt uses, can lose a cancellation.
+        try:
+            async with asyncio.timeout(self.timeout if timeout is None else timeout):
+                return await fut
+        except TimeoutError:
+            raise aiomqtt.MqttError("no answer in time") from None
+
+    def _client_connect(self) -> None:
+        """Called in a thread, which may connect after its caller has given up."""
+        super()._client_connect()
+        if self._is_abandoned:
+            self._loop.call_soon_threadsafe(self._client.disconnect)
+
+    def _on_socket_open(self, client: PahoClient, userdata: Any, sock: Any) -> None:
+        if not self._is_abandoned:
+            super()._on_socket_open(client, userdata, sock)
+
+    def _on_disconnect(self, *args: Any) -> None:
+        # aiomqtt would raise here, before paho has closed the socket.
+        if not self._connected.cancelled():
+            super()._on_disconnect(*args)
 
     def _on_publish(
         self, client: PahoClient, userdata: Any, mid: int, reason_code: Any, properties: Properties

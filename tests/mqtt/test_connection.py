@@ -6,16 +6,20 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 
 from edgecosine.errors import BrokerLost, ConfigError
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.mqtt import connection as mqtt
-from edgecosine.mqtt.aiomqtt_client import Version
+from edgecosine.mqtt.aiomqtt_client import AiomqttClient, Version
 from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.connection import connect
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
@@ -252,3 +256,68 @@ def test_broker_keeps_unacknowledged_and_new_messages_of_a_session(version: Vers
             assert await receive(1, b"4") == [b"4"]
 
     run(scenario())
+
+
+def _hold(address: BrokerAddress) -> Coroutine[None, None, None]:
+    async def hold() -> None:
+        async with connect(address, client_id="me"):
+            await asyncio.Event().wait()
+
+    return hold()
+
+
+async def _until_only(tasks: set[asyncio.Task[Any]]) -> None:
+    """Wait until threads have ended their calls, and no other tasks are left."""
+    await asyncio.to_thread(time.sleep, 0)
+    while others := asyncio.all_tasks() - tasks:
+        await asyncio.wait(others)
+
+
+@needs_mosquitto
+def test_cancelled_connection_leaves_no_task_and_no_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        # A single thread, so that a call ends after those before it.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(max_workers=1))
+        async with EmbeddedBroker(port=free_port()) as broker:
+            before = asyncio.all_tasks()
+            for num_steps in range(24):
+                holding = asyncio.get_running_loop().create_task(
+                    _hold(BrokerAddress.parse(broker.url))
+                )
+                for _ in range(num_steps):
+                    await asyncio.to_thread(time.sleep, 0)
+                holding.cancel()
+                await _until_only(before)
+
+    run(main())
+    assert "Exception in callback" not in caplog.text
+
+
+@needs_mosquitto
+def test_connection_that_a_thread_makes_after_its_cancellation_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has_begun, may_connect = asyncio.Event(), threading.Event()
+    set_params = AiomqttClient._set_tls_params
+
+    def hesitate(client: AiomqttClient) -> None:
+        client._loop.call_soon_threadsafe(has_begun.set)
+        may_connect.wait(20)
+        set_params(client)
+
+    monkeypatch.setattr(AiomqttClient, "_set_tls_params", hesitate)
+
+    async def main() -> None:
+        async with EmbeddedBroker(port=free_port()) as broker:
+            before, loop = asyncio.all_tasks(), asyncio.get_running_loop()
+            loop.set_default_executor(ThreadPoolExecutor(max_workers=1))
+            holding = loop.create_task(_hold(BrokerAddress.parse(broker.url)))
+            await has_begun.wait()
+            holding.cancel()
+            await asyncio.wait([holding])
+            may_connect.set()
+            await _until_only(before)
+
+    run(main())
