@@ -47,13 +47,14 @@ TARGET = "target"
 
 @dataclass(frozen=True, slots=True)
 class LabPlan:
-    """The nodes to run. `drafters` are models, a node each; core lists as for `edgecosine node`."""
+    """The nodes to run. `drafters` are models, each on a node of its own; core lists have the form
+    of `edgecosine node --cores`."""
 
     drafters: tuple[str, ...]
     target: str = zoo.TARGET
     ballast: int = zoo.BALLAST
     conditions: NetworkConditions = IDEAL
-    """Of every drafter's cable at the start."""
+    """Network conditions of every drafter's cable at the start."""
     network: NetworkKind = "auto"
     seed: int = 0
     target_cores: str = ""
@@ -62,15 +63,16 @@ class LabPlan:
     """More options of `edgecosine node`."""
     drafter_options: tuple[str, ...] = ()
     least_pass_s: float = 0.0
-    """Least seconds of a pass of the target, and below of a drafter's step; 0: as they are."""
+    """Shortest duration of a target's forward pass, in seconds; 0: the engine is not slowed."""
     least_step_s: float = 0.0
+    """Shortest duration of a drafter's step, in seconds; 0: the engine is not slowed."""
     on_one_host: bool = False
     """Drafters run on the target's host and use its loopback, without network conditions."""
     members: tuple[str, ...] = ()
-    """Models that answer together with the target's own, a node each; one that is listed twice is a
-    member on two nodes. All weights are equal."""
+    """Models that answer together with the target's own, each on a node of its own; a model that is
+    listed twice is one member on two nodes. All weights are equal."""
     harm: Harm | None = None
-    """How the drafters harm, if they do."""
+    """What the drafters do wrong on purpose; None: they are honest."""
 
     @property
     def drafter_nodes(self) -> tuple[tuple[str, str], ...]:
@@ -105,7 +107,7 @@ class LabCluster:
     local: LocalCluster
     client: Client
     hosts: dict[str, Host]
-    """By node id, and the broker's."""
+    """The hosts of the nodes, by node id, and of the broker."""
 
     @property
     def broker_url(self) -> str:
@@ -114,12 +116,12 @@ class LabCluster:
 
     @property
     def drafters(self) -> tuple[str, ...]:
-        """Node ids."""
+        """Node ids of the drafters."""
         return tuple(node_id for node_id, _ in self.plan.drafter_nodes)
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Node ids."""
+        """Node ids of the members."""
         return tuple(node_id for node_id, _ in self.plan.member_nodes)
 
     async def set_conditions(

@@ -1,9 +1,9 @@
 """The demo: runs a cluster on this machine, sends held-out prompts and measures the speed-up.
 
 Each prompt is answered twice in a row, by the target alone and with its drafters, in an order that
-alternates within each domain, so that a drifting speed of the machine and the target's cache, which
-has the second one's prompt, affect both. No prompt is used again at another temperature or without
-drafters, since the target learns from its answers.
+alternates within each domain, so that both are affected equally by drifts of the machine's speed
+and by the target's cache, which holds the prompt of the second answer. No prompt is used again at
+another temperature or without drafters, since the target learns from its answers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SAMPLED = Sampling(temperature=0.8, seed=1)
 
 @dataclass(frozen=True, slots=True)
 class DemoSettings:
-    """Models, devices and number of prompts, which are held out from training."""
+    """Models, devices and number of prompts. The prompts are held out from training."""
 
     scene: Scene
     prompts_per_domain: int
@@ -54,7 +54,7 @@ class Pair:
 
     @property
     def speedup(self) -> float:
-        """Speed over that of the target alone."""
+        """Tokens per second with drafters, over those of the target alone."""
         return self.together.tokens_per_s / self.alone.tokens_per_s
 
     @property
@@ -157,8 +157,11 @@ class _Demo:
         on_text: Callable[[str], None] = lambda _: None,
         max_tokens: int = 0,
     ) -> Pair:
-        """Request both answers, in an order that alternates within each domain, since the second
-        one finds the prompt in the target's cache; both are streamed, for equal costs."""
+        """Request both answers, both as streams, so that they have the same costs.
+
+        The order alternates within each domain, since the second answer finds the prompt in the
+        target's cache.
+        """
         answers: dict[str, MeasuredAnswer] = {}
         number = self._num_pairs[domain]
         self._num_pairs[domain] += 1

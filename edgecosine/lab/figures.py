@@ -1,4 +1,4 @@
-"""Measured figures and the one shape in which every measuring command writes them."""
+"""Measured figures, and the JSON format in which all measuring commands write them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ LEAST_SAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A value of `n` samples with its 95% interval, if there are enough samples; of fewer samples
-    `raw` has them all. A count has no `n` and is its own interval. `p` is that of a paired
-    permutation test of "better than", where one was made."""
+    """A value of `n` samples with its 95% interval. With too few samples for an interval, `raw` has
+    all of them. A count has no `n` and is its own interval. `p` is the p value of a paired
+    permutation test of "better than", if one was made."""
 
     value: float
     low: float | None
@@ -43,8 +43,8 @@ class Figure:
         return self.text()
 
     def text(self, digits: int = 2) -> str:
-        """The value, with its interval and number of samples if there are any; only the samples
-        themselves where they are few."""
+        """The value, with its interval and number of samples if there are any; few samples are
+        listed instead."""
         if self.raw:
             return f"runs: {', '.join(f'{sample:.{digits}f}' for sample in self.raw)}"
         value = f"{self.value:.{digits}f}"
@@ -86,7 +86,7 @@ def interval(
 def joint_interval(
     statistic: Callable[..., float], *groups: Sequence[float], unit: str = "ratio"
 ) -> Figure:
-    """A statistic of several groups of samples, each of which is resampled by itself."""
+    """A statistic of several groups of samples with its interval; groups are resampled alone."""
     value, n = statistic(*groups), min(map(len, groups))
     if n < LEAST_SAMPLES:
         raw = tuple(groups[0]) if len(groups) == 1 else ()
@@ -114,7 +114,7 @@ def keeping(path: Path | None, **environment: Any) -> Keep:
 def write_report(
     path: Path, figures: Mapping[str, Figure], runs: Sequence[Any], **environment: Any
 ) -> None:
-    """Write figures, environment and records as JSON, a line per record; atomically."""
+    """Write figures, environment and records atomically as JSON, one line per record."""
     parts = {
         "figures": {name: asdict(figure) for name, figure in figures.items()},
         "environment": {**machine(), **environment},
@@ -129,7 +129,8 @@ def write_report(
 
 
 def machine() -> dict[str, Any]:
-    """Processor, its vector units, cores, versions, commit, and whether files differ from it."""
+    """The environment of a measurement: processor, its vector units, number of usable cores,
+    package versions, commit of this code, and whether the files differ from the commit."""
     flags = _cpuinfo("flags").split()
     return {
         "cpu": _cpuinfo("model name"),

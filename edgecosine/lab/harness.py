@@ -48,7 +48,7 @@ class RunningCluster:
     local: LocalCluster
     client: Client
     started_s: dict[str, float]
-    """When each node was started last, by the performance counter."""
+    """The latest start of each node, in seconds of the performance counter."""
 
     def seconds_since_start(self, node_id: str) -> float:
         """Age of a node's process."""
@@ -84,7 +84,10 @@ async def end_node(local: LocalCluster, node_id: str, number: signal.Signals) ->
 
 
 async def wait_for_target(client: Client, *, is_online: bool = True) -> None:
-    """Wait until the client sees a target online, or none; without a broker it sees none."""
+    """Wait until the client sees a target online, or with `is_online=False` no target.
+
+    Without a broker the client sees no target.
+    """
     while await _is_online(client) != is_online:
         await client.changed()
 

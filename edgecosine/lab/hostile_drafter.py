@@ -1,10 +1,10 @@
-"""Drafters that harm on purpose, in three ways. Their models are honest ones, so that a draft costs
-what it costs otherwise, and only results and times reveal them.
+"""Drafters that do harm on purpose, in three ways. They run honest models, so their drafts cost as
+much as honest ones, and only verification results and delays reveal them.
 
-wrong    every token is another one than the model's, with the model's confidence
-turning  right for 200 draft tokens, wrong for the next 200, and so on
-late     right, but as late as is in time: the answer is delayed by more while tokens of it are
-         committed, and by less when none is
+wrong    replaces every token of the model by another one and keeps the model's confidence
+turning  is honest for 200 draft tokens, wrong for the next 200, and so on
+late     sends honest drafts as late as the target still uses them: the delay grows while tokens of
+         its drafts are committed, and shrinks when none is
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_REQUESTS = 256
 
 
 class HostileDrafter:
-    """Implements `DraftEngine` by another one, and harms."""
+    """A `DraftEngine` that wraps an honest one and spoils its drafts."""
 
     def __init__(
         self,
@@ -41,12 +41,12 @@ class HostileDrafter:
         self._num_drafted = 0
         self._delay_s = _FIRST_DELAY_S
         self._proposed: OrderedDict[str, tuple[int, frozenset[int]]] = OrderedDict()
-        """By request: the position of the last draft, and its first tokens."""
+        """By request: the number of tokens before the last draft, and the draft's first tokens."""
 
     def draft(
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
     ) -> list[DraftResult]:
-        """As the honest engine, but for the harm."""
+        """Drafts of the honest engine, spoiled or delayed."""
         results = self._honest.draft(batch, is_awaited)
         if self._harm == "late":
             self._wait(batch, results)

@@ -1,6 +1,6 @@
 """A child process that answers orders: a JSON object per line each way, over standard streams.
 
-The child ends when its input ends. Whatever ends the exchange is a LabError with the reason.
+The child ends when its input ends. Every failure of the exchange is a LabError with its reason.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Value = TypeVar("Value")
 
 
 def pinned(command: Sequence[str], cores: str) -> tuple[str, ...]:
-    """The command, kept on the cores of a list like 0,2-3; on all of them for an empty list."""
+    """The command, restricted to the cores of a list like 0,2-3; an empty list allows all cores."""
     return ("taskset", "--cpu-list", cores, *command) if cores else tuple(command)
 
 
@@ -43,7 +43,7 @@ class LineProcess:
     async def ask(self, order: msgspec.Struct, kind: type[Value]) -> Value:
         """Send one order and wait for its reply.
 
-        Raises LabError when there is none: the child ended, or sent another kind of line.
+        Raises LabError when the child ends, sends an invalid reply, or none in 900 s.
         """
         assert self._process.stdin is not None
         async with self._turn:

@@ -29,7 +29,7 @@ OnDelta = Callable[[Delta], bool]
 
 
 def prompts_in_turn() -> list[str]:
-    """All held-out prompts of the zoo, one of each domain after the other."""
+    """All held-out prompts of the zoo; the domains take turns."""
     return [text for texts in zip(*zoo.prompts().values(), strict=False) for text in texts]
 
 
@@ -43,10 +43,10 @@ def make_jobs(
     trace: bool = False,
     prompts: Sequence[tuple[str, str]] = (),
 ) -> list[LoadRequest]:
-    """Prompts from number `offset` on, again from the first one after the last: `prompts` are
-    (domain, text); without any the zoo's, domains in turn.
+    """Requests for `count` prompts, from number `offset` on; the first follows after the last.
 
-    The same number has the same prompt and the same seed under every policy.
+    `prompts` are pairs (domain, text), by default those of the zoo, whose domains take turns. The
+    same number has the same prompt and the same seed under every policy.
     """
     chosen = prompts or _zoo_prompts()
     jobs = []
@@ -183,7 +183,9 @@ async def closed_loop(client: Client, jobs: Sequence[LoadRequest], concurrency: 
 async def open_loop(
     client: Client, jobs: Sequence[LoadRequest], arrivals_s: Sequence[float]
 ) -> Load:
-    """Send a request at each arrival, whether others are running or not; jobs repeat in turn.
+    """Send a request at each arrival time, in seconds from now, without waiting for earlier ones.
+
+    When all jobs have been sent, the first one follows again.
 
     Raises BrokerLost.
     """

@@ -1,5 +1,5 @@
-"""How much of a text repeats itself. Small models do so under greedy decoding, which raises the
-acceptance of all speculation."""
+"""The share of a text that repeats itself. Small models repeat themselves under greedy decoding,
+which raises the acceptance rate of every kind of speculation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LOOP_GRAM = 8
 
 
 def loop_share(tokens: Sequence[int], gram: int = LOOP_GRAM) -> float:
-    """Share of the tokens inside an n-gram that occurs more than once, 0 to 1."""
+    """Share of the tokens that are inside an n-gram which occurs more than once, from 0 to 1."""
     places: dict[tuple[int, ...], list[int]] = {}
     for start in range(len(tokens) - gram + 1):
         places.setdefault(tuple(tokens[start : start + gram]), []).append(start)

@@ -49,8 +49,9 @@ class MeasuredAnswer:
     began_s: float = 0.0
     """Origin of the rounds' times, by the target's performance counter."""
     num_speculative_rounds: int = 0
+    """Rounds whose plan had drafters."""
     num_ahead_rounds: int = 0
-    """As in `Metrics`."""
+    """Those of them whose drafts had been made ahead."""
 
     @property
     def inter_token_s(self) -> float | None:
@@ -75,7 +76,7 @@ class MeasuredAnswer:
         return sum(n * count for n, count in enumerate(self.acceptance_histogram))
 
     def record(self) -> dict[str, Any]:
-        """As plain data."""
+        """The answer as plain data, for a report."""
         return {**asdict(self), "tokens_per_s": self.tokens_per_s}
 
 

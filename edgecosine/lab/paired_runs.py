@@ -16,7 +16,7 @@ from typing import TypeVar
 from edgecosine.lab.figures import LEAST_SAMPLES, Figure, interval
 
 _MOST_EXACT = 14
-"""Up to so many pairs all sign changes are counted; of more, `_DRAWN` random ones."""
+"""Up to this many pairs, all sign changes are counted; beyond it, `_DRAWN` random ones."""
 _DRAWN = 10_000
 
 Item = TypeVar("Item")
@@ -42,10 +42,10 @@ def balanced_order(items: Sequence[Item], repeat: int) -> tuple[Item, ...]:
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:
-    """How probable so large a mean of the differences is where each sign is a coin's: the p value
-    of a one-sided paired permutation test, at least 1 / 2^n.
+    """The p value of a one-sided paired permutation test, at least 1 / 2^n: the probability of a
+    mean at least as large as that of `differences` if every sign were random.
 
-    Exact up to 14 differences, otherwise estimated from 10,000 seeded draws.
+    It is exact up to 14 differences, otherwise estimated from 10,000 seeded draws.
     """
     observed, n = math.fsum(differences), len(differences)
     # A sum of other signs that equals the observed one up to rounding is as large as it.
@@ -62,8 +62,10 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 def ratio_figure(
     ours: Sequence[float], theirs: Sequence[float], *, smaller_is_better: bool = False
 ) -> Figure:
-    """The median of the pairs' ratios with its 95% interval by bootstrap over the repetitions, and
-    the p value of "ours is better", of the ratios' logarithms. Fewer than 5 pairs have neither.
+    """The median of the pairs' ratios with its 95% interval, by bootstrap over the repetitions.
+
+    The figure's p value tests "ours is better" on the logarithms of the ratios. Fewer than 5 pairs
+    have neither interval nor p value.
 
     Raises ValueError when a number has no partner.
     """

@@ -1,8 +1,8 @@
-"""How well requests were routed, against the best fixed drafter of each domain.
+"""The quality of routing, compared with the best fixed drafter of each domain.
 
-What a drafter is worth in a domain is known from the zoo's matrix: mean accepted tokens of its
-drafts, drafter by domain. A round counts for the drafter that its plan named first. Pure functions
-of a run's record.
+The value of a drafter in a domain is the mean number of accepted tokens of its drafts, from the
+zoo's matrix of drafters by domains. A round counts for the drafter that its plan named first. Pure
+functions of a run's record.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Matrix = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Of one run, 0 to 1.
+    """Shares of one run, from 0 to 1.
 
-    regret       share of the best drafter's worth that was missed, mean over the domains
+    regret       share of the best drafter's value that was missed, mean over the domains
     to_best      by domain, the share of rounds that the best drafter led
-    first_right  share of requests whose first round was led by it
+    first_right  share of requests whose first round the best drafter led
     """
 
     regret: float
@@ -30,7 +30,7 @@ class Routing:
 
 
 def routing(run: Mapping[str, Any], matrix: Matrix) -> Routing | None:
-    """How a run's rounds were routed; None when the record lacks the leading drafters."""
+    """The shares of a run; None when its record does not name the leading drafters."""
     regrets: list[float] = []
     to_best: dict[str, float] = {}
     firsts = firsts_right = 0

@@ -1,4 +1,5 @@
-"""The command line of a node that `slowed_node` runs; importing that one takes seconds."""
+"""The command line that runs a node by `slowed_node`. That module takes seconds to import, so this
+one does not import it."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Sequence
 
 
 def slowed(command: Sequence[str], least_s: float) -> tuple[str, ...]:
-    """A node's command line with a slowed engine; unchanged where `least_s` is 0."""
+    """A node's command line with an engine slowed to `least_s` seconds; unchanged if it is 0."""
     if not least_s:
         return tuple(command)
     python, option, _, *rest = command

@@ -1,8 +1,8 @@
 """`python -m edgecosine.lab.slowed_node SECONDS node …`: a node of the lab whose engine is slowed.
 
-Each pass of a target, each step of a drafter takes at least SECONDS. The engine's thread sleeps the
-rest, so that slowed nodes which share a processor are as many slow ones. The runtime itself has no
-such option: this program replaces its two loaders.
+Each forward pass of a target and each step of a drafter takes at least SECONDS. The engine's thread
+sleeps for the rest, so several slowed nodes on one processor behave like separate slow machines.
+The runtime itself has no such option: this program replaces its two loaders.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SlowedDrafter:
     def draft(
         self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
     ) -> list[DraftResult]:
-        """`DraftEngine.draft`; engines ask `is_awaited` after every step."""
+        """`DraftEngine.draft`; an engine calls `is_awaited` after every step."""
         ends = time.perf_counter() + self._least_s
 
         def after_step() -> bool:

@@ -53,17 +53,17 @@ class ReceivedMessage:
 
 @dataclass(slots=True)
 class RequestHistory:
-    """The records of one request. Texts are by choice.
+    """What the observer and the client recorded of one request. Texts are by choice.
 
-    expected        the fault-free texts
+    expected          the fault-free texts
     may_be_cancelled  its client cancels it
-    sent_s          when the observer received the request
-    received        messages that the observer received on the response topic
-    stream_parts    parts of the stream that the observer received
-    answer          the final that its client received; None without one
-    streamed        the text that its client received as a stream; None when it was not streamed
-    failure         code of the error that its client received
-    is_over         its client has stopped waiting
+    sent_s            the times at which the observer received the request
+    received          messages that the observer received on the response topic
+    stream_parts      parts of the stream that the observer received
+    answer            the final that its client received; None without one
+    streamed          the text that its client received as a stream; None when it was not streamed
+    failure           code of the error that its client received
+    is_over           its client has stopped waiting
     """
 
     expected: tuple[str, ...]
@@ -103,8 +103,9 @@ def check(
 ) -> CheckResult:
     """Check all requests.
 
-    `connections` are the times at which the gateway or the observer reconnected to the broker,
-    which may repeat a message. From `repeated_s` on every request was sent once more.
+    `connections` are the spans in which the gateway or the observer reconnected to the broker; a
+    message may be repeated in them. From `repeated_s` on, every request was sent once more. All
+    times are in seconds since the run began.
     """
     faulty: dict[str, dict[str, str]] = {name: {} for name in (*_FAULTS, "hung")}
     for name, history in histories.items():
@@ -167,9 +168,9 @@ def _doubled(history: RequestHistory, connections: Sequence[Span]) -> str | None
     finals = _finals(history)
     payloads = {received.payload for received in finals}
     if len(payloads) > 1:
-        return f"{len(payloads)} different finals: {_difference(payloads)}"
+        return f"{len(payloads)} finals that differ in: {_difference(payloads)}"
     if finals and history.answer is not None and history.answer != _body(finals[0].payload):
-        return "its client received another final than was observed"
+        return "its client received a final that differs from the observed one"
     # An answer before the first observed request: one was sent while the observer was disconnected.
     num_unobserved = int(bool(finals) and all(at_s > finals[0].at_s for at_s in history.sent_s))
     num_unexplained = num_left = 0

@@ -38,7 +38,7 @@ class ChaosClients:
         self._expected, self._progress = expected, progress
 
     async def run(self, item: WorkloadItem, worker: int) -> None:
-        """Send one request, again where needed, until it has ended."""
+        """Send one request, again after each refusal or lost connection, until it has ended."""
         client = self._clients[worker % len(self._clients)]
         history = RequestHistory(self._expected[item.body], item.is_cancelled)
         self._histories[f"{client.client_id}/{item.request.request_id}"] = history

@@ -28,7 +28,7 @@ KEEPALIVE_S: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class ChaosClusterSettings:
-    """Settings of the cluster; core lists as for `edgecosine node`."""
+    """Settings of the cluster; core lists have the form of `edgecosine node --cores`."""
 
     drafters: tuple[str, ...]
     members: tuple[str, ...] = ()

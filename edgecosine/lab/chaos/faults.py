@@ -66,10 +66,10 @@ class Fault:
 
     place     the target, the broker, or the node id of a drafter or member; one place has one fault
               at a time
-    after     number of ended requests at which it is due
-    pause_s   delay from then until it is injected
-    seconds   duration; 0 for kills, restarts and steps
-    strength  share of frames for lost and doubled ones, seconds for clocks, else 0
+    after     number of ended requests at which the fault is due
+    pause_s   seconds from then until it is injected
+    seconds   duration; 0 for kills, restarts and steps of clocks
+    strength  share of the frames that are lost or doubled, seconds of a clock's step, otherwise 0
     """
 
     kind: Kind

@@ -60,8 +60,11 @@ class Observer:
 
     @property
     def connections(self) -> list[Span]:
-        """Time spans in which the gateway or the observer reconnected. A span of the observer lasts
-        from the loss until it is connected, since each attempt may cause a redelivery."""
+        """Time spans in which the gateway or the observer reconnected, in seconds of the run.
+
+        A span of the observer lasts from the loss until it is connected, since each attempt may
+        cause a redelivery.
+        """
         lost = [] if self._lost_s is None else [(self._lost_s, math.inf)]
         return self._connections + lost
 
@@ -86,7 +89,8 @@ class Observer:
         )
 
     async def finals(self, names: list[str], since_s: float) -> None:
-        """Wait until each of these requests has had a final message since then."""
+        """Wait until the observer has received a final message of each of these requests, at
+        `since_s` or later."""
         missing = set(names)
         while missing:
             missing = {name for name in missing if not self._has_final(name, since_s)}

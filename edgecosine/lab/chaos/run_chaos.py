@@ -31,7 +31,7 @@ from edgecosine.protocol.api.request import Request
 REQUESTS_PER_FAULT: Final = 5
 DRAFTERS: Final = ("python", "home", "ngram")
 MEMBERS: Final = ("legal", "legal", "python")
-"""Of a run with a committee: one member on two nodes, and one on a single node."""
+"""Members of a run with a committee: one on two nodes, and one on a single node."""
 _MAX_BODIES: Final = 64
 _NUM_CLIENTS: Final = 2
 _HUNG_S: Final = 120.0
@@ -44,18 +44,16 @@ _LINKED_S: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class ChaosSettings:
-    """Requests and faults of a run; core lists as for `edgecosine node`.
-
-    at_work   requests that run at one time
-    """
+    """Requests and faults of a run; core lists have the form of `edgecosine node --cores`."""
 
     requests: int = 300
     seed: int = 0
     faults: int | None = None
-    """None: one for every five requests, and at least every kind once."""
+    """Number of faults; None: one for every five requests, and each kind at least once."""
     kinds: tuple[Kind, ...] = ()
-    """Only these; empty: all that are possible here."""
+    """The kinds of faults to inject; empty: all that are possible here."""
     at_work: int = 6
+    """Requests that run at the same time."""
     max_tokens: int = 64
     ballast: int = 8
     drafters: tuple[str, ...] = DRAFTERS
@@ -75,7 +73,7 @@ class ChaosRun:
     left_out: Mapping[Kind, str]
     network: str
     wall_s: float
-    """From the first request to the end of the last."""
+    """Seconds from the first request to the end of the last."""
     nodes_back: int
     """Drafters and members that were linked again at the end."""
 
@@ -241,7 +239,7 @@ class _Run:
     async def _request_all_again(
         self, workload: Sequence[WorkloadItem], clients: Sequence[Client], observer: Observer
     ) -> None:
-        """Send every request once more; its answer is kept and must be the same."""
+        """Send every request once more. Gateways keep its answer, so it must be the same."""
         repeated: list[str] = []
         since_s = self._now()
         for item in workload[-_MAX_REPEATED:]:

@@ -11,7 +11,7 @@ from edgecosine.lab.chaos.faults import BROKER, MEMBER_KINDS, TARGET, Fault, Kin
 _OFTEN: Final[frozenset[Kind]] = frozenset(
     {"kill_target", "kill_drafter", "kill_member", "kill_broker", "freeze_target", "fill_disk"}
 )
-"""These occur twice in every round."""
+"""These kinds occur twice in every round of kinds."""
 _LASTING_S: Final = (0.5, 5.0)
 _LONG_S: Final = (6.0, 9.0)
 _LONG_SHARE: Final = 0.2
@@ -33,8 +33,8 @@ def make_schedule(
 ) -> tuple[Fault, ...]:
     """`faults` faults of these kinds, in the order of their due times.
 
-    Kinds are drawn in shuffled rounds that contain all of them, so that each occurs when there are
-    enough faults. Faults are due anywhere in the first nine tenths of the requests.
+    Kinds are drawn in shuffled rounds that contain all of them, so that every kind occurs if there
+    are enough faults. Their due times are random within the first nine tenths of the requests.
     """
     rng = random.Random(f"chaos:{seed}")
     last = max(0, requests * 9 // 10)

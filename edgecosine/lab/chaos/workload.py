@@ -10,7 +10,7 @@ from typing import Final
 from edgecosine.protocol.api.request import Request, Sampling
 
 POLICIES: Final = ("edgecosine", "edgecosine", "specinfer", "specedge")
-"""To draw from. Texts are the same under all; the baselines never stop speculating."""
+"""Policies to draw from. All give the same texts; the baselines never stop speculating."""
 FAULT_FREE: Final = "target-alone"
 _CHOICES: Final = 2
 _CHOICES_SHARE: Final = 0.15
@@ -61,7 +61,7 @@ def _body(rng: random.Random, number: int, prompts: Sequence[str], max_tokens: i
 
 
 def make_workload(seed: int, count: int, bodies: Sequence[Request]) -> tuple[WorkloadItem, ...]:
-    """Requests with the bodies in turn; their ids are unique within the run."""
+    """`count` requests, whose bodies take turns; their ids are unique within the run."""
     rng = random.Random(f"orders:{seed}")
     return tuple(_item(rng, number, bodies) for number in range(count))
 

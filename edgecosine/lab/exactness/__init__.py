@@ -1,1 +1,1 @@
-"""Whether answers under speculation are those of plain decoding."""
+"""Checks that answers under speculation equal those of plain decoding."""

@@ -1,4 +1,4 @@
-"""How often transformers' own assisted generation differs from its own plain generation."""
+"""Counts differences between assisted and plain generation of transformers itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AssistedPair:
             model.generation_config.eos_token_id = None
 
     def diverging_tokens(self, prompt: Sequence[int], num_tokens: int) -> int:
-        """Tokens of the answer that differ."""
+        """Number of tokens by which the assisted answer differs from the plain one."""
         plain = self._generate(prompt, num_tokens)
         assisted = self._generate(prompt, num_tokens, assistant_model=self._assistant)
         return sum(one != other for one, other in zip(plain, assisted, strict=True))

@@ -1,9 +1,9 @@
 """Checks answers under randomised speculation against plain decoding through the same engine.
 
 Everything that a server may do to a session happens at random: other sessions join and leave,
-drafts are good, bad and adversarial, slots are fewer than sessions and are reassigned in between,
-sessions are cancelled, engines are replaced. Tokens are compared, and the bits of the logits behind
-each committed token.
+drafts are good, bad and adversarial, there are fewer slots than sessions and they are reassigned,
+sessions are cancelled, engines are replaced. The check compares the tokens, and the bits of the
+logits behind each committed token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ MOST_SESSIONS = 16
 
 @dataclass(frozen=True, slots=True)
 class EngineShape:
-    """Parameters of an engine, which must not change any answer."""
+    """Parameters of an engine: KV slots, tokens of a prefill chunk, threads. No answer may depend
+    on them."""
 
     slots: int
     chunk: int
@@ -231,7 +232,8 @@ class RandomSpeculation:
     def _restart(self) -> None:
         rng = self._rng
         slots = rng.choice((1, 2, 4, 8, MOST_SESSIONS, MOST_SESSIONS))
-        # Where sessions evict each other, prefill is most of the work: not in tiny chunks then.
+        # With few slots sessions evict each other and prefill is most of the work, which would take
+        # too long in tiny chunks.
         chunk = rng.choice((1, 5, 16, 64) if slots >= 8 else (16, 64))
         threads = rng.choice((1,) * 7 + (2,))
         self._shape = EngineShape(slots, chunk, threads)
@@ -272,7 +274,7 @@ class RandomSpeculation:
         self._opened.engine.release(session.key)
 
     def _running(self) -> list[_Session]:
-        """The sessions of the next pass: mostly those of the last one, so that all progress."""
+        """The sessions of the next pass: mostly those of the last one, so that all of them end."""
         rng = self._rng
         running = [session for session in self._running_last if session in self._live]
         if not running or rng.random() < (0.05 if self._is_crowded else 0.4):
@@ -317,7 +319,7 @@ class RandomSpeculation:
         )
 
     def _compare(self, session: _Session, *, is_whole: bool) -> None:
-        """Compare with the plain answer; logits up to the first different token."""
+        """Compare a session with the plain answer; logits up to the first different token."""
         truth, counts = session.truth, self._counts
         pairs = list(zip(session.generated, truth.answer, strict=False))
         wrong = [index for index, (generated, true) in enumerate(pairs) if generated != true]

@@ -1,8 +1,9 @@
-"""How often a drafter's guess with shared noise is the target's sample, on real model pairs.
+"""Measures how often a drafter's guess with shared noise equals the target's sample.
 
-For distributions p and q at total variation distance TV, shared Gumbel noise agrees with
-probability of at least (1 - TV) / (1 + TV) (Daliri et al., arXiv 2408.07978); speculative sampling
-(Leviathan et al., arXiv 2211.17192), which needs q on the wire, with probability 1 - TV.
+For distributions p and q at total variation distance TV, tokens drawn with shared Gumbel noise are
+equal with a probability of at least (1 - TV) / (1 + TV) (Daliri et al., arXiv 2408.07978).
+Speculative sampling (Leviathan et al., arXiv 2211.17192) accepts with probability 1 - TV, but needs
+q on the wire.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class Agreement:
 def measure_agreement(
     num_prompts: int, num_tokens: int, temperatures: Sequence[float] = (0.8, 1.0)
 ) -> list[Agreement]:
-    """Agreement along texts that the zoo's target sampled, with each domain's specialist and the
-    generalist; `num_prompts` texts of each domain and temperature."""
+    """Agreement at each token of texts that the zoo's target samples, with each domain's specialist
+    and the generalist; `num_prompts` texts of `num_tokens` for each domain and temperature."""
     target = zoo_model(zoo.TARGET, torch.float32)
     drafters = {name: zoo_model(name, torch.float32) for name in zoo.drafter_names()}
     found: list[Agreement] = []

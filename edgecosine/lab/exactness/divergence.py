@@ -1,8 +1,8 @@
-"""How often speculation changes an answer, where sums depend on the shape of a pass.
+"""Counts the answers that speculation changes where sums depend on the shape of a forward pass.
 
-Each prompt is answered plainly, alone, and again under drafts of mixed quality with others in the
-pass. Where every sum has one definition the count is 0; elsewhere it is a property of the device,
-the dtype and the model, and is published.
+Each prompt is answered alone without drafts, and again with drafts of mixed quality and with other
+requests in the same passes. If every sum has a fixed order the count is 0; otherwise it is a
+property of the device, the dtype and the model, and is published.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Drafts = Callable[[list[int]], TokenTree]
 
 _SESSIONS = 8
 _RIGHT = 0.75
-"""Share of drafted tokens that are the plain answer's."""
+"""Share of draft tokens that equal the plain answer's."""
 
 
 def count_diverging(engine: TargetEngine, prompts: Sequence[list[int]], length: int) -> int:
-    """Answers of `length` tokens that are not the same under speculation; greedy."""
+    """Number of greedy answers of `length` tokens that differ under speculation."""
     plain = [_answers(engine, [prompt], length, [_nothing])[0] for prompt in prompts]
     diverging = 0
     for start in range(0, len(prompts), _SESSIONS):
@@ -42,7 +42,8 @@ def _nothing(_: list[int]) -> TokenTree:
 
 
 def forked_drafts(truth: Sequence[int], seed: int) -> Drafts:
-    """Drafts of up to twelve nodes in two branches, of which the second is mostly right."""
+    """A function that drafts for a sequence: up to twelve nodes in two branches, the second of
+    which is mostly right."""
     rng = random.Random(seed)
 
     def drafts(sequence: list[int]) -> TokenTree:

@@ -1,7 +1,8 @@
-"""The models that exactness is checked on: the zoo's target, and random ones of real width,
-dense and with experts.
+"""The models for which exactness is checked: the zoo's target, and random models of realistic
+width, dense and with experts.
 
-Random weights are sensitive to every sum: none is zero or trained away, and near-ties are frequent.
+Random weights reveal a difference in any sum: no weight is close to zero, and near-ties between
+tokens are frequent.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class CheckedModel:
         if self.form != "bfloat16":
             round_weights(model, self.form, model.get_output_embeddings())
         decision = decide(device, self.dtype)
-        packed = copy.deepcopy(model)  # packing takes the weights
+        packed = copy.deepcopy(model)  # packing moves the weights out of the model
         probe = self._open(packed, EngineShape(1, 64, 1), decision.kernels)
         decision = confirm(decision, "auto", probe, packed)
 
@@ -112,7 +113,8 @@ class CheckedModel:
 def candidates(
     form: WeightForm = "bfloat16", cells: torch.dtype | None = None
 ) -> tuple[CheckedModel, ...]:
-    """All models, each in float32 and bfloat16; in blocks of 8 or 4 bits, in float32 alone."""
+    """All models, each in float32 and bfloat16; with weights in blocks of 8 or 4 bits, only in
+    float32."""
     dtypes = ((torch.float32, 7), (torch.bfloat16, 5))
     found = []
     for dtype, weight in dtypes if form == "bfloat16" else dtypes[:1]:
@@ -158,7 +160,7 @@ def _wide_model(family: str, dtype: torch.dtype) -> Any:
 
 
 def prompts_of(candidate: CheckedModel) -> list[tuple[int, ...]]:
-    """Prompts of 48 tokens: the zoo's of all domains in turn, random tokens for random models."""
+    """Prompts of 48 tokens: held-out ones for the zoo's model, random tokens for random models."""
     if candidate.drafter is None:
         rng = random.Random(candidate.name)
         return [tuple(rng.choices(range(VOCABULARY), k=48)) for _ in range(128)]
@@ -186,15 +188,15 @@ class Questions:
         """The next question."""
         number, rng = self._count, self._rng
         self._count += 1
-        # Another sampling for each time that the prompts are gone through.
+        # A prompt has another sampling in each pass over the prompts.
         turn = number + number // len(self._prompts)
         base = SAMPLINGS[turn % len(SAMPLINGS)]
         sampling = base if base.is_greedy else replace(base, seed=number)
         if number % 6 == 5 and earlier:
             before = rng.choice(earlier)
             cut = rng.randint(1, len(before.answer))
-            said = (*before.question.prompt, *before.answer[:cut])
+            known = (*before.question.prompt, *before.answer[:cut])
             more = rng.choices(range(VOCABULARY), k=rng.randint(1, 9))
-            if len(said) + len(more) <= CONTEXT // 2:
-                return Question((*said, *more), sampling, is_followup=True)
+            if len(known) + len(more) <= CONTEXT // 2:
+                return Question((*known, *more), sampling, is_followup=True)
         return Question(self._prompts[number % len(self._prompts)], sampling)

@@ -64,8 +64,10 @@ class ExactnessReport:
 
 
 def run_exactness_bench(settings: ExactnessSettings, notify: Notify, keep: Keep) -> ExactnessReport:
-    """Check all models, then transformers' assisted generation, then agreement by shared noise;
-    results are saved after each model and each of these."""
+    """Check all models, then transformers' assisted generation, then agreement by shared noise.
+
+    The results so far are saved after each model and each of these parts.
+    """
     quiet_transformers()
     torch.set_num_threads(1)
     models = candidates(settings.form, KV_DTYPES.get(settings.kv_dtype))
@@ -94,7 +96,7 @@ def run_exactness_bench(settings: ExactnessSettings, notify: Notify, keep: Keep)
 
 
 def _shares(models: Sequence[CheckedModel], answers: int) -> list[int]:
-    """Answers for each model by its weight; at least one, `answers` together."""
+    """Number of answers for each model by its weight: at least one each, `answers` in all."""
     whole = sum(candidate.weight for candidate in models)
     shares = [max(1, answers * candidate.weight // whole) for candidate in models]
     shares[0] += max(0, answers - sum(shares))

@@ -1,1 +1,1 @@
-"""Measures the cost of drafter kills, target restarts, journal and TLS."""
+"""Measures the costs of drafter kills, of target restarts, and of journal and TLS."""

@@ -45,14 +45,14 @@ class Kill:
 
     @property
     def over_deadline(self) -> float:
-        """Wait without the forward pass, relative to the deadline of the plan."""
+        """The wait without the forward pass, as a multiple of the plan's deadline."""
         return (self.to_next_token_s - self.pass_s) / self.deadline_s
 
 
 async def measure_kills(
     count: int, *, ballast: int, target_cores: str, drafter_cores: tuple[int, ...], notify: Notify
 ) -> list[Kill]:
-    """Kill drafters until `count` kills count.
+    """Kill drafters until `count` of the kills affected a request; returns those.
 
     Raises EngineError and BrokerLost.
     """
@@ -120,7 +120,8 @@ class _Killer:
 
 
 def effective_kills(measured: MeasuredAnswer, killed: Sequence[tuple[str, float]]) -> list[Kill]:
-    """The kills during an answer whose drafters it was using."""
+    """The kills that affected an answer: it had requested drafts from the drafter, in the round of
+    the kill or in the one before."""
     rounds = measured.rounds
     ends = [each["verified_s"] for each in rounds]
     found = []

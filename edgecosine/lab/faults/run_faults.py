@@ -34,7 +34,7 @@ async def run_fault_bench(
     notify: Notify,
     keep: Keep,
 ) -> None:
-    """Measure; each part adds its figures and runs, and saves them.
+    """Measure the chosen parts; each adds its figures and runs, and saves them.
 
     Raises EngineError, BrokerLost, LabError and RequestError.
     """
@@ -65,7 +65,8 @@ async def run_fault_bench(
 
 
 def kill_figures(kills: Sequence[Kill]) -> dict[str, Figure]:
-    """Waits over deadlines, with and without the token's forward pass."""
+    """Waits for the next token as multiples of the plan's deadline, with and without the token's
+    forward pass."""
     over = [kill.over_deadline for kill in kills]
     whole = [kill.to_next_token_s / kill.deadline_s for kill in kills]
     return {

@@ -1,4 +1,5 @@
-"""Measures how soon a request continues after its target was killed, beside plain restarts."""
+"""Measures the time until a request continues after a kill of its target, and compares it with
+restarts of a target without requests."""
 
 from __future__ import annotations
 
@@ -31,12 +32,12 @@ _BEFORE_KILL = 40
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """Seconds from the start of a process."""
+    """Times of two restarts, in seconds from the start of the target's process."""
 
     plain_s: float
-    """Until a target without requests is ready: it loads the model and all code."""
+    """Until a target without requests is ready. It loads the model and all code."""
     resumed_s: float
-    """Until a resumed request has its first new text."""
+    """Until the client receives the first new text of a resumed request."""
 
     @property
     def extra_s(self) -> float:

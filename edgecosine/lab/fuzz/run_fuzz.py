@@ -46,7 +46,8 @@ class FuzzSettings:
 
 @dataclass(slots=True)
 class FuzzRun:
-    """The result of one target; `broken_by` is the failing input in hexadecimal, truncated."""
+    """The result of one target. `broken` is its failure, `broken_by` the start of the failing input
+    in hexadecimal."""
 
     target: str
     inputs: int = 0
@@ -62,9 +63,9 @@ class FuzzRun:
 
 
 def run_fuzz(settings: FuzzSettings, notify: Notify) -> list[FuzzRun]:
-    """Fuzz every target in turn.
+    """Fuzz one target after another; returns their results in the same order.
 
-    Raises LabError where atheris is not installed.
+    Raises LabError when atheris is not installed.
     """
     if importlib.util.find_spec("atheris") is None:
         raise LabError("fuzzing needs atheris: pip install 'edgecosine[fuzz]'")

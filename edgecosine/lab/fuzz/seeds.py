@@ -1,4 +1,4 @@
-"""Valid inputs of all kinds, from which fuzzing starts."""
+"""Valid inputs of all kinds. Fuzzing starts from them."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Target:
 
     attempt    processes an input; returns whether it was accepted; raises undocumented errors
     mutate     mutates an input within its format, except for its first `num_head` bytes
-    max_bytes  maximum length of an input; other code refuses longer ones
+    max_bytes  maximum length of an input; the node refuses longer ones before this code
     """
 
     seeds: Callable[[], list[bytes]]
@@ -76,7 +76,7 @@ class Target:
 
 
 def take_frames(data: bytes) -> bool:
-    """A stream in pieces, whose size is the first byte, must decode as in one piece."""
+    """A stream; the first byte is the size of pieces in which it must decode as in one piece."""
     stream = data[1:]
     size = max(data[0] if data else 1, len(stream) // _MAX_PIECES, 1)
     whole, pieces = FrameBuffer(_MAX_FRAME_BYTES), FrameBuffer(_MAX_FRAME_BYTES)

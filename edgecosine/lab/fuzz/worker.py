@@ -18,16 +18,17 @@ if TYPE_CHECKING:
     from edgecosine.lab.fuzz.targets import Target
 
 _MEASURE_EVERY = 1024
-"""Memory is measured for one in so many inputs, since it is slow."""
+"""Memory is measured for one of this many inputs, since measuring is slow."""
 _BASE_BYTES = 1 << 20
 _BYTES_PER_BYTE = 256
-"""Peak bytes allowed for an input, and for each of its bytes."""
+"""Peak memory allowed for an input of no bytes, and beyond it for each byte of the input."""
 _FORM_SHARE = 0.5
 _UNUSABLE = (ValueError, RecursionError)
 
 
 def watched(target: Target) -> Callable[[bytes], None]:
-    """The target's attempt, whose memory is measured for some inputs."""
+    """The target's `attempt`, which raises MemoryError when one of the measured inputs uses too
+    much memory."""
     count = 0
 
     def attempt(data: bytes) -> None:
@@ -50,7 +51,7 @@ def watched(target: Target) -> Callable[[bytes], None]:
 
 
 def mutator(target: Target) -> Callable[[bytes, int, int], bytes]:
-    """The target's own mutations and libFuzzer's, chosen at random."""
+    """A function that mutates inputs by the target's own mutations or by libFuzzer's, at random."""
 
     def mutate(data: bytes, max_size: int, seed: int) -> bytes:
         random = Random(seed)

@@ -1,8 +1,8 @@
 """Measure and train on a machine with an NVIDIA GPU and no network: `scripts/gpu`.
 
 Parts run one after another in separate processes, within a common time limit; each writes a log
-and JSON to a folder. Parts with missing packages are left out and reported; `--pack`, on a machine
-with a network, collects the missing packages in a folder.
+and JSON to a folder. Parts with missing packages are left out and reported. On a machine with a
+network, `--pack` collects the missing packages in a folder.
 """
 
 from __future__ import annotations

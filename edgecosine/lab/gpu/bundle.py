@@ -32,10 +32,11 @@ _BLOCK_BYTES: Final = 1 << 20
 
 
 def pack(folder: Path, piece_bytes: int) -> Iterator[str]:
-    """Fill `folder`, the target in pieces of at most `piece_bytes`; needs a network. Yields the
-    path of every file.
+    """Download the wheels and the target into `folder`; yields the path of every file.
 
-    Raises LabError, and ModelUnavailable when the target cannot be fetched.
+    The target is split in pieces of at most `piece_bytes`.
+
+    Raises LabError when pip fails, and ModelUnavailable when the target cannot be fetched.
     """
     from edgecosine import models
 
@@ -93,10 +94,11 @@ def split(file: Path, folder: Path, size: int) -> list[Path]:
 
 
 def unpack(folder: Path) -> Path | None:
-    """Install the wheels of a folder within it; returns the directory for Python's path, or None
-    when the folder has no wheels.
+    """Install the wheels of a folder in a directory below it.
 
-    Raises LabError.
+    Returns that directory, for Python's path; None when the folder has no wheels.
+
+    Raises LabError when pip fails.
     """
     wheels = sorted((folder / "wheels").glob("*.whl"))
     if not wheels:

@@ -42,9 +42,10 @@ class GpuPlan:
 
 @dataclass(frozen=True, slots=True)
 class GpuPart:
-    """One child process. `command` receives its time limit in seconds; `finish` writes its JSON.
+    """One child process of the run.
 
-    `share` is its relative share of the time.
+    `share` is its relative share of the time, `modules` are the Python modules that it needs,
+    `command` receives its time limit in seconds, and `finish` writes its JSON.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Runs parts one after another, each with a share of the time; a failure does not stop others."""
+"""Runs parts one after another, each with a share of the time. A failed part stops no other."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def run_parts(
     environment: Mapping[str, str],
     notify: Notify,
 ) -> list[Ended]:
-    """Run the parts; summary.json is written after each."""
+    """Run the parts; returns how they ended. `summary.json` is written after each of them."""
     end = time.monotonic() + 60 * minutes
     endings: list[Ended] = []
     for index, part in enumerate(parts):

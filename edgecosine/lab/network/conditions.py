@@ -27,7 +27,7 @@ class NetworkConditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """
 
     delay_ms: float = 0.0
-    """One way."""
+    """Delay in one direction."""
     jitter_ms: float = 0.0
     """Each frame's delay is drawn from delay_ms - jitter_ms to delay_ms + jitter_ms."""
     loss: float = 0.0
@@ -35,7 +35,7 @@ class NetworkConditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     rate_mbps: float | None = None
     """Megabits per second; None: unlimited."""
     duplication: float = 0.0
-    """Share of the frames that arrive which arrive twice, 0 to 1."""
+    """Share of the delivered frames that are delivered twice, 0 to 1."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.delay_ms < math.inf:
@@ -101,7 +101,7 @@ class Lane:
         return self._last
 
     def doubles(self) -> bool:
-        """Whether the frame that was just sent arrives twice."""
+        """Whether the frame that was just sent is delivered twice."""
         share = self.conditions.duplication
         is_doubled = bool(share) and self._rng.random() < share
         self.num_doubled += is_doubled
@@ -128,7 +128,7 @@ class Cable:
         self.is_cut = is_cut
 
     def counts(self) -> dict[str, int]:
-        """Frames and bytes carried, frames lost, dropped and doubled, both lanes together."""
+        """Sums of both lanes: frames and bytes carried, and frames lost, dropped and doubled."""
         lanes = (self.up, self.down)
         return {
             "frames": sum(lane.num_frames for lane in lanes),

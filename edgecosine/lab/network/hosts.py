@@ -48,7 +48,8 @@ class Host:
     ) -> asyncio.subprocess.Process:
         """Run a command on this host, on the processors of a list like 0,2-3.
 
-        Its output goes to `log`, or to the process's `stdout`. It ends with the network.
+        Returns the process. Its output goes to `log`, or to the process's `stdout`. It ends with
+        the network.
         """
         return await self._network.start(self, command, log=log, cores=cores, env=env)
 
@@ -190,9 +191,9 @@ class Network(abc.ABC):
 
 
 async def send_order(process: LineProcess, order: TrafficOrder) -> dict[str, Any]:
-    """Have a traffic process carry out an order; its reply.
+    """Have a traffic process carry out an order; returns its reply.
 
-    Raises LabError.
+    Raises LabError when the order fails.
     """
     reply = await process.ask(order, dict[str, Any])
     if "error" in reply:

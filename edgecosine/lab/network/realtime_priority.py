@@ -1,4 +1,4 @@
-"""Makes a process wake up on time: a late hub would be a slower network."""
+"""Makes a process wake up on time, since a hub that wakes up late emulates a slower network."""
 
 from __future__ import annotations
 

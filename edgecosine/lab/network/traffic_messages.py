@@ -62,5 +62,5 @@ def read_order(line: bytes) -> TrafficOrder:
 
 
 def write_reply(reply: dict[str, Any]) -> bytes:
-    """One line."""
+    """A reply as one line."""
     return msgspec.json.encode(reply) + b"\n"

@@ -1,1 +1,1 @@
-"""Programs of others as judges of a target: each in an environment of its own, unmodified."""
+"""Third-party programs that test a target over HTTP, unmodified, each in its own environment."""

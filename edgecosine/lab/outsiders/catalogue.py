@@ -1,4 +1,4 @@
-"""The outsiders: what each needs, how it is run, and how its verdict is read."""
+"""The third-party programs: their packages, their command lines, and how to read their results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TASKS: Final = _HERE / "lm_eval"
 
 @dataclass(frozen=True, slots=True)
 class OutsiderRun:
-    """Where an outsider runs: the base URL of a target, its model, and a folder for results."""
+    """The setting of a run: the base URL of a target, its model, and a folder for results."""
 
     url: str
     model: str
@@ -31,15 +31,16 @@ class OutsiderRun:
 
 @dataclass(frozen=True, slots=True)
 class Outsider:
-    """One program.
+    """One third-party program.
 
     packages  names for pip
-    command   arguments after the environment's directory of programs, for one target
-    summary   one line about a run, from its output and its results; raises ValueError where they
-              show a failure
+    command   the program in the environment's `bin` and its arguments, for one run
+    summary   one line about a run, from its output and its results; raises ValueError if they show
+              a failure
     needs     a path that the target must serve
-    cwd       where it runs; None: in the folder for results
-    is_twice  whether a target without drafters must give the same results
+    cwd       working directory; None: the folder for results
+    is_twice  whether the program also runs against a target without drafters, whose results must be
+              the same
     """
 
     name: str
@@ -109,7 +110,7 @@ def _schemathesis_summary(output: str, _: OutsiderRun) -> str:
 
 
 def _aiperf_summary(_: str, setting: OutsiderRun) -> str:
-    """The counts of requests, and the acceptance figures if the report has them."""
+    """The number of requests, and the names of the acceptance figures if the report has any."""
     [report] = setting.folder.rglob("profile_export_aiperf.json")
     found = json.loads(report.read_text())
     count = found["request_count"]["avg"]

@@ -91,7 +91,7 @@ def error_of(call: Callable[[], object]) -> Any:
 
 
 def cancellation(client: Any, model: str) -> None:
-    """Streams that are closed early leave room for others."""
+    """Streams that are closed early free their sessions for later requests."""
     for _ in range(24):
         chunks = client.chat.completions.create(
             model=model, messages=HELLO, max_tokens=256, stream=True
@@ -107,7 +107,7 @@ CHECKS: tuple[Check, ...] = (
 
 
 def run(url: str, model: str) -> Iterator[str]:
-    """The names of the checks that fail."""
+    """Run the checks and print a line for each; yields the names of those that fail."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         for check in CHECKS:
             name = check.__name__

@@ -1,11 +1,10 @@
-"""`scripts/outsiders [NAME …]`: runs the outsiders and prints their verdicts as JSON."""
+"""`scripts/outsiders [NAME …]`: runs third-party programs and prints their results as JSON."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import socket
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from typing import Final, Literal
 import click
 
 from edgecosine import zoo
+from edgecosine.lab.network.hosts import free_port
 from edgecosine.lab.outsiders.catalogue import OUTSIDERS, Outsider, OutsiderRun
 from edgecosine.local.cluster import LocalCluster
 from edgecosine.local.cluster_plan import local_plan
@@ -30,7 +30,8 @@ _SHOWN: Final = 3000
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an outsider said. `left`: it could not be run, with the reason."""
+    """The result of one program. `said` is its summary, or the reason why it failed or was left out
+    (`left`), since it could not be run."""
 
     name: str
     outcome: Literal["passed", "failed", "left"]
@@ -39,18 +40,18 @@ class Verdict:
 
 
 class Left(Exception):
-    """An outsider cannot be run here."""
+    """A program cannot be run here."""
 
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice([each.name for each in OUTSIDERS]))
 @click.option(
     "--directory", type=click.Path(path_type=Path), default=Path("build/outsiders"),
-    show_default=True, help="Where the outsiders' environments are made, and kept.",
+    show_default=True, help="Directory of the programs' environments, which are kept.",
 )  # fmt: skip
 def main(names: tuple[str, ...], directory: Path) -> None:
-    """Run programs of others against a target of the zoo on this machine, each in an environment
-    of its own; without NAMES, all. Prints their verdicts as JSON; exits with 1 if one failed."""
+    """Run third-party programs against a target of the zoo on this machine, each in an environment
+    of its own; without NAMES, all. Prints the results as JSON; exits with 1 if a program failed."""
     chosen = [each for each in OUTSIDERS if not names or each.name in names]
     verdicts = asyncio.run(_run_all(chosen, directory.absolute()))
     click.echo(json.dumps([asdict(verdict) for verdict in verdicts], indent=1))
@@ -67,7 +68,7 @@ async def _run_all(chosen: Sequence[Outsider], directory: Path) -> list[Verdict]
 @contextlib.asynccontextmanager
 async def _target(drafters: Sequence[str], folder: Path) -> AsyncIterator[OutsiderRun]:
     """A target of the zoo with these drafters."""
-    port, broker_port = _free_port(), _free_port()
+    port, broker_port = free_port(), free_port()
     plan = local_plan(
         zoo.TARGET, drafters, cluster="outsiders", ballast=1, target_cores="", drafter_cores="",
         broker=None, broker_port=broker_port, http=f"127.0.0.1:{port}",
@@ -107,7 +108,7 @@ def _check_same(said: str, alone: str) -> None:
 
 
 async def _environment(outsider: Outsider, directory: Path) -> Path:
-    """The directory of programs of the outsider's environment, made once.
+    """The `bin` of a program's environment, which is made at the first run.
 
     Raises Left.
     """
@@ -126,9 +127,9 @@ async def _environment(outsider: Outsider, directory: Path) -> Path:
 
 
 async def _run(outsider: Outsider, programs: Path, setting: OutsiderRun) -> str:
-    """A line about a run.
+    """Run a program; returns a line about the run.
 
-    Raises ValueError where it failed.
+    Raises ValueError if it failed.
     """
     await asyncio.to_thread(setting.folder.mkdir, parents=True)
     program, *arguments = outsider.command(setting)
@@ -141,7 +142,7 @@ async def _run(outsider: Outsider, programs: Path, setting: OutsiderRun) -> str:
 
 
 async def _call(command: Sequence[str], limit_s: float, cwd: Path | None = None) -> tuple[int, str]:
-    """Exit code and output of a program; a code of 124 where it ran for too long."""
+    """Exit code and output of a program; the code is 124 if the program exceeded `limit_s`."""
     process = await asyncio.create_subprocess_exec(
         *command, cwd=cwd, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -163,12 +164,6 @@ def _check_served(url: str, path: str) -> None:
             return
     except urllib.error.URLError as error:
         raise Left(f"the target does not serve {path}: {error}") from error
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""How well requests are routed to drafters, on prompts that nothing has seen before."""
+"""Measures how well requests are routed to drafters, on prompts that no model has seen before."""

@@ -1,5 +1,7 @@
-"""Records the target's answers to fresh prompts, and every drafter's guesses along them, by whole
-forward passes of transformers: a thousand texts in a minute."""
+"""Records the target's answers to fresh prompts, and every drafter's guesses for each token.
+
+Transformers computes them with whole texts in one forward pass: a thousand texts in a minute.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,11 @@ _GUESSES, _BATCH = 4, 50
 
 @torch.inference_mode()
 def record_texts(prompts: Sequence[tuple[str, str]], answer: int) -> Texts:
-    """Greedy answers of `answer` tokens to prompts of (domain, text), with the drafters' best
-    guesses and their NLLs of the prompts."""
+    """Greedy answers of `answer` tokens to prompts of (domain, text).
+
+    With them come each drafter's four most probable tokens at each place, and its mean negative
+    log-likelihood of each prompt, in nats per token.
+    """
     quiet_transformers()
     tokenizer: Any = AutoTokenizer.from_pretrained(zoo.DIRECTORY / zoo.TARGET)
     rows = tokenizer([text for _, text in prompts], add_special_tokens=False)["input_ids"]

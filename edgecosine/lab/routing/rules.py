@@ -1,8 +1,8 @@
-"""Rules that choose one drafter for each round, to compare with EdgeCoSine's routing: pure
+"""Rules that choose one drafter for each round, for comparison with EdgeCoSine's routing: pure
 functions of recorded texts.
 
-In a round the chosen drafter drafts a chain of `GAMMA` tokens, of which those before its first
-wrong one are accepted; the target adds one. A rule sees what its published form sees, at no cost.
+In a round the chosen drafter drafts a chain of `GAMMA` tokens. Those before its first wrong one are
+accepted, and the target adds one. A rule observes what its published form observes, at no cost.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ class Rule(Protocol):
     """Chooses drafters; one object serves all requests of a run, in their order."""
 
     def open(self, surprises: Sequence[float]) -> None:
-        """A request begins; `surprises` are the drafters' NLLs of its prompt, in nats a token."""
+        """A request begins; `surprises` are the drafters' mean negative log-likelihoods of its
+        prompt, in nats per token."""
 
     def choose(self) -> int:
         """The drafter of the next round."""
 
     def observe(self, chosen: int, accepted: Sequence[float]) -> None:
-        """Share of `GAMMA` that each drafter had got accepted in this round; a bandit may only read
-        that of `chosen`."""
+        """A round ends; `accepted` has for each drafter the share of `GAMMA` tokens that it would
+        have had accepted. A bandit may only read that of `chosen`."""
 
 
 class PromptScoreRule:
-    """The drafter that is least surprised by the prompt, for the whole request."""
+    """Chooses the drafter with the lowest prompt score, for the whole request."""
 
     def open(self, surprises: Sequence[float]) -> None:
         """As in `Rule`."""
@@ -50,7 +51,7 @@ class PromptScoreRule:
         return self._best
 
     def observe(self, chosen: int, accepted: Sequence[float]) -> None:
-        """Learns nothing."""
+        """As in `Rule`; this rule learns nothing."""
 
 
 class Hedge:
@@ -117,8 +118,8 @@ class Bandit:
 
 
 def accepted_lengths(texts: Texts, num_tokens: int) -> Lengths:
-    """Accepted tokens of every drafter at every position of each answer's first `num_tokens`; at
-    least `GAMMA` more must be recorded."""
+    """Accepted tokens of every drafter's chain from every position of each answer's first
+    `num_tokens`; at least `GAMMA` more tokens must be recorded."""
     is_right = texts.guesses[..., 0] == texts.answers[None]
     lengths = np.zeros((*is_right.shape[:2], num_tokens), np.int64)
     alive = np.ones_like(lengths, dtype=bool)
@@ -129,8 +130,8 @@ def accepted_lengths(texts: Texts, num_tokens: int) -> Lengths:
 
 
 def worth(texts: Texts, lengths: Lengths, numbers: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Mean accepted tokens of a round of each drafter alone, drafter by domain, over the texts of
-    these numbers."""
+    """Mean accepted tokens of a round if each drafter worked alone, by drafter and domain, over the
+    texts of these numbers."""
     found: dict[str, dict[str, float]] = {}
     for which, name in enumerate(texts.drafters):
         rounds: dict[str, list[int]] = {}
@@ -142,7 +143,7 @@ def worth(texts: Texts, lengths: Lengths, numbers: Sequence[int]) -> dict[str, d
 
 
 def leaders(rule: Rule, texts: Texts, lengths: Lengths, numbers: Sequence[int]) -> Led:
-    """Which drafters lead by a rule, over the texts of these numbers."""
+    """The rounds that each drafter leads under a rule, over the texts of these numbers."""
     led: Led = {name: {} for name in texts.drafters}
     for number in numbers:
         rule.open(texts.surprises[:, number].tolist())
@@ -160,8 +161,8 @@ def count_led(led: Led, drafter: str, domain: str, rounds: int, first: int) -> N
 
 
 def _rounds(lengths: Lengths, choose: Callable[[], int]) -> Iterator[tuple[int, list[int]]]:
-    """The rounds of one text: the chosen drafter, and what each one had got accepted; `lengths` are
-    [drafters, positions]."""
+    """The rounds of one text: the chosen drafter, and the accepted tokens of every drafter's chain.
+    `lengths` are [drafters, positions]."""
     place = 0
     while place < lengths.shape[1]:
         chosen, accepted = choose(), lengths[:, place].tolist()

@@ -1,9 +1,9 @@
 """Measures routing on fresh prompts: EdgeCoSine's on simulated clusters, other rules on the same
 recorded texts.
 
-In every repetition other prompts are measured; `cold` are the first requests of a fresh cluster,
-`warm` those after a hundred of other prompts. What a drafter is worth in a domain is measured on
-the texts of that repetition.
+Every repetition has prompts of its own. `cold` are the first requests of a fresh cluster, `warm`
+those after a hundred requests with other prompts. The value of a drafter in a domain is measured on
+the texts of the repetition.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class RoutingSettings:
 
     @property
     def num_prompts(self) -> int:
-        """Prompts that are measured or used to tune the rules; warm-ups use those of the next
-        repetition."""
+        """Prompts of all repetitions, and of one block more. The warm-up of a repetition uses the
+        prompts of the next block; the last block also tunes the rules."""
         return (self.repeats + 1) * max(self.warm_up, self.measured, self.cold)
 
     @property
@@ -78,7 +78,10 @@ class RoutingBench:
         self._lengths: Lengths = accepted_lengths(texts, settings.max_tokens)
 
     def run(self, notify: Notify, keep: Keep) -> list[dict[str, Any]]:
-        """A record for each repetition, rule and state; saved after each repetition."""
+        """Measure; returns a record for each repetition, rule and state (cold or warm).
+
+        The records are saved after each repetition.
+        """
         rates = {name: self._tuned(name) for name in _RATES}
         runs: list[dict[str, Any]] = []
         for repeat in range(self._settings.repeats):
@@ -114,7 +117,7 @@ class RoutingBench:
         return _MAKE[name](len(self._texts.drafters), rate)
 
     def _tuned(self, name: str) -> float:
-        """The rate of the least regret on the prompts of a block that no repetition measures."""
+        """The rate with the least regret on the prompts of a block that no repetition measures."""
         last = self._block(self._settings.repeats - 1).warm_up
 
         def regret(rate: float) -> float:
@@ -129,7 +132,8 @@ class RoutingBench:
         return leaders(rule, self._texts, self._lengths, block.measured)
 
     def _simulated(self, block: _Block, host: str) -> tuple[Led, float]:
-        """Who led in a fresh simulated cluster, one request at a time, and tokens per second."""
+        """Rounds led by each drafter of a fresh simulated cluster that serves one request at a
+        time, and its tokens per second."""
         numbers = [*block.warm_up, *block.measured]
         texts, tokens = self._texts.only(numbers), self._settings.max_tokens
         parts = ((0, len(block.warm_up)), (len(block.warm_up), len(block.measured)))
@@ -162,7 +166,7 @@ def run_routing(
 ) -> list[dict[str, Any]]:
     """Record texts and route on them; returns a record for each repetition, rule and state.
 
-    Raises LabError.
+    Raises LabError when there are too few fresh prompts.
     """
     from edgecosine.lab.routing.fresh_texts import (
         record_texts,
@@ -177,8 +181,8 @@ def run_routing(
 
 
 def routing_figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
-    """Regret and first-right shares of each rule, warm and cold; `routing_regret_fresh` and
-    `routed_first_right_fresh` are EdgeCoSine's, warm."""
+    """Regret of each rule, cold and warm, and the share of requests whose first round the best
+    drafter led. `routing_regret_fresh` and `routed_first_right_fresh` are EdgeCoSine's, warm."""
     figures: dict[str, Figure] = {}
     for rule, state in dict.fromkeys((run["rule"], run["state"]) for run in runs):
         there = [run for run in runs if (run["rule"], run["state"]) == (rule, state)]

@@ -50,7 +50,7 @@ NORMAL = PROFILES[0]
 
 @dataclass(slots=True)
 class SoakCounts:
-    """How the requests of a time span ended."""
+    """Numbers of requests by how they ended, over a span of time."""
 
     served: int = 0
     refused: Counter[str] = field(default_factory=Counter)
@@ -58,9 +58,9 @@ class SoakCounts:
     cancelled: int = 0
     expired: int = 0
     other_errors: Counter[str] = field(default_factory=Counter)
-    """By code."""
+    """Errors without a time to retry, by code."""
     latencies_s: list[float] = field(default_factory=list)
-    """Of served requests."""
+    """Seconds from sending to the final message, of served requests."""
 
     @property
     def num_ended(self) -> int:
@@ -87,7 +87,7 @@ class Clients:
         return self._rng.choices(self._profiles, [m.weight for m in self._profiles])[0]
 
     def take(self) -> SoakCounts:
-        """Counts since the last call."""
+        """Return the counts since the last call, and start new ones."""
         counts, self._counts = self._counts, SoakCounts()
         return counts
 

@@ -38,7 +38,7 @@ class Minute:
         return self.counts.served / self.elapsed_s
 
     def record(self) -> dict[str, Any]:
-        """As plain data."""
+        """The minute as plain data, for the report."""
         counts = self.counts
         return {
             "phase": self.phase,
@@ -69,9 +69,9 @@ class Minute:
 
 
 def soak_figures(minutes: Sequence[Minute]) -> dict[str, Figure]:
-    """Figures of the minutes so far; memory and latency once there are enough minutes.
+    """Figures of the minutes so far. Those of memory and latency appear after enough minutes.
 
-    Memory growth is the difference of the medians of the first and last quarter of the overload.
+    Memory growth is the median of the last quarter of the overload minus that of the first.
     """
     overload = [m for m in minutes if m.phase == "overload"]
     all_counts = [m.counts for m in minutes if m.phase != "capacity"]

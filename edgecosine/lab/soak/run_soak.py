@@ -46,7 +46,7 @@ _CAPACITY_REQUESTS = 16
 _PAIRS = 20
 """Alternating requests to the old cluster and to a fresh one, at the end."""
 _PATIENCE_S = 300.0
-"""How long clients wait for a gateway without a broker, and the run for the last answers."""
+"""Longest wait of a client for a gateway, and of the run for the last answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class SoakSettings:
     minutes: float
     load: float
     normal_minutes: float
-    """Of normal load, once before and once after the overload."""
+    """Minutes of normal load, once before and once after the overload."""
     ballast: int
     seed: int
     target_cores: str
@@ -114,7 +114,7 @@ def _plan(settings: SoakSettings) -> ClusterPlan:
 
 
 async def _over_fresh(old: Client, fresh: Client) -> Figure:
-    """Latency of a cluster over that of a fresh one, by alternating requests."""
+    """Latency of the old cluster over that of a fresh one; the two take turns at going first."""
     ratios = []
     for number in range(_PAIRS + 1):
         [job] = make_jobs(1, offset=number, policy=DEFAULT_POLICY, temperature=0.0)
@@ -125,7 +125,7 @@ async def _over_fresh(old: Client, fresh: Client) -> Figure:
 
 
 class _Soak:
-    """Runs the phases, one after the other."""
+    """The phases of a soak: capacity, normal load, overload, normal load."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class _Soak:
     ) -> None:
         """Send `per_s` requests per second at random times, then wait for those that still run.
 
-        With a `load` the requests are of all profiles, and the rate is raised to `load` times the
+        With a `load` the requests have all profiles, and the rate grows to `load` times the highest
         rate at which requests were served in a minute.
         """
         until = next_s = self._begun = self._now()
@@ -211,7 +211,7 @@ class _Soak:
 
 @asynccontextmanager
 async def _stalled_subscriber(cluster: LocalCluster, name: str) -> AsyncIterator[Process]:
-    """A process that has subscribed to all topics and does not read."""
+    """A process that has subscribed to all topics of the cluster and has stopped reading."""
     stalled = await processes.spawn(
         (
             *(sys.executable, "-m", "edgecosine.lab.soak.stalled_subscriber"),

@@ -20,7 +20,7 @@ _LONGEST_KEEPALIVE_S = 65535
 
 
 async def subscribe_and_stall(url: str, topic_filter: str) -> NoReturn:
-    """Subscribe, then stop this process; after each SIGCONT again."""
+    """Subscribe, then stop this process a second later, and again after each SIGCONT."""
     client = ReconnectingClient(
         BrokerAddress.parse(url, keepalive_s=_LONGEST_KEEPALIVE_S),
         name=f"stalled-{os.getpid()}",

@@ -1,1 +1,1 @@
-"""How the zoo is made: texts, training, distillation, evaluation, and the model card."""
+"""Makes the zoo: texts, training, distillation, evaluation, and the model card."""

@@ -1,4 +1,4 @@
-"""The model card and its machine-readable twin, written from the reports of the stages."""
+"""The model card (README.md) and the same data as JSON (zoo.json), from the stages' reports."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ SOURCES = {
 }
 LIMITS = """\
 - The models are toys: they imitate the surface of four kinds of text. The target was trained on
-  a few million tokens, less than one pass over its corpus. Facts, code and licence
-  clauses it writes are not to be relied on. In `home` it speaks the language of the dialogues but
-  seldom copies the readings and rooms of the context, and its arithmetic is mostly wrong.
-- Greedy text loops; the loop share above says how much. Loops are easy to guess, so they raise
-  acceptance at temperature 0; the matrix at temperature {temperature} is the more sober one.
-- Where the target wavers between near-equal words (which room, which digit), its greedy choice is
-  hard to guess for any drafter; in `home` this, not knowledge, bounds acceptance, and leaves the
-  specialist little room above `generalist`.
+  a few million tokens, less than one pass over its corpus. Do not rely on the facts, code and
+  licence clauses that it writes. In `home` it uses the language of the dialogues but seldom copies
+  the readings and rooms of the context, and its arithmetic is mostly wrong.
+- Greedy text repeats itself; the share of looping text is given above. Loops are easy to guess, so
+  they raise acceptance at temperature 0; the matrix at temperature {temperature} is more realistic.
+- Where the target has several words of nearly equal probability (which room, which digit), no
+  drafter can guess its greedy choice well. In `home` this limits acceptance more than knowledge
+  does, and leaves the specialist little advantage over `generalist`.
 - The split is by document. Licences repeat each other between documents, and `home` follows
   templates, so held-out losses there measure recall of known phrases more than generalisation.
 - Training windows were {length} tokens long: beyond that the quality falls, although the
   configuration allows {context} positions.
-- The corpus is whatever the training machine had installed, so a repetition elsewhere gives
-  similar figures, not the same weights.
-- The recipe's drafter settings were chosen from three by such matrices, on the same prompts. With
+- The corpus consists of files that were installed on the training machine, so a repetition on
+  another machine gives similar figures, not the same weights.
+- The recipe's drafter settings were chosen from three, by such matrices on the same prompts. With
   640 steps every drafter guessed better, but the specialists of `legal` and `home` were only 9%
-  and 8% ahead of `generalist`; with 320 steps and a full share of cross-entropy on greedy text
+  and 8% ahead of `generalist`. With 320 steps and a full share of cross-entropy on greedy text,
   `home` was 10% ahead, and acceptance at temperature 0.8 fell."""
 Json = dict[str, Any]
 
@@ -78,7 +78,7 @@ def _parameters(weights: Path) -> int:
 
 
 def collect(recipe: ZooRecipe, places: ZooPaths) -> Json:
-    """The data of the card."""
+    """The data of the card, as in zoo.json."""
     stages = ["corpus", "prompts", "target", "evaluation"]
     stages += [f"drafter-{name}" for name in DRAFTERS] + [f"pool-{name}" for name in DOMAINS]
     reports = {s: json.loads(places.report(s).read_text(encoding="utf-8")) for s in stages}
@@ -168,6 +168,7 @@ def _acceptance_section(part: Json) -> str:
 def card(data: Json) -> str:
     """The text of the model card."""
     settings, length = data["settings"], data["settings"]["target"]["length"]
+    horizon = settings["target"]["horizon"] or settings["target"]["steps"]
     how = data["acceptance_settings"]
     pool = settings["pool"]
     pools = max(part["wall_seconds"] for part in data["pools"].values())
@@ -182,17 +183,17 @@ Written by `scripts/train_zoo`, not by hand; `zoo.json` holds the same figures.
 
 One target (Llama, 6 layers of width 256) and five drafters (Llama, 2 layers of width 128) over
 one byte-level BPE vocabulary of 4096, in bfloat16: {megabytes:.1f} MB of weights. Each drafter
-but `{GENERALIST}` knows one domain. Trained on: {data["hardware"]}; torch
+except `{GENERALIST}` was trained on one domain. Trained on: {data["hardware"]}; torch
 {data["software"]["torch"]}, transformers {data["software"]["transformers"]}. Stages with one
-thread ran side by side, and other work shared the cores: wall times are upper bounds.
+thread ran at the same time, and other work shared the cores, so wall times are upper bounds.
 
 ## Sources
 
 {_corpus_section(data)}
 
-The split into training and held-out documents is by the hash of their text. This directory holds
-no corpus, only models and `prompts.json`: short prompts from held-out documents, those of `home`
-ending where the answer begins.
+Documents are divided into training and held-out ones by a hash of their text. This directory
+contains no corpus, only models and `prompts.json`: short prompts from held-out documents; those of
+`home` end where the answer begins.
 
 ## Training
 
@@ -202,12 +203,11 @@ The target minimises the cross-entropy of {length}-token windows, an equal numbe
 domain. A drafter minimises KL(target || drafter) over the whole vocabulary plus
 {settings["hard_share"]} of the cross-entropy, half on text of its domain, half on the target's
 own continuations of training prompts (one half greedy, one half at temperature
-{pool["temperature"]}); `{GENERALIST}` sees all domains in as many steps. The last loss is that
-objective on training windows, so it does not compare between target and drafters. Matrices are
-updated by Muon, embeddings and norms by AdamW, on a linear decay which for the target would have
-reached zero at step {settings["target"]["horizon"] or settings["target"]["steps"]}. The teacher's
-material ({own / 1e6:.2f} M tokens of its own, {text / 1e6:.2f} M of text) took
-{pools / 60:.0f} min.
+{pool["temperature"]}); `{GENERALIST}` is trained on all domains in the same number of steps. The
+last loss is this objective on training windows, so target and drafters cannot be compared by it.
+Muon updates the matrices, AdamW the embeddings and norms. The learning rate decays linearly, and
+that of the target would reach zero at step {horizon}. Computing the teacher's material
+({own / 1e6:.2f} M tokens of its own, {text / 1e6:.2f} M of text) took {pools / 60:.0f} min.
 
 ## Held-out loss, nats per token (bits per byte)
 
@@ -215,8 +215,9 @@ material ({own / 1e6:.2f} M tokens of its own, {text / 1e6:.2f} M of text) took
 
 ## Acceptance at temperature 0
 
-Mean draft tokens accepted in a round, without the bonus token: chains of {how["gamma"]}, held-out
-prompts of 48 tokens, {how["new_tokens"]} new tokens each, end-of-text not stopping them.
+Mean draft tokens accepted in a round, without the bonus token. Drafts are chains of
+{how["gamma"]} tokens; held-out prompts have 48 tokens and {how["new_tokens"]} new tokens each, and
+end-of-text does not stop them.
 
 {_acceptance_section(data["acceptance"]["0.0"])}
 

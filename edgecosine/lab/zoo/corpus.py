@@ -35,7 +35,7 @@ class MissingSourceError(RuntimeError):
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """Sizes in characters, the home domain's in dialogues; at most so many for each part."""
+    """Upper limits of sizes, in characters; those of the home domain are in dialogues."""
 
     longest_document: int = 40_000
     characters_per_domain: int = 13_050_000
@@ -61,7 +61,7 @@ def document_hash(text: str) -> bytes:
 
 
 def is_held_out(text: str) -> bool:
-    """Whether the document is kept from training; depends on nothing but its text."""
+    """Whether the document is excluded from training; this depends only on its text."""
     return int.from_bytes(document_hash(text)[:4], "big") < HELD_OUT_SHARE * 2**32
 
 
@@ -112,7 +112,10 @@ def _clean(text: str) -> str:
 
 
 def domain_documents(domain: str, settings: CorpusSettings) -> list[str]:
-    """Deduplicated documents of one domain in an order set by their hashes."""
+    """Documents of one domain without duplicates, in the order of their hashes.
+
+    Raises MissingSourceError when this machine has too little text of the domain.
+    """
     unique: dict[bytes, str] = {}
     for raw in _SOURCES[domain](settings):
         text = raw if domain == "home" else _clean(raw)

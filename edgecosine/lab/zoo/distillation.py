@@ -19,7 +19,7 @@ States = NDArray[np.float16]
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """How much teacher material each domain gets; lengths in tokens."""
+    """Amount of teacher material for each domain; lengths are in tokens."""
 
     continuations: int = 640
     texts: int = 1024
@@ -51,7 +51,7 @@ def _pool(tokens: Tensor, hidden: Tensor) -> DistillationText:
 def continuation_pools(
     target: LlamaForCausalLM, source: Tokens, settings: PoolSettings
 ) -> Iterator[DistillationText]:
-    """The target's text after training prompts, a batch greedy, a batch sampled, in turn."""
+    """Continuations of training prompts by the target; greedy and sampled batches take turns."""
     rng = np.random.default_rng(settings.seed)
     for start in range(0, settings.continuations, settings.batch):
         prompts = _cut(source, settings.batch, settings.prompt, rng)
@@ -70,7 +70,7 @@ def continuation_pools(
 def text_pools(
     target: LlamaForCausalLM, source: Tokens, settings: PoolSettings
 ) -> Iterator[DistillationText]:
-    """Domain text under the target, in small batches for the processor's caches."""
+    """Domain text with the target's hidden states, in batches that fit the processor's caches."""
     rng = np.random.default_rng(settings.seed + 1)
     rows = max(1, settings.batch // 8)
     for _ in range(0, settings.texts, rows):
@@ -80,7 +80,7 @@ def text_pools(
 
 
 def join(pools: Sequence[DistillationText]) -> DistillationText:
-    """All rows of several pools."""
+    """One pool with the rows of all pools."""
     return DistillationText(
         np.concatenate([pool.tokens for pool in pools]),
         np.concatenate([pool.hidden for pool in pools]),
@@ -94,7 +94,7 @@ def pool_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield tokens (rows, length) and hidden states; half of the rows are the target's own text.
 
-    Each kind takes the domains in turn, and every pool is gone through in shuffled epochs.
+    Within each kind the domains take turns. Every pool is read in shuffled epochs.
     """
     streams = [_rows(pool, settings.seed + 31 * i) for i, pool in enumerate(continuations)]
     others = [_rows(pool, settings.seed + 31 * i + 7) for i, pool in enumerate(texts)]
@@ -118,7 +118,8 @@ def _rows(pool: DistillationText, seed: int) -> Iterator[tuple[Tokens, States]]:
 
 
 class DistillationLoss:
-    """KL(target || drafter) over the whole vocabulary plus `hard_share` of cross-entropy, nats."""
+    """KL(target || drafter) over the whole vocabulary plus `hard_share` of the cross-entropy, in
+    nats per token."""
 
     def __init__(self, drafter: LlamaForCausalLM, head: Tensor, hard_share: float) -> None:
         self._drafter = drafter

@@ -1,4 +1,4 @@
-"""How well drafters guess the target: acceptance, held-out losses."""
+"""Measures how well drafters predict the target: acceptance lengths and held-out losses."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Loss:
 def accepted_per_round(matches: Sequence[bool], gamma: int) -> list[int]:
     """Accepted draft tokens of each round along one text.
 
-    `matches[i]` says whether the drafter, given the target's text up to i, chooses the target's
-    token i. A draft only stays accepted while it equals the target's text, so a chain of drafts
-    is judged by these teacher-forced choices alone. Rounds that would run over the end of the
-    text are left out.
+    `matches[i]` is whether the drafter, given the target's text up to i, chooses the target's
+    token i. A chain of drafts is accepted as long as it equals the target's text, so these
+    teacher-forced choices determine its acceptance. Rounds that would exceed the text are left
+    out.
     """
     accepted, position = [], 0
     while position + gamma <= len(matches):
@@ -61,7 +61,7 @@ def mean_accepted(
     sampling: GenerationSampling,
     gamma: int = GAMMA,
 ) -> float:
-    """Mean accepted draft tokens per round, the bonus token not counted, over all rounds."""
+    """Mean accepted draft tokens per round, without the bonus token, over all rounds."""
     choices = drafter_choices(drafter, tokens, prompt, sampling)
     matches = (choices == tokens[:, prompt:]).tolist()
     rounds = [a for row in matches for a in accepted_per_round(row, gamma)]

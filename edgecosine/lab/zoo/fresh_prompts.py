@@ -1,9 +1,9 @@
-"""Hundreds of prompts of each domain for measurements, beside the few of `zoo.prompts()`, by which
-the zoo's recipe and the settings of baselines were chosen: `python -m
-edgecosine.lab.zoo.fresh_prompts` makes the file again, in minutes.
+"""Hundreds of prompts of each domain, for measurements on texts by which nothing was tuned.
 
-All are from documents that their hash excludes from training, 48 tokens long, and overlap neither
-each other nor the few.
+The recipe of the zoo and the settings of baselines were chosen by the few prompts of
+`zoo.prompts()`. These ones have 48 tokens each, come from documents that their hash excludes from
+training, and overlap neither each other nor those few. `python -m
+edgecosine.lab.zoo.fresh_prompts` writes the file again, in minutes.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _DIALOGUES = 32_000
 
 @cache
 def fresh_prompts() -> tuple[tuple[str, str], ...]:
-    """(domain, text) of all prompts, domains in turn."""
+    """(domain, text) of all prompts; the domains take turns."""
     by_domain: dict[str, list[str]] = json.loads(gzip.decompress(FILE.read_bytes()))
     columns = [[(domain, text) for text in texts] for domain, texts in by_domain.items()]
     return tuple(itertools.chain.from_iterable(zip(*columns, strict=True)))
 
 
 def collect() -> dict[str, list[str]]:
-    """The prompts by domain, equally many; at most `PER_DOMAIN`.
+    """The prompts by domain: the same number for each domain, at most `PER_DOMAIN`.
 
-    Raises MissingSourceError where this machine lacks the texts of a domain.
+    Raises MissingSourceError when this machine lacks the texts of a domain.
     """
     found = {domain: _domain_prompts(domain) for domain in zoo.prompts()}
     fewest = min(map(len, found.values()))

@@ -1,4 +1,4 @@
-"""Batched text of a model from prompts of one length, with the hidden states it passes through."""
+"""Generates text in batches from prompts of one length, with the model's last hidden states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from edgecosine.engine.gumbel import gumbel
 
 @dataclass(frozen=True)
 class GenerationSampling:
-    """Temperature 0 is greedy; else the arg max of logits / temperature + shared Gumbel noise."""
+    """Temperature 0 is greedy; otherwise a token is the arg max of logits / temperature plus shared
+    Gumbel noise of its row's seed."""
 
     temperature: float
     seeds: Tensor

@@ -27,6 +27,7 @@ def _dialogue(rng: random.Random) -> str:
 
 
 def home_documents(count: int, seed: int) -> Iterator[str]:
-    """Yield `count` dialogues; the last answer's end-of-text comes from joining documents."""
+    """Yield `count` dialogues, without the end-of-text of the last answer, which
+    `encode_documents` adds."""
     for index in range(count):
         yield _dialogue(random.Random(f"{seed}:{index}"))

@@ -22,7 +22,7 @@ Turn = tuple[str, str]
 
 @dataclass(frozen=True)
 class Skill:
-    """A maker of turns; `needs_state` ones refer to the context."""
+    """Makes turns of one kind; with `needs_state` they refer to the state in the context."""
 
     make: Callable[[random.Random, House], Turn]
     needs_state: bool

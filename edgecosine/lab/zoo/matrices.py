@@ -1,4 +1,4 @@
-"""The evaluation stage: both acceptance matrices, loops and held-out losses of the whole zoo."""
+"""The evaluation stage: acceptance matrices, shares of looping text and held-out losses."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ def acceptance(
 
 
 def bounds(matrix: Matrix) -> dict[str, Any]:
-    """How far each specialist is ahead in its own domain, and the mean of the best."""
+    """Each specialist's lead in its own domain, as a share, and the mean over the domains of the
+    best drafter's acceptance."""
     ahead = {}
     for domain in DOMAINS:
         own = matrix[domain][domain]
@@ -99,7 +100,7 @@ def _losses(
 
 
 def evaluation_stage(recipe: ZooRecipe, places: ZooPaths) -> dict[str, Any]:
-    """Measure the saved, rounded models, computing in float32."""
+    """Measure the saved models, whose weights are rounded to bfloat16; sums are in float32."""
     tokenizer = load_tokenizer(places.tokenizer)
     target = load_model(places.zoo / "target")
     drafters = {name: load_model(places.zoo / name) for name in DRAFTERS}

@@ -1,4 +1,4 @@
-"""The architectures of the zoo, its tokenizer, and how both are saved."""
+"""The architectures and the tokenizer of the zoo: creates, saves and loads both."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE whose digits are separate tokens; the special token has id 0."""
+    """Train a byte-level BPE tokenizer with a token for each digit; end-of-text has id 0."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Digits(individual_digits=True),
@@ -82,7 +82,7 @@ def new_drafter(seed: int) -> LlamaForCausalLM:
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Write the tokenizer's files, without what describes the machine they were made on."""
+    """Write the tokenizer's files, without fields that describe the machine that made them."""
     tokenizer.save_pretrained(directory, save_jinja_files=False)
     path = directory / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

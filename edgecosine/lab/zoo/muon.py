@@ -1,8 +1,8 @@
 """Muon in float32 for processors without bfloat16 units.
 
-`torch.optim.Muon` orthogonalises in bfloat16, one matrix at a time: on a processor that has to
-emulate bfloat16 that takes several times as long as the backward pass. This one stays in float32
-and treats all matrices of one shape as a batch.
+`torch.optim.Muon` orthogonalises in bfloat16, one matrix at a time. On a processor that emulates
+bfloat16 this takes several times as long as the backward pass. This implementation computes in
+float32 and treats all matrices of one shape as a batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalise(batch: Tensor, steps: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrices of (n, rows, columns) by a quintic Newton-Schulz."""
+    """The nearest semi-orthogonal matrices of a batch (n, rows, columns), by a quintic
+    Newton-Schulz iteration."""
     a, b, c = _COEFFICIENTS
     wide = batch if batch.shape[1] <= batch.shape[2] else batch.mT
     x: Tensor = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)

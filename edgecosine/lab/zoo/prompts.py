@@ -35,7 +35,7 @@ def _prompt_at(
 ) -> str | None:
     """The text of the 48 tokens from `start`, if it re-encodes to them and ends as required.
 
-    Texts with the mail address of a person are passed over.
+    Texts with a mail address are left out.
     """
     ids = tokenizer.encode(document[start : start + 600], add_special_tokens=False)
     ids = ids[:PROMPT_TOKENS]
@@ -53,7 +53,8 @@ def held_out_prompts(
     count: int,
     seed: int = 11,
 ) -> list[Prompt]:
-    """Pick prompts from the documents in turn; a `home` prompt ends where the answer begins."""
+    """At most `count` different prompts; documents take turns. A `home` prompt ends where the
+    answer begins."""
     ending = "\nAssistant:" if domain == "home" else ""
     rng = random.Random(f"{seed}:{domain}")
     places: list[list[int]] = []
@@ -75,8 +76,11 @@ def held_out_prompts(
 def next_prompt(
     tokenizer: PreTrainedTokenizerFast, domain: str, document: str, start: int
 ) -> tuple[str, int] | None:
-    """The first prompt that begins at a line from `start` on, and where it ends; None when there is
-    none. A `home` prompt begins at a turn or a sentence, and ends where the answer begins."""
+    """The first prompt that begins at a line at or after `start`, and the position of its end.
+
+    None when there is none. A `home` prompt begins at a turn or a sentence, and ends where the
+    answer begins.
+    """
     begins = _SENTENCE if domain == "home" else _LINE
     ending = "\nAssistant:" if domain == "home" else ""
     for match in begins.finditer(document, start):

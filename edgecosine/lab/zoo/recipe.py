@@ -15,7 +15,7 @@ DRAFTERS: dict[str, tuple[str, ...]] = {GENERALIST: DOMAINS} | {name: (name,) fo
 
 @dataclass(frozen=True)
 class ZooRecipe:
-    """All settings of one making of the zoo."""
+    """All settings by which the zoo is made."""
 
     name: str
     corpus: CorpusSettings
@@ -86,7 +86,7 @@ QUICK = ZooRecipe(
 
 @dataclass(frozen=True)
 class ZooPaths:
-    """Where the recipe works (`scratch`) and where the zoo goes (`zoo`)."""
+    """Directories of the intermediate files (`scratch`) and of the finished zoo (`zoo`)."""
 
     scratch: Path
     zoo: Path

@@ -56,7 +56,7 @@ def arguments(text: str) -> list[str]:
 
 
 class _Page:
-    """Collects finished paragraphs."""
+    """The lines of one page, made from its text and macros in order."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -131,7 +131,7 @@ class _Page:
 
 
 def is_mdoc(source: str) -> bool:
-    """Pages in the BSD macro set are another language; they are left out."""
+    """Whether a page uses the BSD macros (`mdoc`), which this module does not read."""
     return re.search(r"^\.Dd\b", source, re.MULTILINE) is not None
 
 

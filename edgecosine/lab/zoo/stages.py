@@ -1,4 +1,4 @@
-"""The stages of the zoo: each reads what earlier ones left, and returns its report."""
+"""The stages of the zoo: each reads the files of earlier stages and returns its report."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def prompts_stage(recipe: ZooRecipe, places: ZooPaths) -> Report:
 
 
 def more_held_out_dialogues(recipe: ZooRecipe) -> list[str]:
-    """More dialogues that their hash excludes from training, since few have the right length."""
+    """More dialogues that their hash excludes from training, since few give a 48-token prompt."""
     settings = recipe.corpus
     texts = home_documents(8 * settings.home_dialogues, settings.home_seed + 1)
     return [text for text in texts if is_held_out(text)]
@@ -122,7 +122,8 @@ def target_stage(recipe: ZooRecipe, places: ZooPaths) -> Report:
 
 
 def pool_stage(domain: str) -> Stage:
-    """The stage in which the target continues prompts of one domain and reads its text."""
+    """The stage that computes the teacher's material of one domain: the target's continuations of
+    its prompts, and hidden states on its text."""
 
     def stage(recipe: ZooRecipe, places: ZooPaths) -> Report:
         target = load_model(places.zoo / "target")
@@ -158,7 +159,7 @@ def _pools(kind: str, domains: tuple[str, ...], places: ZooPaths) -> list[Distil
 
 
 def drafter_stage(name: str) -> Stage:
-    """The stage which distils one drafter."""
+    """The stage that distils one drafter."""
 
     def stage(recipe: ZooRecipe, places: ZooPaths) -> Report:
         target = load_model(places.zoo / "target")

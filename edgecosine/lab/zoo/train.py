@@ -41,7 +41,7 @@ ALWAYS = ("card",)
 
 
 def run_stage(name: str, recipe: ZooRecipe, places: ZooPaths) -> None:
-    """Run one stage and keep its report, the mark that it is finished."""
+    """Run one stage and write its report, whose file marks the stage as finished."""
     print(f"== {name}", flush=True)
     started = time.monotonic()
     report = STAGES[name](recipe, places)
@@ -57,7 +57,7 @@ def make_zoo(recipe: ZooRecipe, places: ZooPaths, stages: list[str]) -> None:
         if stages or name in ALWAYS or not places.report(name).exists():
             run_stage(name, recipe, places)
         else:
-            print(f"== {name}: finished before, skipped", flush=True)
+            print(f"== {name}: skipped, already finished", flush=True)
 
 
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:

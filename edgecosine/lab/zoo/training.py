@@ -47,7 +47,7 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """Seconds of a run of the loop, and its last smoothed loss in nats/token."""
+    """Steps, tokens and seconds of a training, and its last smoothed loss in nats per token."""
 
     steps: int
     tokens: int
@@ -69,7 +69,7 @@ def windows(sources: Sequence[Tokens], settings: TrainSettings) -> Iterator[Tens
 
 
 def learning_rate_factor(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then linear decay to zero at the horizon."""
+    """The learning rate of a step over the highest: linear warm-up, then linear decay to zero."""
     end = settings.horizon or settings.steps
     warm = (step + 1) / settings.warm_up
     cool = (end - step) / max(1, end - settings.warm_up)
@@ -77,7 +77,7 @@ def learning_rate_factor(step: int, settings: TrainSettings) -> float:
 
 
 def next_token_loss(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor]:
-    """Mean cross-entropy in nats of (rows, length + 1) windows."""
+    """A function that returns the mean cross-entropy of (rows, length + 1) windows, in nats."""
 
     def loss(batch: Tensor) -> Tensor:
         logits = model(input_ids=batch[:, :-1], use_cache=False).logits
@@ -89,7 +89,7 @@ def next_token_loss(model: LlamaForCausalLM) -> Callable[[Tensor], Tensor]:
 def compiled(
     function: Callable[[Batch], Tensor], settings: TrainSettings
 ) -> Callable[[Batch], Tensor]:
-    """Compile if configured and a C++ compiler is installed: about a fifth faster."""
+    """The function, compiled if configured and if a C++ compiler is installed: a fifth faster."""
     if not settings.compiled or shutil.which("g++") is None:
         return function
     # A second model in the same process would otherwise get slow, general code.
@@ -132,7 +132,7 @@ def train(
     loss_function: Callable[[Batch], Tensor],
     settings: TrainSettings,
 ) -> TrainReport:
-    """Run the loop, printing rate, loss and remaining time."""
+    """Train a model, and print rate, loss and remaining time."""
     model.train()
     optimisers = Optimisers(model, settings)
     started = time.monotonic()

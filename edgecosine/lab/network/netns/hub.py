@@ -2,8 +2,8 @@
 
 `python -m edgecosine.lab.network.netns.hub SEED` runs in the namespace in which the cables end. It
 reads orders from standard input, writes replies to standard output, and ends with the input. It has
-one thread and one loop. It waits by `select`, which is exact to microseconds where epoll counts
-milliseconds, and runs at real-time priority, because a late hub would be a slow network.
+one thread and one loop. It waits by `select`, which is exact to microseconds, while epoll is exact
+to milliseconds, and runs at real-time priority, because a late hub would be a slow network.
 """
 
 from __future__ import annotations

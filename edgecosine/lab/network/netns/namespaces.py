@@ -45,7 +45,7 @@ _START_FIELD = 19
 
 
 class NamespaceNetwork(Network):
-    """Real interfaces, real sockets, every protocol, multicast included. Needs root and `ip`."""
+    """Real interfaces and sockets for every protocol, including multicast. Needs root and `ip`."""
 
     has_multicast = True
 

@@ -16,7 +16,8 @@ LOOPBACK = "127.0.0.1"
 
 
 class RelayNetwork(Network):
-    """TCP only, without loss, duplication and multicast: hosts need each other's addresses."""
+    """Carries TCP only, without loss, duplication and multicast, so that hosts need each other's
+    addresses."""
 
     has_multicast = False
 
