@@ -1,7 +1,7 @@
 """Low-rank changes to a drafter's matrices (LoRA, arXiv 2106.09685), which make it a specialist.
 
-A specialist differs little from the generalist; stored this way, its file has an eighth of the
-size.
+A specialist differs little from the generalist, so a file of its changes has an eighth of the size
+of a whole drafter.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def adapt(student: LlamaForCausalLM, rank: int) -> None:
 
 
 def changes(student: LlamaForCausalLM) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yields name, A and B of every adapted matrix."""
+    """Yields of every adapted matrix its name, A [rank, inputs] and B [outputs, rank]."""
     for name, module in student.named_modules():
         if isinstance(module, LowRank):
             yield name, cast(Tensor, module.a).detach(), cast(Tensor, module.b).detach()

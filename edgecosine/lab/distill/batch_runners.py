@@ -1,8 +1,8 @@
 """Forward passes of the target over all slots: flat passes on a CPU, a grid on a GPU.
 
-Without the CPU kernels, attention of flat passes runs slot by slot, too slow for hundreds of slots.
-In the grid every step processes one token of each slot, in plain torch and one shape; some slots
-read prompts while others generate.
+Without the CPU kernels, a flat pass computes attention slot by slot, which is too slow for hundreds
+of slots. In the grid every step processes one token of each slot, in plain torch and in one shape;
+some slots read prompts while others generate.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class GridFeeder:
 
     @torch.inference_mode()
     def feed(self, slots: Sequence[ConversationSlot]) -> torch.Tensor:
-        """See `Feeder`; a slot is read when this was its last token."""
+        """See `Feeder`; one token of each slot is read."""
         # Slots without a conversation read the first token again, which leaves their KV unchanged.
         numbers = np.zeros((2, len(self._rows)), dtype=np.int64)
         numbers[0] = slots[0].tokens[0]
@@ -101,7 +101,7 @@ class GridFeeder:
         keys[self._rows, :, positions] = key[:, :, 0]
         values[self._rows, :, positions] = value[:, :, 0]
         visible = is_seen.shape[-1]
-        # Heads that share a key are rows of one query.
+        # Query heads that share a key head become rows of one query.
         attended = scaled_dot_product_attention(
             query.reshape(len(inner), self._groups, -1, self._head_size),
             keys[:, :, :visible],

@@ -51,8 +51,8 @@ Looping text is easy to predict, which raises the figures at temperature 0.
 
 
 def write_card(out: Path, recipe: DistillRecipe, report: Mapping[str, Any]) -> None:
-    """Write both files beside the drafters; the report's `note`, if any, states deviations from
-    the recipe."""
+    """Write the card and its data into `out`. The report's `note`, if it has one, states deviations
+    from the recipe."""
     (out / DATA).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     text = _TEMPLATE.format(
         target=recipe.target,

@@ -36,7 +36,7 @@ _LOOP, _MAX_PERIOD = 24, 48
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """One prompt with its answer; `states[i]` [width] is the target's before token
+    """One prompt with its answer. `states[i]` [width] is the target's state that gave the token
     `num_prompt + i`."""
 
     domain: str
@@ -80,7 +80,7 @@ class ConversationTurn:
 
 
 class Openers:
-    """An endless sequence of openers, balanced so that all domains get as many tokens."""
+    """An endless sequence of openers, balanced so that all domains get equally many tokens."""
 
     def __init__(self, tokenizer: Any, seed: int) -> None:
         self._tokenizer, self._random = tokenizer, random.Random(seed)
@@ -131,8 +131,11 @@ class Feeder(Protocol):
     """Runs a model over the pending tokens of its slots."""
 
     def feed(self, slots: Sequence[ConversationSlot]) -> torch.Tensor:
-        """Read at least one token of each slot. Returns the states before the output layer [slots
-        that are read, width] at the last token of each slot that is read then, in order."""
+        """Read at least one token of each slot.
+
+        Returns states before the output layer [slots, width], at the last token of each slot whose
+        tokens are all read now, in the order of the slots.
+        """
 
 
 class Writer:
@@ -154,7 +157,7 @@ class Writer:
         self._noise = torch.Generator().manual_seed(seed)
 
     def write(self, turns: Iterable[ConversationTurn]) -> Iterator[Conversation]:
-        """Yields the conversations of all turns in the order of their ends."""
+        """Yields the conversations of all turns, in the order in which they end."""
         coming = iter(turns)
         free, slots = list(range(self._num_slots)), list[ConversationSlot]()
         is_filled = set[int]()

@@ -15,11 +15,11 @@ from edgecosine.lab.distill.prompts import held_out
 from edgecosine.lab.zoo.evaluation import accepted_per_round
 
 GAMMA = 6
-"""Tokens of a draft, which is the chain of the drafter's best tokens."""
+"""Tokens of a draft, a chain of the drafter's most probable tokens."""
 
 
 def held_out_turns(tokenizer: Any, temperature: float) -> list[ConversationTurn]:
-    """All held-out prompts as turns; at a temperature, seeds number them."""
+    """All held-out prompts as turns; above temperature 0 the seed of a turn is its number."""
     turns = [(domain, text) for domain, texts in held_out().items() for text in texts]
     return [
         ConversationTurn(
@@ -44,7 +44,7 @@ def seed_of(
 
 @torch.inference_mode()
 def matches(drafter: Any, done: Conversation, seed: int | None) -> list[bool]:
-    """For each token of an answer, whether the drafter would draft it after the tokens before.
+    """For each token of an answer, whether the drafter would draft it after the preceding tokens.
 
     `drafter` is a model whose output layer is a `ShortlistHead`.
     """

@@ -1,4 +1,4 @@
-"""Writes a student as a GGUF file with the name of its base; see `engine/loading/cut_models.py`."""
+"""Writes a student as a GGUF file that names its base; `engine/loading/cut_models.py` reads it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from edgecosine.lab.distill.adapters import changes
 def write_drafter(
     path: Path, student: LlamaForCausalLM, shortlist: torch.Tensor, base: str, kind: str, name: str
 ) -> int:
-    """Write `student` with its matrices in GGML's format `kind`; returns the file's bytes."""
+    """Write `student` with its matrices in GGML's format `kind`; returns the file's size in
+    bytes."""
     config: Any = student.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
@@ -45,7 +46,7 @@ def write_drafter(
 
 def write_adapter(path: Path, student: LlamaForCausalLM, base: Path, kind: str, name: str) -> int:
     """Write the student's changes to `base`, a drafter's file in the same folder; returns the
-    file's bytes."""
+    size of the written file in bytes."""
     config: Any = student.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
@@ -65,7 +66,7 @@ def write_adapter(path: Path, student: LlamaForCausalLM, base: Path, kind: str, 
 
 
 def describe_llama(writer: gguf.GGUFWriter, config: Any) -> None:
-    """Add the settings of a Llama."""
+    """Add the metadata of a Llama of this configuration."""
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -96,7 +97,7 @@ def _add(writer: gguf.GGUFWriter, name: str, weight: torch.Tensor, kind: str) ->
 
 
 def _q4_1(weight: torch.Tensor) -> NDArray[np.uint8]:
-    """Rows as bytes of Q4_1. Other than gguf's own rounding, values of 4 bits are not changed."""
+    """Rows as bytes of Q4_1. Unlike gguf's own rounding, this leaves values of 4 bits unchanged."""
     blocks, _ = to_nibbles(weight.detach().float().cpu())
     assert blocks.minima is not None
     scales = torch.stack([blocks.scales, blocks.minima], -1).numpy().view(np.uint8)

@@ -1,4 +1,4 @@
-"""Any number of prompts that no drafter was trained on; the target writes the user's turns."""
+"""Makes any number of prompts that no drafter was trained on: the target writes users' turns."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ FIRST_SEED = 1_000_000
 async def write_prompts(
     target: str, count: int, notify: Callable[[str], None]
 ) -> list[tuple[str, str]]:
-    """The same prompts, written in a thread that ends soon after a cancellation.
+    """The prompts of `fresh_prompts`, computed in a thread that ends soon after a cancellation.
 
-    Raises as `load_teacher`.
+    Raises the errors of `load_teacher`.
     """
     is_cancelled = threading.Event()
 
@@ -51,10 +51,12 @@ def fresh_prompts(
     *,
     is_wanted: Callable[[int], bool] = lambda _: True,
 ) -> list[tuple[str, str]]:
-    """`count` different prompts with alternating domains, as (domain, text), written at
-    temperature 1; none of them once `is_wanted` is false, which is asked after each turn.
+    """`count` different prompts as (domain, text), written at temperature 1; domains alternate.
 
-    Raises as `load_teacher`.
+    `is_wanted` is called after each turn with the number of turns before it; when it returns False,
+    no prompts are returned.
+
+    Raises the errors of `load_teacher`.
     """
     teacher = load_teacher(target, "cpu", slots=_SLOTS, slot_size=_SLOT_SIZE)
     template = Template.of(teacher.tokenizer)

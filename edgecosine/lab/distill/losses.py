@@ -1,4 +1,4 @@
-"""Training of a student: batches of conversations, and a loss towards acceptance."""
+"""Training of a student: batches of conversations, and a loss that approaches acceptance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHARPNESS = 3.0
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a training: `batch_tokens` with padding in a batch, and `epochs` over the text.
+    """Settings of a training: tokens of a batch including padding, and epochs over the text.
 
     The learning rate rises for `warm_up` steps, stays, and falls to zero over the last share
     `decay` of the steps.
@@ -77,7 +77,8 @@ def batch_of(conversations: Sequence[Conversation]) -> TrainingBatch:
 
 
 def plan(lengths: Sequence[int], settings: Settings) -> list[list[int]]:
-    """Indices of the conversations in each batch, which have similar lengths to save padding."""
+    """Indices of the conversations in each batch; those of one batch have similar lengths, which
+    saves padding."""
     rng = np.random.default_rng(settings.seed)
     batches: list[list[int]] = []
     for epoch in range(math.ceil(settings.epochs)):
@@ -97,8 +98,8 @@ def plan(lengths: Sequence[int], settings: Settings) -> list[list[int]]:
 
 
 def rate(step: int, steps: int, settings: Settings, spent: float = 0.0) -> float:
-    """The learning rate of a step; it falls with the steps or with `spent`, the used share of the
-    time, whichever is further."""
+    """The learning rate of a step. Its decay follows the steps or the used share of the time,
+    `spent`, whichever is further."""
     rising = (step + 1) / settings.warm_up
     falling = (steps - step) / max(1.0, steps * settings.decay)
     late = max(0.0, 1 - spent) / settings.decay
@@ -110,7 +111,7 @@ def states_of(student: LlamaForCausalLM, tokens: Tensor) -> Tensor:
     body = cast(Any, student.model)
     if student.config._attn_implementation != "sdpa":
         return cast(Tensor, body(input_ids=tokens, use_cache=False).last_hidden_state)
-    # transformers' forward pass first searches for packed sequences, which waits for the GPU.
+    # The forward pass of transformers first searches for packed sequences and so waits for the GPU.
     states = body.embed_tokens(tokens)
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
     rotation = body.rotary_emb(states, position_ids=positions)
@@ -122,8 +123,9 @@ def states_of(student: LlamaForCausalLM, tokens: Tensor) -> Tensor:
 
 
 class AcceptanceLoss:
-    """k KL(p || q) + (1 - k) (1 - sum of min(p, q)) with k = exp(-3 sum of min(p, q)): at first
-    mostly the divergence, later mostly the acceptance (LK losses, arXiv 2602.23881)."""
+    """k KL(p || q) + (1 - k) (1 - sum of min(p, q)) with k = exp(-3 sum of min(p, q)), for the
+    target's distribution p and the student's q: at first mostly the divergence, later mostly the
+    acceptance (LK losses, arXiv 2602.23881)."""
 
     def __init__(self, head: Tensor) -> None:
         """`head` [shortlist, width]: the target's output layer for the tokens of the shortlist."""

@@ -1,7 +1,7 @@
 """Subjects of the training conversations: openers, which begin a user's turn, by domain.
 
-No data set is needed. The target reads its chat template up to the user's turn and an opener of
-this file, and writes the rest of the turn and then the answer. The held-out prompts are written by
+No data set is needed: the target reads its chat template up to the user's turn and an opener of
+this file, and writes the rest of the turn and then the answer. The held-out prompts were written by
 hand (`held_out.json`), and no opener repeats one of them.
 """
 

@@ -25,8 +25,8 @@ def _specialist() -> Settings:
 class DistillRecipe:
     """All settings of a training of the drafters.
 
-    layers         layers of the target with which a drafter begins
-    kind           GGML's format of the generalist's matrices; Q4_1 is rounded for their inputs
+    layers         layers of the target from which a drafter is made
+    kind           GGML's format of the generalist's matrices; Q4_1 is rounded for its inputs
     rank           rank of a specialist's changes, which are stored as Q8_0
     text_tokens    answer tokens that the target writes, in shards of `shard_tokens`
     replay         share of other domains' conversations in the training of a specialist
@@ -49,7 +49,7 @@ class DistillRecipe:
 
 
 def gpu_recipe() -> DistillRecipe:
-    """For a large GPU: more text, larger batches, a higher learning rate and more epochs."""
+    """The recipe for a large GPU: more text, larger batches, higher learning rate, more epochs."""
     return DistillRecipe(
         slots=1024, text_tokens=4_000_000, shard_tokens=100_000,
         generalist=Settings(epochs=8.0, learning_rate=1.2e-3, batch_tokens=8192, warm_up=100),
@@ -58,7 +58,7 @@ def gpu_recipe() -> DistillRecipe:
 
 
 def toy_recipe() -> DistillRecipe:
-    """Runs all stages in a minute, for any target; its drafters are useless."""
+    """A recipe that runs all stages in a minute, for any target; its drafters are useless."""
     once = Settings(epochs=1.0, learning_rate=1e-3, batch_tokens=512, warm_up=2)
     return DistillRecipe(
         layers=(0, 1), shortlist=64, text_tokens=1200, shard_tokens=600, slots=8, max_answer=24,

@@ -1,7 +1,7 @@
-"""Rounds a trained student to 4 bits, after GPTQ (arXiv 2210.17323).
+"""Rounds a trained student to 4 bits, by GPTQ (arXiv 2210.17323).
 
-A drafter's step takes as long as its weights take to be read, so 4 bits are worth more than the
-acceptance that they cost. Nearest values would cost more of it.
+The duration of a drafter's step is the time to read its weights, so 4 bits gain more than the
+acceptance that they cost. Rounding to the nearest values would cost more acceptance.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from edgecosine.lab.distill.losses import batch_of, states_of
 _MOST = 15
 _DAMPING = 0.01
 _SHARES = (1.0, 0.96, 0.92, 0.88, 0.84)
-"""Shares of a block's range that its 16 values are tried to cover."""
+"""Shares of a block's range to try; the 16 values of the block cover the best one."""
 
 
 @torch.no_grad()
 def round_student(student: LlamaForCausalLM, text: Sequence[Conversation]) -> None:
-    """Round the matrices of all linear layers; `text` gives the inputs that the errors are for."""
+    """Round the matrices of all linear layers so that their outputs for `text` change least."""
     for layer, moments in _second_moments(student, text).items():
         layer.weight.copy_(round_rows(layer.weight, moments))
 
@@ -54,7 +54,7 @@ def _second_moments(
 def round_rows(weight: Tensor, moments: Tensor) -> Tensor:
     """A matrix [rows, inputs] with 16 values in each block of 32 inputs, as Q4_1 stores them.
 
-    The error of each column is made up for by the columns after it, as the inputs' `moments`
+    Later columns compensate for the error of each column, as far as the inputs' `moments`
     [inputs, inputs] allow.
     """
     rest, rounded = weight.float().clone(), torch.empty_like(weight, dtype=torch.float32)

@@ -38,7 +38,7 @@ from edgecosine.lab.looping_share import loop_share
 
 Report = dict[str, Any]
 Stage = Callable[[DistillRecipe, DistillPaths, str, float], Report]
-"""Runs on a device until it ends, or until the deadline by `time.monotonic`."""
+"""Runs on a device to its end, or until a deadline by `time.monotonic`; returns measurements."""
 _SLOT_SIZE = 640
 _SAVE_EVERY_S = 60.0
 _LOG_EVERY_S = 10.0
@@ -48,11 +48,12 @@ _ADAPTER_KIND = "Q8_0"
 _SLOTS_LOG = 21
 """Slots in which the n-grams of some millions of tokens hardly collide, as a power of two."""
 _LEAST_COUNT = 2
-"""Of an n-gram that is kept: those that occurred once gain 1%, and are four fifths."""
+"""Least occurrences of an n-gram that is kept. Those that occur once are four fifths of all and
+gain only 1%."""
 
 
 def text_stage(recipe: DistillRecipe, paths: DistillPaths, device: str, deadline: float) -> Report:
-    """The target writes the training text, shard by shard, until the deadline at most."""
+    """Let the target write the training text, shard by shard, until the deadline at the latest."""
     paths.text.mkdir(parents=True, exist_ok=True)
     count = -(-recipe.text_tokens // recipe.shard_tokens)
     missing = [i for i in range(count) if not (paths.text / f"{i:04}.npz").exists()]

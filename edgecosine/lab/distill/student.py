@@ -1,6 +1,6 @@
 """Cuts a drafter from the target: some of its layers, and an output layer for frequent tokens only.
 
-A student that starts from the target's layers learns much faster than one from scratch. The output
+A student made of the target's layers learns much faster than one with random weights. The output
 layer dominates a small drafter's step, and a few thousand frequent tokens make up almost all text
 (FR-Spec, arXiv 2502.14856); the target corrects the rest.
 """
@@ -20,10 +20,10 @@ _STATES_AT_ONCE = 1024
 
 @torch.no_grad()
 def shortlist_of(states: Tensor, head: Tensor, size: int, always: Sequence[int]) -> Tensor:
-    """Ids [size], in order, of the most probable tokens of the target, including `always`.
+    """Ids [size], in ascending order, of the target's most probable tokens, including `always`.
 
-    The target's distributions at `states` [n, width] are summed; counting sampled tokens would
-    leave the tail of the list to chance.
+    Probabilities are summed over the target's `states` [n, width]. Counts of sampled tokens would
+    make the rare tokens of the list random.
     """
     expected = torch.zeros(len(head), dtype=torch.float64, device=head.device)
     for part in torch.split(states, _STATES_AT_ONCE):

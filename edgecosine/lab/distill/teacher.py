@@ -49,7 +49,7 @@ def load_stock(name: str, dtype: torch.dtype) -> LlamaForCausalLM:
 def load_teacher(name: str, device: str, *, slots: int, slot_size: int) -> Teacher:
     """The target with a separate output layer, in bfloat16.
 
-    Raises as `load_stock`.
+    Raises the errors of `load_stock`.
     """
     stock = load_stock(name, torch.bfloat16)
     weight = head_of(stock).clone()

@@ -60,7 +60,7 @@ def make_drafters(
 ) -> None:
     """Run the named stages, or all that have not ended, and write the card.
 
-    Text and trainings are shortened so that all stages end within `minutes`, or soon after if
+    Text and trainings are shortened so that all stages end within `minutes`, or soon afterwards if
     loading takes longer.
     """
     end = time.monotonic() + 60 * minutes

@@ -29,8 +29,11 @@ class Trainer:
         """Answer tokens in all steps, with repetitions."""
 
     def step(self, batch: TrainingBatch, learning_rate: float) -> tuple[Tensor, Tensor]:
-        """Train on a batch; returns the mean acceptance at temperature 1 and the share of equal
-        best tokens, before the step. Never waits for a GPU."""
+        """Train on a batch, without waiting for a GPU.
+
+        Returns the mean acceptance at temperature 1 and the share of equal best tokens, both
+        before the step.
+        """
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate
         device = self.student.device

@@ -15,8 +15,8 @@ from edgecosine.lab.distill.conversations import Conversation, States, Tokens
 
 @dataclass(frozen=True)
 class TrainingText:
-    """Concatenated conversations: `tokens` and `states` are concatenated; the other columns have
-    one entry for each conversation."""
+    """Many conversations: `tokens` and `states` are concatenated, the other columns have one entry
+    for each conversation."""
 
     tokens: Tokens
     states: States

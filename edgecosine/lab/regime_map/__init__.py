@@ -1,1 +1,2 @@
-"""Where speculation across machines pays, and which part of it: simulated on slowed processors."""
+"""Measures where speculation across machines pays, and which of its parts, by simulation of slowed
+processors."""

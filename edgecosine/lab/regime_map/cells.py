@@ -17,14 +17,14 @@ Mix = Literal["one", "mixed", "within"]
 take turns; within: each text changes its domain every `texts.SEGMENT` tokens."""
 
 PASS_S = 0.042
-"""A target pass: five times that of the zoo's target with its ballast, as of a large target."""
+"""Duration of a target's forward pass: five times that of the zoo's target with its ballast."""
 ONE_DRAFTER = "edgecosine-one-drafter"
-"""EdgeCoSine on a cluster of one drafter: the best single model for the cell's texts."""
+"""EdgeCoSine on a cluster of one drafter, whose model is the best one for the cell's texts."""
 SPECIALISTS: Final[Mapping[str, tuple[str, ...]]] = {
     ZOO: ("python", "manual", "legal", "home"),
     models.DEFAULT_TARGET: DOMAINS,
 }
-"""By recording: the domains of its texts, which are also the names of their specialists."""
+"""The domains of each recording's texts, which are also the names of their specialists."""
 _RATIOS = (0.1, 0.2, 0.4, 0.02)
 _CROSSED = (0.02, 0.4)
 _PARTS = ("cooperation", "fusion", "routing", "siblings", "ahead", "adaptivity", "repetition")
@@ -32,11 +32,11 @@ _PARTS = ("cooperation", "fusion", "routing", "siblings", "ahead", "adaptivity",
 
 @dataclass(frozen=True, slots=True)
 class MapCell:
-    """A point of the map; the defaults are the centre of CoSine's own setting."""
+    """A point of the map; the defaults are the centre of CoSine's published setting."""
 
     sessions: int = 8
     ratio: float = 0.15
-    """A drafter's step over a target's pass."""
+    """Duration of a drafter's step over that of a target's forward pass."""
     drafters: int = 4
     rtt_ms: float = 0.3
     mix: Mix = "mixed"
@@ -59,7 +59,7 @@ class MapCell:
 
     @property
     def is_of_the_paper(self) -> bool:
-        """Whether it lies in CoSine's setting: several specialists on a LAN, mixed domains."""
+        """Whether the cell is in CoSine's setting: several specialists on a LAN, mixed domains."""
         return (
             0.1 <= self.ratio <= 0.2 and self.drafters >= 4 and self.rtt_ms < 1
             and self.mix == "mixed" and not self.temperature
@@ -67,24 +67,28 @@ class MapCell:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of EdgeCoSine that are left out in turn, in some cells along the ratio; on the
-        real model at the centre."""
+        """The parts of EdgeCoSine that are left out one at a time in this cell.
+
+        They are measured in some cells along the ratio; of the real model, only at the centre.
+        """
         centre = MapCell(self.sessions, texts=self.texts)
         ratios = (*_CROSSED, centre.ratio) if self.texts == ZOO else (centre.ratio,)
         lines = (replace(centre, ratio=ratio) for ratio in ratios)
         return _PARTS if self in lines else ()
 
     def models(self) -> tuple[str, ...]:
-        """EdgeCoSine's drafters: specialists from four on, below that the generalist and some."""
+        """Models of EdgeCoSine's drafters: four or more begin with the specialists, fewer with the
+        generalist."""
         known = self.specialists
         order = (*known, GENERALIST) if self.drafters >= 4 else (GENERALIST, *known)
         return tuple(order[place % len(order)] for place in range(self.drafters))
 
 
 def all_cells(texts: str = ZOO) -> tuple[MapCell, ...]:
-    """Every cell, once, those of CoSine's setting first: lines through the centre along each axis,
-    and two corners. Of the real model those along text, temperature and drafters, and the ends of
-    the ratio's, since what the network does is known from the zoo.
+    """Every cell once: lines through the centre along each axis, and two corners.
+
+    Those of CoSine's setting come first. The real model has the lines along text, temperature and
+    drafters and the ends of the ratio's line; the effect of the network is measured on the zoo.
 
     Raises LabError for texts that are not recorded.
     """
@@ -120,7 +124,7 @@ def _cells(centre: MapCell) -> Iterator[MapCell]:
 def only(cells: Iterable[MapCell], names: Sequence[str]) -> tuple[MapCell, ...]:
     """The cells whose names contain one of `names`; all when there are none.
 
-    Raises LabError when a name fits no cell.
+    Raises LabError when a name occurs in no cell's name.
     """
     cells = tuple(cells)
     for name in names:

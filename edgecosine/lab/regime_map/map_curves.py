@@ -27,8 +27,8 @@ _BEST = "best baseline"
 
 
 def map_curves(runs: Sequence[Mapping[str, Any]]) -> list[Curves]:
-    """For each axis and number of requests: EdgeCoSine's throughput over others', and what it is
-    worth to have each part."""
+    """For each axis and number of requests at a time: EdgeCoSine's throughput over that of others,
+    and over its own without each part."""
     cells = {map_cell(run): run for run in runs if run.get("kind") == "map"}
     recordings = dict.fromkeys(cell.texts for cell in cells)
     found = []

@@ -1,7 +1,7 @@
 """The figures of the map, as pure functions of its records.
 
-Pairs are the runs of two policies in one repetition of one cell, on the same texts. The best
-baseline of a cell is the one with the highest median throughput (lowest median latency) there.
+A pair is the runs of two policies in one repetition of one cell, on the same texts. The best
+baseline of a cell is the one with the highest median throughput or the lowest median latency there.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from edgecosine.lab.regime_map.cells import ONE_DRAFTER, MapCell
 
 Cell = Mapping[str, Any]
 TOKENS_PER_S, LATENCY_S = 0, 1
-"""Places in a repetition's numbers."""
+"""Indices of a repetition's numbers."""
 NEVER_WORSE = 0.97
 
 
 def map_figures(runs: Sequence[Cell]) -> dict[str, Figure]:
-    """All figures of which the records have cells.
+    """All figures for which the records have cells.
 
-    Those of CoSine's setting are of its cells together, by the geometric mean within a repetition:
-    8 requests at a time, and the same with one as `..._single`.
+    Those of CoSine's setting combine its cells by the geometric mean within each repetition, for 8
+    requests at a time; the suffix `_single` means one request at a time.
     """
     cells = [run for run in runs if run["kind"] == "map"]
     figures: dict[str, Figure] = {}

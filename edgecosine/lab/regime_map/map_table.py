@@ -1,4 +1,4 @@
-"""The map's cells as rows of a table, wins and losses alike."""
+"""The map's cells as rows of a table, all of them, whether EdgeCoSine wins or loses."""
 
 from __future__ import annotations
 

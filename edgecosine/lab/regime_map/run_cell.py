@@ -27,12 +27,12 @@ MEASURED = 2
 def run_cell(
     cell: MapCell, repeats: int, costs: Costs, texts: Texts, former: Record | None = None
 ) -> Record:
-    """The cell's record: every setting of its sweep, the share of text that repeats itself, and of
-    each policy and repetition tokens per second, mean latency, accepted tokens of a round and rows
-    of a pass.
+    """Measure a cell; returns its record.
 
-    Every run has a cluster of its own, so policies share no learning; those of a repetition have
-    the same texts. The baselines of a `former` record are kept.
+    The record has every setting of the sweep, the share of text that repeats itself, and for each
+    policy and repetition tokens per second, mean latency in seconds, accepted tokens of a round and
+    rows of a pass. Every run has a cluster of its own, so policies share nothing that was learned;
+    the runs of a repetition have the same texts. The baselines of a `former` record are kept.
     """
     record = former or _with_baselines(cell, repeats, costs, texts)
     own = {OURS: OURS, ONE_DRAFTER: OURS}
@@ -62,7 +62,7 @@ def _with_baselines(cell: MapCell, repeats: int, costs: Costs, texts: Texts) -> 
 
 
 def _looping_share(cell: MapCell, repeats: int, texts: Texts) -> float:
-    """Mean share of the measured answers that repeats itself."""
+    """Mean share of repeated text in the measured answers."""
     return statistics.fmean(
         loop_share(chosen.answer(number, MAX_TOKENS))
         for repeat in range(repeats)
@@ -90,7 +90,8 @@ def _swept_speed(cell: MapCell, policy: str, costs: Costs, texts: Texts) -> floa
 def play(
     cell: MapCell, name: str, policy: str, costs: Costs, texts: Texts, repeat: int | None
 ) -> Outcome:
-    """One run on a fresh cluster; `repeat` None is the sweep."""
+    """One run of a policy on a fresh simulated cluster, on the texts of a repetition, or on those
+    of the sweep if `repeat` is None."""
     chosen = swept(texts, cell) if repeat is None else measured(texts, cell, repeat)
     is_of_one = cell.mix == "one" and repeat is not None
     single = best_drafter(texts, cell, domain_of(cell, repeat or 0) if is_of_one else "")

@@ -1,4 +1,4 @@
-"""Runs the map: cells in a pool of processes that yield to other load, recorded one by one."""
+"""Runs the cells of the map in processes of low priority, and records each when it ends."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def run_map(
     notify: Notify,
     keep: Keep,
 ) -> dict[str, Figure]:
-    """Run the cells, all of one recording, that `former` records lack; figures and records are
-    saved after each cell.
+    """Run the cells that `former` records lack; returns the figures of all records.
 
-    `is_renewed` runs EdgeCoSine again in the recorded cells, too, and keeps their baselines.
+    All cells are of one recording. Figures and records are saved after each cell. With `is_renewed`
+    EdgeCoSine runs again in the recorded cells, too, whose baselines are kept.
     """
     order = all_cells(cells[0].texts)
     known = {run["cell"]: run for run in former}
@@ -58,9 +58,9 @@ def run_map(
 
 
 def former_runs(record: Path, texts: str) -> list[Record]:
-    """The cells of a record; none where there is no such file.
+    """The cells of a report's file; none if there is no such file.
 
-    Raises LabError, also for cells of other texts.
+    Raises LabError for an unreadable file, or for cells of other texts.
     """
     runs: list[Record] = read_report(record)["runs"] if record.exists() else []
     if others := {map_cell(run).texts for run in runs} - {texts}:

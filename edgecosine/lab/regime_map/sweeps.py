@@ -1,4 +1,4 @@
-"""Sweeps of the constants that the baselines' publications leave open, on texts of their own."""
+"""Sweeps of the constants that the baselines' publications leave open, on separate texts."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ SWEEPS: Mapping[str, Steps] = {
         ("memory", (0.6,)), ("embeds", (0,)),
     ),
 }  # fmt: skip
-"""By baseline: the constants in the order in which they are swept, each with the values that are
-tried beside the best so far."""
+"""For each baseline, the constants in the order of the sweep, with the values that are compared
+with the best one so far."""
 
 
 def tune(name: str, speed_of: Callable[[str], float]) -> Iterator[tuple[str, float]]:
-    """Try the settings of a baseline, one constant after the other from its defaults on; yields
-    each as a policy's name with its speed, the defaults first."""
+    """Try settings of a baseline, one constant after another, beginning with its defaults.
+
+    Yields the name of each tried policy with its speed, the defaults first.
+    """
     chosen: dict[str, float] = {}
     best = speed_of(name)
     yield name, best

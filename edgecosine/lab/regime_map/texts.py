@@ -1,5 +1,4 @@
-"""Which recorded texts a run of the map uses: no text of a sweep is measured, and repetitions have
-texts of their own."""
+"""Selects the recorded texts of a run of the map. Sweeps and repetitions have separate texts."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from edgecosine.lab.regime_map.cells import MapCell
 from edgecosine.lab.simulation.texts import Texts
 
 SWEPT = 6
-"""The first texts of each domain, which serve to tune baselines and nothing else."""
+"""Number of texts of each domain that serve only to tune baselines: its first ones."""
 PER_REPEAT = 5
 """Texts of each domain in a repetition; there are recorded texts for five repetitions."""
 ONE_AT_A_TIME = 2
@@ -38,13 +37,13 @@ def measured(texts: Texts, cell: MapCell, repeat: int) -> Texts:
 
 
 def domain_of(cell: MapCell, repeat: int) -> str:
-    """The domain of a repetition of one domain, which is also the name of its specialist."""
+    """The domain of a repetition that has one domain, which is also the name of its specialist."""
     return cell.specialists[repeat % len(cell.specialists)]
 
 
 def best_drafter(texts: Texts, cell: MapCell, domain: str = "") -> str:
-    """The drafter whose best guess is right most often on the sweep's texts, or on those of one
-    domain."""
+    """The drafter whose most probable token is right most often on the sweep's texts, or on those
+    of one domain among them."""
     known = swept(texts, replace(cell, sessions=2))
     is_within = np.arange(known.longest_answer) < np.array(known.ends)[:, None]
     is_wanted = np.array([domain in ("", other) for other in known.domains])[:, None]
@@ -64,8 +63,8 @@ def _of(texts: Texts, domain: str) -> list[int]:
 
 
 def spliced(texts: Texts, domains: int) -> Texts:
-    """Texts that change their domain every SEGMENT tokens, pieced together from as many as there
-    are domains in turn. Drafters guess as they did in the pieces' own texts. A text ends
+    """Texts that change their domain every SEGMENT tokens: pieces of as many texts as there are
+    domains take turns. Guesses are those that drafters made in the pieces' own texts. A text ends
     where its next token would be beyond the end of a piece's own text."""
     numbers = np.arange(len(texts.prompts))[:, None]
     places = np.arange(texts.longest_answer)[None, :]

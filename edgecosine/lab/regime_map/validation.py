@@ -1,4 +1,4 @@
-"""Cells of the map on real nodes whose passes and steps are slowed, beside their simulation."""
+"""Measures cells of the map on real nodes with slowed engines, and compares the simulation."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ SITES = (
     (MapCell(8, ratio=0.05),),
     (MapCell(8, drafters=1),),
 )
-"""The cells of each cluster, one after the other."""
+"""The cells that are measured on each cluster."""
 POLICIES = (OURS, "specedge:groups=1,depth=4")
 WITHIN = 0.15
-"""Most error of a simulated throughput, as a share of the measured one."""
+"""Largest error of a simulated throughput that counts as near, as a share of the measured one."""
 _SLOTS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class MapValidation:
-    """Size of a validation; core lists as for `edgecosine node`."""
+    """Size of a validation; core lists have the form of `edgecosine node --cores`."""
 
     repeats: int = 3
     requests: int = 16
-    """In a run of 8 requests at a time; of one at a time a quarter."""
+    """Requests of a run with 8 at a time; a run with one at a time has a quarter of them."""
     max_tokens: int = 96
     network: NetworkKind = "auto"
     target_cores: str = ""
@@ -52,10 +52,12 @@ class MapValidation:
 async def validate_map(
     settings: MapValidation, costs: Costs, texts: Texts, notify: Notify, keep: Keep
 ) -> dict[str, Figure]:
-    """Run the cells; figures and records are saved after each cluster.
+    """Run the cells; returns the figures. Figures and records are saved after each cluster.
 
-    Costs of event loops, links and clients are measured on the first cluster, the rest is in
-    `costs`. Raises LabError and what a cluster raises.
+    Costs of event loops, links and clients are measured on the first cluster, the others are those
+    of `costs`.
+
+    Raises LabError and the errors of `lab_cluster`.
     """
     runs: list[dict[str, Any]] = []
     calibrated: Costs | None = None
@@ -74,8 +76,10 @@ async def validate_map(
 def simulate_again(
     settings: MapValidation, costs: Costs, former: Sequence[dict[str, Any]], texts: Texts
 ) -> list[dict[str, Any]]:
-    """The records of a former validation with `settings`, whose clusters had `costs`, simulated
-    anew; what was measured stays."""
+    """The records of a former validation with new simulations and the former measurements.
+
+    `settings` are those of the validation, `costs` those of its clusters.
+    """
     measured = {(run["cell"], run["policy"]): run["measured_tokens_per_s"] for run in former}
     runs = []
     for cells in settings.sites:
@@ -92,7 +96,7 @@ def _simulate(
     cells: Sequence[MapCell], loads: Sequence[SimulatedLoad], costs: Costs, texts: Texts
 ) -> list[float]:
     """Tokens per second of the loads on the lab's hardware: drafters, broker, traffic and clients
-    share a processor, on which slowed steps compute as long as others, and sleep the rest."""
+    share a processor. A slowed step computes as long as another one and sleeps for the rest."""
     slowed = costs.on_accelerators(PASS_S, costs.drafter_step(1))
     far_s = (cells[0].rtt_ms - MapCell().rtt_ms) / 2e3
     hardware = replace(
@@ -106,7 +110,7 @@ def _simulate(
 
 
 def validation_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Figure]:
-    """Simulated over measured throughput, and how many cells and policies are within 15%."""
+    """Simulated over measured throughput, and the number of runs that are within 15%."""
     ratios = [run["ratio"] for run in runs if run["kind"] == "map-validation"]
     if not ratios:
         return {}
@@ -119,7 +123,7 @@ def validation_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Figure]:
 
 
 def _loads(settings: MapValidation, cells: Sequence[MapCell]) -> list[SimulatedLoad]:
-    """Every load has prompts of its own, while there are some."""
+    """The loads of a cluster; each has prompts of its own until all prompts are used."""
     loads, first = [], 0
     policies = (ALONE, *POLICIES) if cells == SITES[0] else POLICIES
     for _, cell, policy in itertools.product(range(settings.repeats), cells, policies):
