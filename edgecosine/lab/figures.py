@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+_HERE = Path(__file__).parent
 _RESAMPLES = 2000
 _UNITS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
 _PACKAGES = ("torch", "transformers", "aiomqtt", "msgpack", "zeroconf", "uvloop", "bitsandbytes")
@@ -131,15 +132,15 @@ def write_report(
 def machine() -> dict[str, Any]:
     """The environment of a measurement: processor, its vector units, number of usable cores,
     package versions, commit of this code, and whether the files differ from the commit."""
-    flags = _cpuinfo("flags").split()
+    flags, changed = _cpuinfo("flags").split(), git_output(_HERE, "status", "--porcelain")
     return {
         "cpu": _cpuinfo("model name"),
         "cpu_units": [unit for unit in _UNITS if unit in flags],
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _PACKAGES},
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "dirty": None if (changed := _git("status", "--porcelain")) is None else bool(changed),
+        "commit": git_output(_HERE, "rev-parse", "--short", "HEAD"),
+        "dirty": None if changed is None else bool(changed),
     }
 
 
@@ -159,11 +160,11 @@ def _cpuinfo(key: str) -> str:
     return next((x.split(":", 1)[1].strip() for x in lines if x.startswith(key)), "?")
 
 
-def _git(*words: str) -> str | None:
-    """Output of a git command about this code; None where there is no git or no repository."""
-    command = ["git", "-C", str(Path(__file__).parent), *words]
+def git_output(folder: Path, *words: str) -> str | None:
+    """Output of a git command in a folder; None when it fails, or when there is no git."""
+    command = ["git", "-C", str(folder), *words]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -42,7 +42,7 @@ def made_up() -> Texts:
         drafters=("generalist",),
         guesses=guesses,
         shares=(guesses % 256).astype(np.uint8),
-        surprises=np.array([[1.5, 2.5]], np.float32),
+        prompt_scores=np.array([[1.5, 2.5]], np.float32),
         temperature=0.8,
         name=REAL,
     )

@@ -36,10 +36,10 @@ def texts_of(right: dict[str, dict[str, float]], num: int = 6) -> Texts:
     for which, shares in enumerate(right.values()):
         for number, domain in enumerate(domains):
             guesses[which, number, :, 0] = rng.random(shape[2]) >= shares[domain]
-    surprises = np.array([[1.0 - shares[d] for d in domains] for shares in right.values()])
+    prompt_scores = np.array([[1.0 - shares[d] for d in domains] for shares in right.values()])
     prompts, ends = ((0,) * 8,) * len(domains), (shape[2],) * len(domains)
     answers, certain = np.zeros(shape[1:3], np.uint16), np.zeros(shape, np.uint8)
-    return Texts(prompts, answers, ends, domains, tuple(right), guesses, certain, surprises)
+    return Texts(prompts, answers, ends, domains, tuple(right), guesses, certain, prompt_scores)
 
 
 EXPERTS = texts_of({"a": {"x": 0.95, "y": 0.1}, "b": {"x": 0.1, "y": 0.9}})

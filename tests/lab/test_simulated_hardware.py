@@ -10,7 +10,7 @@ import pytest
 from edgecosine.errors import LabError
 from edgecosine.lab.simulation import sweep
 from edgecosine.lab.simulation.cluster import Scenario
-from edgecosine.lab.simulation.comparison import Contest, run_policy
+from edgecosine.lab.simulation.comparison import ComparisonCell, run_policy
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.sweep import FLAT_ROWS, Hardware, SweepCell, on_hardware, run_cell
 from tests.lab.test_simulation import COSTS, TEXTS
@@ -33,7 +33,7 @@ def test_passes_run_beside_the_event_loop_on_one_kind_of_hardware_alone() -> Non
     costs = replace(COSTS.with_flat_passes(FLAT_ROWS), round_s=0.010)
     assert on_hardware("flat", costs) == costs
     here, flat = (
-        run_policy(Contest(kind, 2, 0.0), "specedge", 0, costs, TEXTS)["tokens_per_s"]
+        run_policy(ComparisonCell(kind, 2, 0.0), "specedge", 0, costs, TEXTS)["tokens_per_s"]
         for kind in KINDS
     )
     assert flat > here

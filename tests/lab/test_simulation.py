@@ -346,9 +346,9 @@ def test_comparison_takes_ratios_within_each_seed() -> None:
 
 
 def test_sampled_drafts_are_taken_and_help(caplog: pytest.LogCaptureFixture) -> None:
-    contest, texts = comparison.Contest("flat", 1, 0.8), load_texts(0.8)
+    cell, texts = comparison.ComparisonCell("flat", 1, 0.8), load_texts(0.8)
     alone, helped = (
-        comparison.run_policy(contest, policy, 0, COSTS, texts)["tokens_per_s"]
+        comparison.run_policy(cell, policy, 0, COSTS, texts)["tokens_per_s"]
         for policy in ("target-alone", "specedge")
     )
     assert helped > 1.5 * alone

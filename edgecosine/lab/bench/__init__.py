@@ -1,1 +1,1 @@
-"""The benchmarks: cells, clusters, runs, records, figures and plots."""
+"""The benchmarks: conditions (cells), clusters, runs, records, figures and plots."""

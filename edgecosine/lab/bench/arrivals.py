@@ -11,10 +11,12 @@ from edgecosine.errors import ConfigError
 def fluctuating(
     low_per_s: float, high_per_s: float, period_s: float, duration_s: float, seed: int
 ) -> list[float]:
-    """Arrivals of a Poisson process whose rate varies from low to high and back once a period.
+    """Arrivals of a Poisson process whose rate rises from low to high and falls again each period.
 
-    By thinning (Lewis and Shedler, 1979): arrivals at the highest rate, each kept with probability
-    (rate at its moment) / (highest rate). Raises ConfigError.
+    They are made by thinning (Lewis and Shedler, 1979): arrivals at the highest rate are drawn, and
+    each is kept with probability (rate at its time) / (highest rate).
+
+    Raises ConfigError for impossible rates.
     """
     if not 0 < low_per_s <= high_per_s < math.inf:
         allowed = "rates above 0, the lower one first"

@@ -1,8 +1,8 @@
 """The cells of the benchmark, and the order in which policies run in them.
 
 A cell is one load under one set of network conditions at one temperature. Every repetition of a
-cell has clusters of its own. Its policies run one after the other, in an order that is balanced
-over the repetitions, and no two runs of a cell send the same prompt.
+cell has fresh clusters. Its policies run one after another, in an order that is balanced over the
+repetitions, and no two runs of a cell send the same prompt.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from edgecosine.lab.paired_runs import balanced_order
 ALONE, OURS = "target-alone", "edgecosine"
 BATCHED, PLAIN, ASSISTED = "hf-batched", "hf-plain", "hf-assisted"
 STOCK = (BATCHED, PLAIN, ASSISTED)
-"""transformers' own generation, outside the runtime, in place of a policy."""
+"""Generation by transformers alone, outside the runtime, in place of a policy."""
 COLOCATED = "colocated"
 WITH_COPIES = ("specedge",)
-"""Policies whose drafters are copies of one model, the generalist: as many as others have."""
+"""Policies whose drafters are copies of one model, the generalist; they have the same number of
+drafters as other policies."""
 GENERALIST = "generalist"
 
 Site = Literal["network", "hostile", "loopback"]
-"""network: drafters on cables with network conditions; hostile: the same, with drafters that harm;
-loopback: all nodes on one host, without network time in a round."""
+"""network: drafters on cables with network conditions; hostile: the same, with drafters that do
+harm; loopback: all nodes on one host, so that rounds contain no network delay."""
 
 LAN = NetworkConditions(delay_ms=0.15, rate_mbps=1000)
 OPEN_LOAD_S = 30.0
@@ -43,12 +44,13 @@ _ABLATIONS = (OURS, *(f"{OURS}-without-{part}" for part in PARTS))
 _OF_INPUTS = (OURS, *(f"{OURS}-without-{part}" for part in _INPUTS))
 _OF_LONE_REQUESTS = (f"{OURS}-without-repetition",)
 _OTHERS = tuple(p for p in _ABLATIONS if p not in (*_OF_INPUTS[1:], *_OF_LONE_REQUESTS))
-"""All together would need more prompts at eight than there are."""
+"""The ablations with eight requests at a time, in two cells, since one would need more prompts than
+there are."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A load and the policies that it measures; `conditions` are those of the drafters' cables."""
+    """A load and the policies to measure; `conditions` are those of the drafters' cables."""
 
     name: str
     load: ClosedLoad | OpenLoad
@@ -61,8 +63,8 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One run: a policy in a cell, in one repetition from 0 on. Its prompts, those of its warm-up
-    first, are numbered from `first_prompt` on."""
+    """One run: a policy in a cell, in one repetition, from 0 on. The prompts of its warm-up and
+    those of its measurement are numbered from `first_prompt` on."""
 
     cell: Cell
     policy: str
@@ -71,7 +73,7 @@ class Step:
 
 
 def all_cells(low_per_s: float, high_per_s: float) -> tuple[Cell, ...]:
-    """Every cell, by site; the rates are those of the open loads, in requests per second."""
+    """Every cell, in the order of sites; the rates of the open loads are in requests per second."""
     one, eight = ClosedLoad(1), ClosedLoad(8)
     swinging = OpenLoad(low_per_s, high_per_s, OPEN_LOAD_S / 2)
     return (
@@ -108,7 +110,7 @@ CELL_NAMES = tuple(cell.name for cell in all_cells(1.0, 1.0))
 
 
 def quick_cells(cells: Iterable[Cell]) -> tuple[Cell, ...]:
-    """The cells of the first seven figures, with only the policies that these need."""
+    """The cells of the first seven figures, with only those policies that the figures need."""
     needed = {
         "single": (ALONE, OURS, PLAIN, ASSISTED),
         "eight": (*_IN_THE_RUNTIME, BATCHED),
@@ -120,7 +122,7 @@ def quick_cells(cells: Iterable[Cell]) -> tuple[Cell, ...]:
 def only(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...]:
     """The cells of these names; all when no name is given.
 
-    Raises LabError.
+    Raises LabError when there is no cell of a name.
     """
     there = [cell.name for cell in cells]
     if unknown := set(names) - set(there):
@@ -132,7 +134,7 @@ def schedule(
     cells: Sequence[Cell], repeats: int, requests: int = 8, prompts: int | None = None
 ) -> list[Step]:
     """All runs in order: by site, then by cell, then by repetition. `requests` is the least number
-    of a closed loop; there are `prompts` different ones.
+    of requests in a closed loop, `prompts` the number of different prompts.
 
     Raises LabError when a cell needs more prompts than there are.
     """
@@ -153,12 +155,13 @@ def schedule(
 
 
 def num_warm_up(cell: Cell) -> int:
-    """Requests before each run: at least one of each domain, and the cell's concurrency."""
+    """Requests before each run: one of each domain, and at least the cell's concurrency."""
     return max(_DOMAINS, cell.load.concurrency if isinstance(cell.load, ClosedLoad) else 0)
 
 
 def num_requests(cell: Cell, least: int, repeat: int) -> int:
-    """Requests of a run; in a closed loop of several at a time four for each, or 32, at least."""
+    """Requests of a run: at least `least`. A closed loop of several requests at a time has at least
+    four times as many, up to 32."""
     if isinstance(cell.load, ClosedLoad):
         at_once = cell.load.concurrency
         return max(least, min(_LEAST, 4 * at_once) if at_once > 1 else 0)
@@ -166,6 +169,6 @@ def num_requests(cell: Cell, least: int, repeat: int) -> int:
 
 
 def arrivals_s(load: OpenLoad, repeat: int) -> list[float]:
-    """Moments of the requests of an open load, in seconds from the start of a run."""
+    """Arrival times of an open load's requests, in seconds from the start of a run."""
     period_s = load.period_s or OPEN_LOAD_S
     return fluctuating(load.low_per_s, load.high_per_s, period_s, OPEN_LOAD_S, repeat)

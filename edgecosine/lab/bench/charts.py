@@ -1,7 +1,7 @@
 """The data of the plots, computed from a benchmark's record.
 
-Repeated runs are summarised by medians; ratios are taken within one repetition, so that they are
-independent of a drift of the machine's speed.
+Repeated runs are summarised by medians. Ratios are taken within one repetition, so that a drift of
+the machine's speed does not change them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgecosine.lab.network.conditions import NetworkConditions
 
 _ABLATION = "-without-"
 _ABLATIONS = "ablations"
-"""Cells without other policies."""
+"""The start of the names of cells that measure only ablations."""
 _OUTSIDE = "hf-"
 
 Activity = Literal["draft", "network", "waiting", "verify"]
@@ -33,12 +33,12 @@ class Chart:
     title: str
     curves: dict[str, list[tuple[float, float]]]
     labels: tuple[str, ...] = ()
-    """Of the points, the same for all curves; empty when they have none."""
+    """Labels of the points, the same for all curves; empty if they have none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """Accepted share of each drafter's tokens by domain; None where it proposed nothing."""
+    """Accepted share of each drafter's tokens by domain; None if it proposed nothing."""
 
     title: str
     drafters: tuple[str, ...]
@@ -58,7 +58,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """One request, the target's lane first. `committed_s` are the ends of its rounds."""
+    """One request. The first lane is the target's; `committed_s` are the ends of its rounds."""
 
     title: str
     lanes: tuple[str, ...]
@@ -67,7 +67,7 @@ class Timeline:
 
 
 def compared(runs: Runs) -> list[Mapping[str, Any]]:
-    """The comparable runs: without the cells of ablations, adversarial drafters and one host."""
+    """The comparable runs: all but those of ablations, of hostile drafters and of one host."""
     return [
         run for run in runs
         if run.get("site", "network") == "network"
@@ -77,8 +77,8 @@ def compared(runs: Runs) -> list[Mapping[str, Any]]:
 
 
 def frontiers(runs: Runs) -> list[Chart]:
-    """Median inter-token latency in milliseconds against tokens per second, a point for each
-    concurrency; a chart for each network and temperature with more than one concurrency."""
+    """Tokens per second over median inter-token latency in milliseconds, a point for each
+    concurrency; one chart for each network and temperature with more than one concurrency."""
     charts = []
     closed = [run for run in _closed(compared(runs)) if not _policy(run).startswith(_OUTSIDE)]
     for (conditions, temperature), group in _grouped(closed, _conditions, _temperature).items():
@@ -97,8 +97,8 @@ def frontiers(runs: Runs) -> list[Chart]:
 
 
 def rtt_sweeps(runs: Runs) -> list[Chart]:
-    """Round-trip time in milliseconds against throughput over the target alone; a chart for each
-    concurrency, temperature and kind of network with more than one delay."""
+    """Throughput over that of the target alone, by round-trip time in milliseconds; one chart for
+    each concurrency, temperature and kind of network with more than one delay."""
     charts = []
     groups = _grouped(_closed(compared(runs)), _concurrency, _temperature, _still)
     for (concurrency, temperature, still), group in groups.items():
@@ -137,7 +137,7 @@ def acceptance(runs: Runs) -> list[Matrix]:
 
 
 def timelines(runs: Runs, max_rounds: int = 16) -> list[Timeline]:
-    """The first recorded request of each policy, its first rounds."""
+    """The first rounds of each policy's first recorded request."""
     found: dict[str, Timeline] = {}
     for run in runs:
         for request in run.get("requests", ()):

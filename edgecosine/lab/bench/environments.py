@@ -1,4 +1,4 @@
-"""The environments of the benchmark's sites: clusters, adversarial drafters, transformers."""
+"""The environments of the benchmark's sites: clusters, hostile drafters, transformers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_SESSIONS = 16
 
 
 def possible(cells: Sequence[Cell], kind: NetworkKind, notify: Notify) -> tuple[Cell, ...]:
-    """The cells whose conditions this kind of network can emulate; reports the others."""
+    """The cells whose conditions this kind of network can emulate; `notify` receives the others."""
     if kind == "namespaces" or (kind == "auto" and namespaces.why_not() is None):
         return tuple(cells)
     for cell in cells:
@@ -43,7 +43,7 @@ def environments(
     settings: BenchSettings, notify: Notify, spawn: Spawn = child_processes.spawn
 ) -> OpenEnvironment:
     """A function that opens environments with these settings: fresh clusters for each repetition of
-    a cell. transformers' settings are chosen once."""
+    a cell. The quickest settings of transformers are chosen once."""
     chosen: list[TransformersReady] = []
 
     @asynccontextmanager

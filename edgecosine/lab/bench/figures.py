@@ -1,7 +1,7 @@
 """The benchmark's figures as pure functions of its record.
 
-Ratios are taken within one repetition of one cell, and those to beat include the target alone. A
-figure without runs in the record is left out.
+Ratios are taken within one repetition of one cell. The baselines include the target alone. A figure
+without runs in the record is left out.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ _RATIOS = (
     ("rtt15_over_target_alone", "rtt15", OURS, ALONE),
     ("rtt50_over_target_alone", "rtt50", OURS, ALONE),
 )
-"""`kernels_over_hf_plain` is the engine's own gain without speculation, `single_over_target_alone`
-that of speculation with it, and `hf_assisted_over_hf_plain` that of speculation in transformers."""
+"""(name, cell, policy, policy to compare with). `kernels_over_hf_plain` is the gain of the engine
+without speculation, `single_over_target_alone` the gain of speculation on this engine, and
+`hf_assisted_over_hf_plain` the gain of speculation in transformers."""
 
 
 def bench_figures(runs: Runs) -> dict[str, Figure]:
-    """All figures that the runs have data for, by name."""
+    """All figures for which the runs have data, by name."""
     found = {name: compare(runs, cell, one, other) for name, cell, one, other in _RATIOS}
     best = {name: best_of(runs, "eight") for name, best_of in _BEST.items()}
     found["eight_throughput_over_best_baseline"] = compare(runs, "eight", OURS, best["throughput"])
@@ -80,8 +81,8 @@ def compare(
     runs: Runs, cell: str, over: str, under: str | None, value: Value | None = None, *,
     smaller_is_better: bool = False,
 ) -> Figure | None:  # fmt: skip
-    """One policy over another by throughput, or another value, over the repetitions of a cell that
-    have both; None without any."""
+    """The ratio of two policies' throughput, or of another value, over the repetitions of a cell
+    that have both; None if no repetition has both."""
     pairs = _pairs(runs, cell, over, under, value or tokens_per_s)
     if not pairs:
         return None
@@ -90,7 +91,8 @@ def compare(
 
 
 def _routing(runs: Runs) -> dict[str, list[float]]:
-    """Routing regret with one request at a time, and shares of rounds led by the best drafter."""
+    """Samples of routing regret with one request at a time, and of the shares of rounds that the
+    best drafter led."""
     matrix = zoo.acceptance()
     samples: dict[str, list[float]] = {}
     for run in _of(runs, "single", OURS):
@@ -103,19 +105,19 @@ def _routing(runs: Runs) -> dict[str, list[float]]:
 
 
 def tokens_per_s(run: Run) -> float:
-    """Throughput of a run."""
+    """Throughput of a run, in tokens per second."""
     return float(run["tokens_per_s"])
 
 
 def latency_s(run: Run) -> float:
-    """Mean latency of a run's requests."""
+    """Mean latency of a run's requests, in seconds."""
     return float(run["latency_s"]["mean"])
 
 
 def ratios(
     runs: Runs, cell: str, over: str, under: str | None, value: Value = tokens_per_s
 ) -> list[float]:
-    """One policy over another, for each repetition of a cell that has both."""
+    """The ratio of two policies' values, for each repetition of a cell that has both."""
     return [our / their for our, their in _pairs(runs, cell, over, under, value)]
 
 
@@ -129,13 +131,13 @@ def _pairs(
 
 
 def best_throughput(runs: Runs, cell: str) -> str | None:
-    """The baseline with the highest median throughput in a cell; None where there is none."""
+    """The baseline with the highest median throughput in a cell; None without baselines."""
     medians = _medians(runs, cell, tokens_per_s)
     return max(medians, key=medians.__getitem__, default=None)
 
 
 def best_latency(runs: Runs, cell: str) -> str | None:
-    """The baseline with the lowest median of its mean latencies; None where there is none."""
+    """The baseline with the lowest median of its mean latencies; None without baselines."""
     medians = _medians(runs, cell, latency_s)
     return min(medians, key=medians.__getitem__, default=None)
 
@@ -144,8 +146,8 @@ _BEST = {"throughput": best_throughput, "latency": best_latency}
 
 
 def identical(runs: Runs) -> list[float]:
-    """For each run, the share of those answers that were compared with the target's own and are
-    identical to them."""
+    """For each run with comparisons, the share of the compared answers that equal the target's
+    own."""
     return [run["same"] / run["compared"] for run in runs if run.get("compared")]
 
 
@@ -169,7 +171,7 @@ def _medians(runs: Runs, cell: str, value: Value) -> dict[str, float]:
 
 
 def _reported(runs: Runs, cell: str, field: str) -> list[float]:
-    """A field of EdgeCoSine's runs in a cell, where it was recorded."""
+    """A field of EdgeCoSine's runs in a cell, of the runs that recorded it."""
     return _numbers(run.get(field) for run in _of(runs, cell, OURS))
 
 

@@ -22,15 +22,15 @@ _TIMEOUT_S = 600
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Bytes. Peaks are growth over `base`, a process that has loaded and run a model of 1 M
-    parameters, so that they exclude the libraries' code."""
+    """Sizes in bytes. Peaks are growth over `base`, the size of the process after it has loaded and
+    run a model of 1 M parameters, so they exclude the libraries' code."""
 
     base: int
     load_peak: int
     peak: int
-    """Of the load and the rounds."""
+    """Peak of load and rounds together."""
     weights: int
-    """As held in memory: packed, with the embedding beside the output layer."""
+    """Size in memory: packed, with the embedding in addition to the output layer."""
     cache: int
     planned: int
 
@@ -55,7 +55,7 @@ def measure_memory(options: LoadOptions, rounds: int) -> MemoryUse:
 
 
 def measure_here() -> None:
-    """Entry of the measuring process: reads an order from standard input, writes its result."""
+    """Entry point of the measuring process: read an order from standard input, print the result."""
     order: dict[str, Any] = json.load(sys.stdin)
     options = LoadOptions(**order["options"])
     _run(*load_target(LoadOptions(zoo.drafter_names()[0], threads=1, slots=1, context=64)), 2)
@@ -77,7 +77,7 @@ def memory_in_use() -> int:
 
 
 def _run(engine: TargetEngine, loaded: Loaded, rounds: int) -> None:
-    """Fill one slot after the other up to the context."""
+    """Fill one slot after another up to the context."""
     for number in range(rounds):
         work = _work(number, loaded.max_context)
         prefill(engine, [work])

@@ -10,11 +10,11 @@ Times = Mapping[str, Any]
 
 
 def overheads_s(rounds: Sequence[Times]) -> list[float]:
-    """Seconds of each round except the prefill and the last, without the target's pass and the
-    drafting time of the drafters that it waited for.
+    """Overhead of each round except the prefill and the last, in seconds: its duration without the
+    target's forward pass and the computing time of the drafters that it waited for.
 
-    A round lasts until the next one starts. Without a network between the nodes the rest is
-    overhead: messages, threads, decisions, and the output of text.
+    A round lasts until the next one starts. If there is no network between the nodes, the overhead
+    consists of messages, threads, decisions, and the output of text.
     """
     return [
         _overhead_s(times, following["started_s"])
@@ -36,7 +36,7 @@ def _overhead_s(times: Times, ended_s: float) -> float:
 
 
 def _covered_s(drafts: Sequence[Times], start_s: float, end_s: float) -> float:
-    """Seconds between two moments in which at least one drafter was computing."""
+    """Seconds of a span in which at least one drafter was computing."""
     covered_s, reached_s = 0.0, start_s
     for begun_s, done_s in sorted(_computing(drafts)):
         last_s = min(done_s, end_s)
@@ -46,7 +46,8 @@ def _covered_s(drafts: Sequence[Times], start_s: float, end_s: float) -> float:
 
 
 def _computing(drafts: Sequence[Times]) -> Iterator[tuple[float, float]]:
-    """Start and end of each drafter's computing; the rest is split evenly before and after."""
+    """Start and end of each drafter's computing. The rest of a reply's time is split evenly before
+    and after it."""
     for draft in drafts:
         sent_s, ended_s = draft["asked_s"], draft["ended_s"]
         transfer_s = max(0.0, ended_s - sent_s - draft["compute_s"]) / 2

@@ -1,6 +1,6 @@
-"""Draws a benchmark's record. Only this file imports matplotlib, which is optional.
+"""Draws the plots of a benchmark's record. Only this file imports matplotlib, which is optional.
 
-The same record gives the same files, so that committed figures change with their data alone.
+The same record gives the same files, so that committed plots change only with their data.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Format = Literal["svg", "png"]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's colours, which are safe for colour-blind readers."""
+"""The colours of Okabe and Ito, which colour-blind readers can distinguish."""
 _ACTIVITIES = {
     "draft": "#009E73",
     "network": "#56B4E9",
@@ -51,7 +51,7 @@ _STYLE: Any = {
 
 
 def write_plots(record: Path, directory: Path, kind: Format = "svg") -> list[Path]:
-    """Draw all plots that the record has data for; returns the files written.
+    """Draw all plots for which the record has data; returns the written files.
 
     Raises LabError without matplotlib.
     """

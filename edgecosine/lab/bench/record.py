@@ -1,4 +1,4 @@
-"""One run of a benchmark as plain data: the contract between measurements and plots.
+"""One run of a benchmark as plain data, which measurements write and plots read.
 
 It has percentiles of latencies, the throughput of the whole run, and single requests on demand.
 """
@@ -30,7 +30,8 @@ class ClosedLoad:
 
 @dataclass(frozen=True, slots=True)
 class OpenLoad:
-    """Arrivals independent of the answers; `low_per_s` and `high_per_s` are equal when steady."""
+    """Arrivals that do not depend on answers; a steady rate has equal `low_per_s` and
+    `high_per_s`."""
 
     low_per_s: float
     high_per_s: float
@@ -39,7 +40,7 @@ class OpenLoad:
 
 
 class Conditions(msgspec.Struct, frozen=True):
-    """The conditions of a run; `network` holds those of the drafters' cables."""
+    """The conditions of a run; `network` are those of the drafters' cables."""
 
     policy: str
     load: ClosedLoad | OpenLoad
@@ -76,7 +77,7 @@ def run_record(
 
 
 def percentiles(samples: Iterable[float]) -> dict[str, float | None]:
-    """Mean and percentiles, linear between samples."""
+    """Mean and percentiles by name, interpolated linearly; None for each without samples."""
     values = np.fromiter(samples, dtype=float)
     if not len(values):
         return {"mean": None, **{f"p{share}": None for share in PERCENTILES}}
@@ -86,8 +87,8 @@ def percentiles(samples: Iterable[float]) -> dict[str, float | None]:
 
 
 def shares(measured: Iterable[MeasuredAnswer]) -> dict[str, dict[str, dict[str, int]]]:
-    """Proposed and accepted draft tokens, rounds led, and requests whose first round it led, by
-    drafter's node id and by domain."""
+    """Counts by a drafter's node id and by domain: proposed and accepted draft tokens, rounds that
+    it led, and requests whose first round it led."""
     counts: defaultdict[str, defaultdict[str, dict[str, int]]] = defaultdict(
         lambda: defaultdict(lambda: dict.fromkeys(SHARES, 0))
     )

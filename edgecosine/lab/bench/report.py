@@ -1,5 +1,5 @@
-"""The benchmark's record on disk: written after every run, so that an interrupted benchmark can be
-resumed."""
+"""The benchmark's record on disk. It is written after every run, so that an interrupted benchmark
+can be resumed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MUST_AGREE = ("commit", "dirty", "cpu", "cpu_units", "settings")
 
 
 class BenchReport:
-    """Collects runs. Without a path they are held in memory only."""
+    """The runs so far, and their file. Without a path they are only held in memory."""
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
         self._path = path
@@ -73,8 +73,11 @@ class BenchReport:
 
 
 def seconds_left(done: Sequence[Mapping[str, Any]], todo: Sequence[Step]) -> float | None:
-    """Estimated seconds of the remaining runs: the mean of the same run in former repetitions, else
-    of its cell's runs, else of all runs. None without any run."""
+    """Estimated seconds of the remaining runs; None before the first run.
+
+    The estimate of a run is the mean of the same run in former repetitions, otherwise of the runs
+    of its cell, otherwise of all runs.
+    """
     if not done:
         return None
     seconds: list[float] = [run["took_s"] for run in done]

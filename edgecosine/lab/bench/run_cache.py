@@ -1,9 +1,9 @@
-"""`edgecosine bench cache`: what a shared prefix saves, and what a narrow KV cache changes.
+"""`edgecosine bench cache`: the gain of shared prefixes, and the effect of a narrow KV cache.
 
-One thread, no drafters. A request is timed from its first pass to its first token, after a system
-prompt that no other request has, and after one that a live request has read, and so is copying such
-a prompt from slot to slot. Then the same texts are read and continued with each number format of
-the cache.
+It uses one thread and no drafters. It measures the time from a request's first pass to its first
+token, after a system prompt that no other request has and after one that a live request has read,
+and the time to copy such a prompt from slot to slot. Then it reads and continues the same texts
+with each number format of the cache.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Loaded:
     target: TransformerTarget
 
     def first_token_s(self, key: str, prompt: Sequence[int]) -> float:
-        """Seconds from the first pass to the first token; the session stays open."""
+        """Seconds from the first pass to the first token of a session, which stays open."""
         started = time.perf_counter()
         self._generate(key, prompt, 1)
         return time.perf_counter() - started
@@ -66,7 +66,7 @@ class _Loaded:
         return tokens[len(prompt) :]
 
     def losses(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Negative log-likelihood of each token of a text but the first, in nats."""
+        """Negative log-likelihood of each token of a text except the first, in nats."""
         rows = RowBuilder()
         rows.add_sequence(0, 0, tokens)
         logits = self.runner.forward(rows.build(), range(len(tokens) - 1))
@@ -76,8 +76,10 @@ class _Loaded:
 def run_cache_bench(
     model: str, repeats: int, notify: Notify, keep: Keep, each: int = 16
 ) -> dict[str, Figure]:
-    """The figures of a model, with `each` prompts of each domain to answer; they and all runs are
-    saved after each part."""
+    """Measure a model; returns its figures. It answers `each` prompts of each domain.
+
+    Figures and runs are saved after each part.
+    """
     quiet_transformers()
     notify(f"loading {model}")
     first = _load(model, FORMATS[0])
@@ -129,7 +131,7 @@ def _time_prefixes(
     and seconds to copy that prompt."""
     runs = []
     for repeat in range(repeats):
-        # Another first token each time, so that nothing of a former run is in the cache.
+        # The first token differs each time, so that the cache has nothing of a former run.
         own = [1000 + repeat, *system[1:]]
         one, other = (prompts[(repeat + i) % len(prompts)][:QUESTION] for i in (0, 1))
         alone = served.first_token_s("first", [*own, *one])

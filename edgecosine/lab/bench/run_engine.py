@@ -1,8 +1,8 @@
 """Compares the engine with transformers on the same weights and one thread.
 
 The two sides of each ratio alternate in one process, so that a drift of the machine's speed affects
-both. transformers runs in float32 or bfloat16, whichever is quicker. The target carries ballast, as
-in the demo.
+both. transformers runs in float32 or bfloat16, whichever is faster. The target has ballast, as in
+the demo.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 WARM_ROUNDS = 300
 
 Timed = Callable[[], float]
-"""Does its work and returns the measured seconds."""
+"""Runs a piece of work and returns its seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Race:
 
 
 def run_engine_bench(ballast: int, repeats: int, notify: Notify, keep: Keep) -> dict[str, Figure]:
-    """Run all races; returns their figures. These and all runs are saved after each race."""
+    """Run all races; returns their figures. Figures and runs are saved after each race."""
     notify("loading the target and a drafter, ours and transformers'")
     engine, loaded = load_target(
         LoadOptions(zoo.TARGET, threads=1, ballast=ballast, slots=SESSIONS)
@@ -150,7 +150,8 @@ def _next_token(engine: TargetEngine, key: int, tokens: Sequence[int]) -> int:
 
 
 def _rounds(engine: TargetEngine, prompts: list[list[int]], num_nodes: int) -> Timed:
-    """Whole rounds on trees with a wrong and a right branch: pass, sampling, walk, compaction."""
+    """Times whole rounds on trees with a wrong and a right branch: pass, sampling, walk and
+    compaction."""
     _prefill(engine, prompts)
     works = []
     for key, prompt in enumerate(prompts):
@@ -170,12 +171,12 @@ def _rounds(engine: TargetEngine, prompts: list[list[int]], num_nodes: int) -> T
 
 
 def _plain(engine: TargetEngine, prompts: list[list[int]]) -> Timed:
-    """Prompts and answers of all sessions, without drafts."""
+    """Times prompts and answers of all sessions, without drafts."""
 
     def timed() -> float:
         for key in range(len(prompts)):
             engine.release(str(key))
-        # Another first token each time, so that the cache has no prefix of a former run.
+        # The first token differs each time, so that the cache has no prefix of a former run.
         sequences = [[chance, *prompt[1:]] for chance, prompt in zip(fresh, prompts, strict=False)]
         started = time.perf_counter()
         while any(len(sequence) < PROMPT_TOKENS + NEW_TOKENS for sequence in sequences):
@@ -206,7 +207,7 @@ def _batched_generate(model: Any, prompts: list[list[int]]) -> Timed:
 
 
 def _decoding_steps(model: Any, prompt: list[int]) -> Timed:
-    """transformers' own steps of one token over its own cache."""
+    """Times steps of one token by transformers alone, on its own cache."""
 
     @torch.inference_mode()
     def timed() -> float:
@@ -222,7 +223,7 @@ def _decoding_steps(model: Any, prompt: list[int]) -> Timed:
 
 
 def _forward(model: Any, batch: int, width: int) -> Timed:
-    """The forward pass of a shape alone, without cache, sampling and walk."""
+    """Times only the forward pass of a shape, without cache, sampling and walk."""
 
     @torch.inference_mode()
     def timed() -> float:
@@ -237,7 +238,7 @@ def _forward(model: Any, batch: int, width: int) -> Timed:
 
 def _drafts(drafter: DraftEngine, prompts: list[list[int]]) -> Timed:
     def timed() -> float:
-        # Another last token each time, so that nothing of a former run is cached.
+        # The last token differs each time, so that the cache has nothing of a former run.
         works = [
             DraftWork(str(key), (*prompt, chance), STEPS, 1, SharedNoise())
             for key, (prompt, chance) in enumerate(zip(prompts, fresh, strict=False))
@@ -251,8 +252,8 @@ def _drafts(drafter: DraftEngine, prompts: list[list[int]]) -> Timed:
 
 
 def grown_memory(engine: TargetEngine, prompt: list[int], rounds: int) -> Figure:
-    """Growth in MiB over `rounds` rounds after a warm-up with all shapes: sessions start and end,
-    contexts grow, trees fork."""
+    """Growth of memory in MiB over `rounds` rounds, after a warm-up with all shapes: sessions start
+    and end, contexts grow, trees fork."""
     sizes = []
     for num_rounds in (WARM_ROUNDS, rounds):
         for number in range(num_rounds):

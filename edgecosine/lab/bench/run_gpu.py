@@ -1,8 +1,8 @@
-"""Measures decoding and verification on a GPU against its memory bandwidth, and how often rounding
-changes an answer.
+"""Compares decoding and verification on a GPU with its memory bandwidth, and counts the answers
+that rounding changes.
 
-A pass that generates few tokens reads every weight once and computes little, so that its time is at
-least the weights' bytes over the bandwidth. Weights are random, since time is independent of them.
+A pass that generates few tokens reads every weight once and computes little, so its duration is at
+least the weights' bytes over the bandwidth. Weights are random, since they do not affect durations.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ DRAFTER: Mapping[str, Any] = {
     "num_attention_heads": 16, "head_dim": 128, "tie_word_embeddings": True,
 }  # fmt: skip
 PASSES = {"decode_1x1": (1, 0), "verify_1x8": (1, 8), "verify_8x4": (8, 4), "verify_8x8": (8, 8)}
-"""Sessions and nodes of each tree."""
+"""Number of sessions, and nodes of each session's tree, by the name of the pass."""
 _DRAFT_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class GpuSettings:
-    """Shapes and sizes of the measurement; tests make them small."""
+    """Shapes and sizes of the measurement; tests use small ones."""
 
     device: str = "cuda"
     repeats: int = 20
@@ -76,7 +76,7 @@ _TINY: Mapping[str, Any] = {
 
 
 def toy_settings(device: str) -> GpuSettings:
-    """Settings that try the measurement on any device."""
+    """Small settings that test the measurement on any device."""
     return GpuSettings(
         device=device, repeats=2, targets={"tiny": _TINY}, drafter=_TINY, context=96,
         copied_bytes=1 << 16, prompts=4, new_tokens=12,
@@ -84,10 +84,11 @@ def toy_settings(device: str) -> GpuSettings:
 
 
 def run_gpu_bench(settings: GpuSettings, notify: Notify, keep: Keep) -> dict[str, Figure]:
-    """Measure everything; returns the figures. These and the seconds of every pass are saved after
-    each model.
+    """Measure bandwidth, passes and rounding; returns the figures.
 
-    Raises LabError where there is no such device.
+    Figures and the seconds of every pass are saved after each model.
+
+    Raises LabError when there is no such device.
     """
     device = torch.device(settings.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -116,7 +117,7 @@ def run_gpu_bench(settings: GpuSettings, notify: Notify, keep: Keep) -> dict[str
 
 
 def measure_bandwidth(device: torch.device, size: int, repeats: int) -> Figure:
-    """Bytes per second, read and written, of a copy within the device's memory."""
+    """Bytes per second, read and written together, of a copy within the device's memory."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     rates = []
@@ -137,7 +138,8 @@ def _target_figures(
     bandwidth: float,
     runs: list[dict[str, Any]],
 ) -> dict[str, Figure]:
-    """Milliseconds of each pass, with and without CUDA graphs, and over the bandwidth limit."""
+    """Milliseconds of each pass with and without CUDA graphs, and its time over the limit of the
+    bandwidth."""
     figures: dict[str, Figure] = {}
     model = random_model(shape, device)
     modes: dict[str, Capture | None] = {"": capture_for(device), "eager_": None}
@@ -169,7 +171,7 @@ def random_model(shape: Mapping[str, Any], device: torch.device) -> Any:
 
 
 def _read_bytes(model: Any) -> int:
-    """Bytes of weights that a pass reads: all but an embedding that is not the output layer."""
+    """Bytes of weights that a pass reads: all except an embedding that is not the output layer."""
     total = sum(p.numel() * p.element_size() for p in model.parameters())
     embedding = model.get_input_embeddings().weight
     is_tied = embedding is model.get_output_embeddings().weight
@@ -179,7 +181,7 @@ def _read_bytes(model: Any) -> int:
 def _pass_times(
     engine: TargetEngine, sessions: int, nodes: int, settings: GpuSettings
 ) -> list[float]:
-    """Seconds of whole rounds: pass, sampling, walk, compaction."""
+    """Seconds of whole rounds: pass, sampling, walk and compaction."""
     prompt = tuple(3 + i % 50 for i in range(settings.context // 2))
     half = nodes // 2
     tree = forked_tree(range(1, half + 1), range(half + 1, nodes + 1)) if nodes else EMPTY_TREE

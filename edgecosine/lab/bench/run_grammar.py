@@ -1,9 +1,9 @@
-"""Measures what a response format costs, and whether drafts change answers that have one.
+"""Measures the cost of a response format, and checks that drafts do not change answers with one.
 
-The real model verifies its own answers, with a JSON schema and without, as drafts of right tokens
-in the same forward passes: equal numbers of rows and of accepted tokens, so that the ratio is the
-cost of the grammar. The two sides alternate in one process, and seconds are of its processor time,
-which other programs on the machine hardly change.
+The real model verifies drafts of its own answers, with a JSON schema and without. Both sides have
+equal numbers of rows and of accepted tokens in each forward pass, so the ratio of their speeds is
+the cost of the grammar. They alternate in one process, whose processor time is measured, since
+other programs on the machine hardly change it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _FORMS: Final = (
 )
 
 Drafts = Callable[[int], TokenTree]
-"""The tree after a number of tokens of the answer."""
+"""Returns the draft tree after this number of the answer's tokens."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,15 @@ class _Bench:
     def answer(
         self, sampling: Sampling, constraint: Constraint | None, drafts: Drafts
     ) -> tuple[list[int], float]:
-        """An answer of at most `MOST_TOKENS`, its end token included, and the seconds from its
-        first token to its last."""
+        """An answer of at most `MOST_TOKENS`, including its end token, and the processor seconds
+        from its first token to its last."""
         tokens, started = list(self.prompt), 0.0
         start, ends = len(tokens), self.codec.eos_tokens
         while len(tokens) - start < MOST_TOKENS and not ends.intersection(tokens[start:]):
-            said = tokens[start:]
-            tree = drafts(len(said)) if said else EMPTY_TREE
+            generated = tokens[start:]
+            tree = drafts(len(generated)) if generated else EMPTY_TREE
             if constraint is not None:
-                tree = constraint.cut(said, tree)
+                tree = constraint.cut(generated, tree)
             work = VerifyWork("bench", tuple(tokens), start, tree, sampling, constraint=constraint)
             [outcome] = self.engine.step([work]).outcomes
             result = expect_verified(outcome)
@@ -93,7 +93,7 @@ class _Bench:
 
 
 def run_grammar_bench(model: str, repeats: int, notify: Notify, keep: Keep) -> dict[str, Figure]:
-    """The figures of a model; they and all runs are saved after each part."""
+    """Measure a model; returns its figures. Figures and runs are saved after each part."""
     engine, loaded = load_target(LoadOptions(model, threads=1, slots=2))
     assert loaded.codec is not None
     codec = loaded.codec
@@ -126,7 +126,7 @@ def run_grammar_bench(model: str, repeats: int, notify: Notify, keep: Keep) -> d
 
 
 def _speeds(bench: _Bench, grammar: Grammar, gamma: int) -> tuple[float, float]:
-    """Tokens per second with the grammar and without, each from drafts of its own answer."""
+    """Tokens per second with the grammar and without it, each with drafts of its own answer."""
     found = []
     for constraint in (grammar.matcher, lambda: None):
         truth, _ = bench.answer(Sampling(), constraint(), lambda _: EMPTY_TREE)
@@ -138,15 +138,15 @@ def _speeds(bench: _Bench, grammar: Grammar, gamma: int) -> tuple[float, float]:
 
 
 def _right(truth: Sequence[int], gamma: int) -> Drafts:
-    return lambda said: chain(tuple(truth[said : said + gamma]))
+    return lambda generated: chain(tuple(truth[generated : generated + gamma]))
 
 
 def _is_identical(bench: _Bench, grammar: Grammar, sampling: Sampling) -> bool:
-    """Whether random drafts of two qualities leave the answer as it is without drafts."""
+    """Whether the answer is the same without drafts and with random drafts of two qualities."""
     truth, _ = bench.answer(sampling, grammar.matcher(), lambda _: EMPTY_TREE)
     chance, size = random.Random(sampling.seed), bench.codec.num_tokens
 
-    def drafts(said: int) -> TokenTree:
-        return chance.choice((good, bad))(chance, truth[said:], size)
+    def drafts(generated: int) -> TokenTree:
+        return chance.choice((good, bad))(chance, truth[generated:], size)
 
     return bench.answer(sampling, grammar.matcher(), drafts)[0] == truth

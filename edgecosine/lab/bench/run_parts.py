@@ -1,7 +1,7 @@
-"""Measures the worth of each part of EdgeCoSine on the real model, with and without it.
+"""Measures the gain of each part of EdgeCoSine on the real model, by runs with and without it.
 
 Each repetition has a fresh cluster, on which all policies run in balanced order, one request at a
-time. Every run has prompts of its own, and begins with a warm-up on another one.
+time. Every run has prompts of its own, and begins with a warm-up on one more prompt.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from edgecosine.protocol.api.request import Sampling
 WHOLE = "edgecosine"
 _SAMPLED = Sampling(temperature=0.8, seed=1)
 _FIRST_WARM_UP, _WARM_UP = 4, 1
-"""Prompts before the first run of a repetition, by the whole, and before each run."""
+"""Warm-up prompts before the first run of a repetition, by EdgeCoSine with all parts, and before
+each run."""
 
 Prompts = Iterator[tuple[str, str]]
 
@@ -43,7 +44,7 @@ class PartsSettings:
 
     repeats: int
     prompts: int
-    """Prompts for each policy and repetition; as many again at temperature 0.8."""
+    """Prompts for each policy and repetition, at temperature 0 and again at 0.8."""
 
     @property
     def num_prompts(self) -> int:
@@ -57,13 +58,13 @@ class PartsSettings:
 
 
 def policies() -> tuple[str, ...]:
-    """The policies: the whole, the whole without each part, and the target alone."""
+    """The policies: EdgeCoSine, EdgeCoSine without each part, and the target alone."""
     return (WHOLE, *(f"{WHOLE}-without-{part}" for part in PARTS), ALONE)
 
 
 async def run_parts(settings: PartsSettings, notify: Notify, keep: Keep) -> list[dict[str, Any]]:
-    """Tokens per second and acceptance for each repetition, policy and temperature; saved after
-    every repetition."""
+    """Measure all policies; returns a record for each repetition, policy and temperature, with
+    tokens per second and acceptance. Records are saved after every repetition."""
     quiet_transformers()
     prompts = iter(await write_prompts(models.DEFAULT_TARGET, settings.num_prompts, notify))
     plan = fresh_plan(
@@ -126,7 +127,8 @@ def _run(
 
 
 def parts_figures(runs: Sequence[dict[str, Any]]) -> dict[str, Figure]:
-    """The worth of each part as a ratio of speeds within a repetition, at both temperatures."""
+    """The gain of each part, as the ratio of speeds with and without it within a repetition, at
+    both temperatures."""
     figures: dict[str, Figure] = {}
     for temperature, suffix in ((0.0, ""), (0.8, "_sampled")):
         speeds = {

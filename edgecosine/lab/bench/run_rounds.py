@@ -1,8 +1,8 @@
-"""Measures what a round costs besides forward passes: processor time of the target's event loop,
-and, of one session, the time that neither a pass nor an awaited draft takes.
+"""Measures the costs of a round besides forward passes: processor time of the target's event loop,
+and for a single session the time in which neither a pass runs nor a draft is awaited.
 
-All nodes are processes of this machine, linked by sockets on loopback. In each repetition every
-cell takes its turn, in reversed order in every second one.
+All nodes are processes of this machine, linked by sockets on loopback. Each repetition runs all
+cells; every second one runs them in reversed order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgecosine.lab.simulation.processors import loop_s
 from edgecosine.models import drafters_of
 
 DRAFTING: Final = "edgecosine-without-adaptivity"
-"""Has drafts of two drafters in every round, and drafts ahead, whether they pay or not."""
+"""A policy with drafts of two drafters and drafts ahead in every round, even if they do not pay."""
 PLAIN: Final = "target-alone"
 SESSIONS: Final = (1, 8)
 _ANSWERS: Final = {1: 3, 8: 16}
@@ -30,7 +30,7 @@ _MAX_TOKENS: Final = 96
 Run = Mapping[str, Any]
 
 BARS: Final = {"round_overhead_ms": 1.0, "round_overhead_8_ms": 0.3}
-"""Most milliseconds of a round."""
+"""The largest acceptable figures, in milliseconds of a round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +44,9 @@ class RoundSettings:
 
 
 async def run_rounds(settings: RoundSettings, notify: Notify, keep: Keep) -> dict[str, Figure]:
-    """The figures of all cells; they and the runs are saved after every repetition.
+    """Measure all cells; returns the figures. Figures and runs are saved after every repetition.
 
-    Raises LabError where the kernel does not provide the processor time of threads.
+    Raises LabError when the kernel does not provide the processor time of threads.
     """
     is_zoo = settings.model == zoo.TARGET
     plan = LabPlan(
@@ -94,11 +94,12 @@ async def _run(cluster: LabCluster, policy: str, sessions: int) -> dict[str, Any
 
 
 def round_figures(runs: Sequence[Run]) -> dict[str, Figure]:
-    """Milliseconds of a round of one session; a figure without runs is left out.
+    """Milliseconds for each round of a session; a figure without runs is left out.
 
-    round_overhead_ms: between two passes of one session, without the drafts that it waits for;
-    round_overhead_8_ms: processor time of the event loop with eight sessions, and round_loop_ms
-    with one; plain_…: the same of rounds without drafts.
+    round_overhead_ms    time between two passes of a lone session, without drafts that it waits for
+    round_loop_ms        processor time of the event loop with one session
+    round_overhead_8_ms  processor time of the event loop with eight sessions
+    plain_…              the same of rounds without drafts
     """
     samples = {
         f"{prefix}round_{name}": [
@@ -117,7 +118,7 @@ def round_figures(runs: Sequence[Run]) -> dict[str, Figure]:
 
 
 def verdicts(figures: Mapping[str, Figure]) -> list[str]:
-    """A line for each figure, with its bar where it has one."""
+    """A line for each figure, which says whether the figure meets its bar, if it has one."""
     return [
         f"{name}: {figure}"
         + (

@@ -39,30 +39,31 @@ from edgecosine.protocol.api.result import NodeState
 
 _KINDS: Mapping[str, Kind] = {BATCHED: "batched", PLAIN: "plain", ASSISTED: "assisted"}
 _COMPARED = 2
-"""Answers of each run that are compared with the target's own."""
+"""Number of answers in each run that are compared with the target's own."""
 _MIDDLE = (0.25, 0.75)
-"""Share of a run's time in which the target's busy share is measured."""
+"""The part of a run's time in which the target's busy share is measured."""
 TimedState = tuple[float, NodeState]
 """A state and when it was received, in seconds since the run began."""
 
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
-    """Requests and models; core lists as for `edgecosine node`."""
+    """Requests and models; core lists have the form of `edgecosine node --cores`."""
 
     ballast: int = zoo.BALLAST
     requests: int = 8
-    """The least number in each run of a closed loop."""
+    """The least number of requests in each run of a closed loop."""
     max_tokens: int = 128
     network: NetworkKind = "auto"
     drafters: tuple[str, ...] = ()
-    """Models; the zoo's when none are named."""
+    """Models of the drafters; empty: those of the zoo."""
     target_cores: str = ""
     drafter_cores: str = ""
 
 
 class LabEnvironment:
-    """Clusters by their only policy, "" for all others; implements `Environment`."""
+    """An `Environment` of clusters. A policy that needs a special cluster is its key in `clusters`;
+    all others run on the cluster ""."""
 
     def __init__(
         self,
@@ -75,16 +76,17 @@ class LabEnvironment:
 
     @property
     def notes(self) -> Mapping[str, Any]:
-        """The networks' kinds, and transformers' settings with their trials."""
+        """The kinds of the networks, and the settings of transformers with their trials."""
         kinds = {name or "all": type(c.network).__name__ for name, c in self._clusters.items()}
         ready = {} if self._stock is None else msgspec.to_builtins(self._stock.ready)
         return {"networks": kinds, **({"transformers": ready} if ready else {})}
 
     async def play(self, step: Step) -> dict[str, Any]:
-        """Warm up on other prompts, make one run, and compare some answers with the target's own;
-        returns the run's record.
+        """Warm up on other prompts, make one run, and compare some answers with the target's own.
 
-        Raises the EdgecosineError that ended it.
+        Returns the run's record.
+
+        Raises the EdgecosineError that ended the run.
         """
         warm, count = num_warm_up(step.cell), self._num_requests(step)
         short = self._jobs(step, 0, warm, max_tokens=max(1, self._settings.max_tokens // 2))
@@ -130,7 +132,8 @@ class LabEnvironment:
     async def _compare(
         self, step: Step, jobs: Sequence[LoadRequest], load: Load
     ) -> Mapping[str, int]:
-        """Let the target alone answer the first requests again; how many texts are the same."""
+        """Let the target alone answer the first requests again; returns the numbers of compared and
+        of equal texts."""
         if step.policy == ALONE or load.refused:
             return {}
         again = [replace(job, policy=ALONE) for job in jobs[:_COMPARED]]
@@ -165,7 +168,7 @@ class LabEnvironment:
 async def _watched(
     client: Client, asking: Coroutine[Any, Any, Load], states: list[TimedState]
 ) -> Load:
-    """Await the load, and collect the states that the target publishes meanwhile."""
+    """Await the load, and append the states that the target publishes meanwhile to `states`."""
     started = time.perf_counter()
 
     async def watch() -> None:
@@ -185,8 +188,8 @@ async def _watched(
 
 
 def target_busy(states: Sequence[TimedState], elapsed_s: float) -> float | None:
-    """The target's share of time in passes over the middle half of a run, without its first and
-    last requests. None when fewer than two states were received there.
+    """The target's share of time in passes over the middle half of a run, which excludes the first
+    and last requests; None if fewer than two states were received in it.
     """
     start_s, end_s = (share * elapsed_s for share in _MIDDLE)
     there = [state for at_s, state in states if start_s <= at_s <= end_s]

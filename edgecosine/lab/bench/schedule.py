@@ -1,4 +1,4 @@
-"""The benchmark: all runs in order, in the environments that they need, into one record."""
+"""The benchmark: makes all runs in order, in the environments that they need, and records them."""
 
 from __future__ import annotations
 
@@ -32,14 +32,16 @@ async def run_bench(
     steps: Sequence[Step], open_environment: OpenEnvironment, report: BenchReport, notify: Notify,
     *, keeps_clusters: bool = False,
 ) -> None:  # fmt: skip
-    """Make all runs that the report lacks; each is saved as soon as it is over. `keeps_clusters`
-    lets repetitions share an environment, but for hostile drafters, which change as they go.
+    """Make all runs that the report lacks, and save each when it ends.
 
-    Raises what environments raise.
+    With `keeps_clusters` the repetitions of a cell share an environment, except those with hostile
+    drafters, whose behaviour changes over time.
+
+    Raises the errors of the environments.
     """
     todo = [step for step in steps if not report.has(step)]
     if len(todo) < len(steps):
-        notify(f"resuming: {len(steps) - len(todo)} of {len(steps)} runs are there already")
+        notify(f"resuming: {len(steps) - len(todo)} of {len(steps)} runs are recorded already")
     number = len(steps) - len(todo)
 
     def environment_of(step: Step) -> tuple[Cell, int]:

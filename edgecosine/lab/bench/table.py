@@ -1,4 +1,4 @@
-"""Tables for the documentation, made from a benchmark's record alone.
+"""Tables for the documentation, made only from a benchmark's record.
 
 A document marks the place of a table and its record by two comments:
 `<!-- table of docs/bench.json -->` and `<!-- end of table -->`.
@@ -30,9 +30,12 @@ _FEW = f"\nOf figures below n = {LEAST_SAMPLES} the table has the single runs.\n
 
 
 def tables(report: Mapping[str, Any]) -> str:
-    """All tables of a record as Markdown: each cell with all its policies, or those of a map, then
-    the figures as the record has them, by the definitions of its time. Records from before prompts
-    were fresh have one table of the policies on the fastest network."""
+    """All tables of a record as Markdown: the cells with all their policies, the cells of a map if
+    it has any, and the figures as they are in the record.
+
+    A record without numbers of prompts is older than fresh prompts; it has a table of the policies
+    on the fastest network in place of the cells.
+    """
     runs, on_map = report["runs"], map_rows(report["runs"])
     is_fresh = any("first_prompt" in run and "cell" in run for run in runs)
     parts = [
@@ -44,8 +47,8 @@ def tables(report: Mapping[str, Any]) -> str:
 
 
 def policy_table(runs: Runs) -> str:
-    """Throughput and mean latency by policy and concurrency, medians of the `n` repetitions;
-    greedy, on the network with the least delay."""
+    """Throughput and mean latency by policy and concurrency, as medians of the `n` repetitions, at
+    temperature 0 on the network with the least delay."""
     closed = [r for r in runs if "load" in r and r["load"]["kind"] == "closed"]
     greedy = [run for run in compared(closed) if run["temperature"] == 0]
     if not greedy:
@@ -64,9 +67,12 @@ def policy_table(runs: Runs) -> str:
 
 
 def cell_table(runs: Runs) -> str:
-    """Every policy of every cell: throughput and mean latency, medians with 95% intervals, or the
-    single runs of too few; EdgeCoSine's throughput over the policy's, its p value, and in how many
-    repetitions EdgeCoSine was faster."""
+    """Every policy of every cell.
+
+    Throughput and mean latency are medians with 95% intervals, or the single runs if they are few.
+    The other columns are EdgeCoSine's throughput over the policy's, its p value, and the number of
+    repetitions in which EdgeCoSine was faster.
+    """
     rows = []
     for cell, policy in dict.fromkeys((run["cell"], run["policy"]) for run in runs):
         there = [run for run in runs if (run["cell"], run["policy"]) == (cell, policy)]
@@ -82,13 +88,13 @@ def cell_table(runs: Runs) -> str:
 
 
 def _bare(figure: Figure) -> str:
-    """Without number and p value, which have columns of their own."""
+    """The figure without its p value, which has a column of its own."""
     return replace(figure, p=None).text()
 
 
 def figure_table(figures: Mapping[str, Mapping[str, Any]]) -> str:
-    """Every figure with its 95% interval, p value and number of samples; of too few samples the
-    runs themselves."""
+    """Every figure with its 95% interval, p value and number of samples; figures of few samples
+    have the single runs."""
     if not figures:
         return ""
     has_p = any(figure.get("p") is not None for figure in figures.values())
@@ -142,7 +148,10 @@ def fill(document: str, record: str, table: str) -> str:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Read the record of a measurement. Raises LabError when the file is none."""
+    """Read the record of a measurement.
+
+    Raises LabError when the file is not such a record.
+    """
     try:
         report: dict[str, Any] = json.loads(path.read_text())
         report["figures"], report["runs"]

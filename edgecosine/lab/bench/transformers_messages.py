@@ -17,8 +17,8 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 class TransformersOrder(msgspec.Struct, frozen=True):
-    """Prompts to answer greedily with exactly `max_tokens` each: in one batch, one by one, or one
-    by one with the best drafter for its domain."""
+    """Prompts to answer greedily with exactly `max_tokens` each: in one batch, one at a time, or
+    one at a time with the best drafter for the prompt's domain."""
 
     kind: Kind
     domains: tuple[str, ...]
@@ -27,7 +27,7 @@ class TransformersOrder(msgspec.Struct, frozen=True):
 
 
 class TransformersReady(msgspec.Struct, frozen=True):
-    """Sent once: the quickest setting of each kind, and the trial seconds of all settings."""
+    """The first message: the fastest setting of each kind, and the seconds of all trials."""
 
     settings: dict[Kind, Setting]
     trials_s: dict[str, float]

@@ -1,4 +1,4 @@
-"""transformers' own generation, as both of its child processes run it."""
+"""Generation by transformers alone, in child processes of the benchmarks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REPEATS = 2
 
 Setting = TypeVar("Setting", bound=Hashable)
 Answer = Callable[[bytes], Any]
-"""Answers one line of input."""
+"""Returns the answer to one line of input."""
 
 
 class TransformersOutput(NamedTuple):
@@ -33,7 +33,7 @@ class TransformersOutput(NamedTuple):
 
 
 class _FirstTokens(StoppingCriteria):
-    """Stops nothing; records when it was called first."""
+    """Records the time of its first call, and never stops a row."""
 
     def __init__(self) -> None:
         self.at: float | None = None
@@ -47,10 +47,10 @@ def load_model(
     path: Path, dtype: str, *, end_tokens: Sequence[int] = (), ballast: int = 1,
     draft_length: int | None = None,
 ) -> Any:  # fmt: skip
-    """Load a directory or a GGUF file. Without `end_tokens` answers have their full length.
+    """Load a model from a directory or a GGUF file; without `end_tokens` answers have full length.
 
-    `draft_length` makes assisted generation draft exactly that many tokens, whatever the drafter's
-    confidence; None leaves transformers' own choice.
+    With `draft_length` assisted generation always drafts that many tokens, whatever the drafter's
+    confidence; with None it uses the default of transformers.
     """
     where = {"gguf_file": path.name} if path.is_file() else {}
     model: Any = AutoModelForCausalLM.from_pretrained(
@@ -73,7 +73,7 @@ def load_model(
 def generate(
     model: Any, tokens: torch.Tensor, mask: torch.Tensor, max_tokens: int, drafter: Any = None
 ) -> TransformersOutput:
-    """Generate greedily; assisted where there is a drafter."""
+    """Generate greedily, with assisted generation if there is a drafter."""
     started, first = time.perf_counter(), _FirstTokens()
     made = model.generate(
         input_ids=tokens, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False,
@@ -88,7 +88,7 @@ def generate(
 def trial_seconds(
     settings: Sequence[Setting], attempt: Callable[[Setting], Any]
 ) -> dict[Setting, float]:
-    """Seconds of an attempt under each setting, the better of two."""
+    """Seconds of an attempt with each setting, the better of two."""
 
     def timed(setting: Setting) -> float:
         started = time.perf_counter()
@@ -104,7 +104,7 @@ def serve(start: Callable[[Iterator[bytes]], tuple[msgspec.Struct, Answer]]) -> 
     `start` may read lines itself; it ends with its input.
     """
     quiet_transformers()
-    # Output of libraries must not come between the lines.
+    # What libraries print must not get between the lines.
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 

@@ -1,4 +1,4 @@
-"""transformers as another server: a child process on the target's cores."""
+"""transformers as a server for comparison: a child process on the target's cores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StockProcess:
     def __init__(self, process: LineProcess, ready: TransformersReady) -> None:
         self._process = process
         self.ready = ready
-        """The quickest settings, and the trial seconds of all settings."""
+        """The fastest settings, and the trial seconds of all settings."""
 
     async def answer(self, kind: Kind, jobs: Sequence[LoadRequest], batch: int) -> Load:
         """Answer the requests greedily, `batch` at a time; their sampling is ignored.
@@ -59,8 +59,9 @@ class StockProcess:
 async def stock_process(
     ballast: int, cores: str, chosen: TransformersReady | None = None
 ) -> AsyncIterator[StockProcess]:
-    """Start the process with settings that were `chosen` before, or let it choose them; it ends
-    with the block.
+    """Start the process with settings that were `chosen` before, or let it choose them.
+
+    The process ends with the block.
 
     Raises LabError when it does not start.
     """

@@ -1,9 +1,9 @@
 """transformers on the target's weights and core: a child process of the benchmark.
 
-`python -m edgecosine.lab.bench.transformers_worker BALLAST [READY]` first reports the quickest
-settings on this machine and uses them, so that the baseline does not suffer from a wrong dtype;
-READY is a former report, which saves the trials. It then answers each `TransformersOrder` by a list
-of `TransformersAnswer`.
+`python -m edgecosine.lab.bench.transformers_worker BALLAST [READY]` first reports the fastest
+settings on this machine and uses them, so that a wrong dtype does not slow down the baseline. READY
+is a former report, which makes the trials unnecessary. The process then answers each
+`TransformersOrder` with a list of `TransformersAnswer`.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from edgecosine.lab.bench.transformers_models import (
 )
 
 DRAFT_LENGTHS = (None, 5)
-"""Of assisted generation: transformers' own choice, and a fixed one."""
+"""Lengths of drafts in assisted generation: the default of transformers, and a fixed one."""
 TRIAL_TOKENS = 24
 
 
 class Stock:
-    """The models in each dtype."""
+    """The target and the drafters in each dtype, loaded by transformers."""
 
     def __init__(self, ballast: int) -> None:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(zoo.DIRECTORY / zoo.TARGET)
@@ -60,7 +60,7 @@ class Stock:
         }
 
     def choose_settings(self) -> TransformersReady:
-        """Try all settings on a prompt of each domain."""
+        """Try all settings on a prompt of each domain; returns the fastest ones."""
         domains, prompts = zip(
             *((domain, texts[-1]) for domain, texts in zoo.prompts().items()), strict=True
         )

@@ -37,7 +37,7 @@ def record_texts(prompts: Sequence[tuple[str, str]], answer: int) -> Texts:
     names = zoo.drafter_names()
     shape = (len(names), len(prompts), answer, _GUESSES)
     guesses, shares = np.zeros(shape, np.uint16), np.zeros(shape, np.uint8)
-    surprises = np.zeros(shape[:2], np.float32)
+    prompt_scores = np.zeros(shape[:2], np.float32)
     for which, name in enumerate(names):
         model = _load(name)
         for start in starts:
@@ -49,7 +49,7 @@ def record_texts(prompts: Sequence[tuple[str, str]], answer: int) -> Texts:
             packed = pack_shares(best.values.exp().flatten().tolist())
             shares[which, places] = np.frombuffer(packed, np.uint8).reshape(best.values.shape)
             of_prompt = logs[:, : NUM_PROMPT - 1].gather(2, batch[:, 1:NUM_PROMPT, None])
-            surprises[which, places] = -of_prompt.mean((1, 2)).numpy()
+            prompt_scores[which, places] = -of_prompt.mean((1, 2)).numpy()
     domains = tuple(domain for domain, _ in prompts)
     return Texts(
         prompts=tuple(map(tuple, tokens[:, :NUM_PROMPT].tolist())),
@@ -59,7 +59,7 @@ def record_texts(prompts: Sequence[tuple[str, str]], answer: int) -> Texts:
         drafters=names,
         guesses=guesses,
         shares=shares,
-        surprises=surprises,
+        prompt_scores=prompt_scores,
     )
 
 

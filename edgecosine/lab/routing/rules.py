@@ -27,8 +27,8 @@ Led = dict[str, dict[str, dict[str, int]]]
 class Rule(Protocol):
     """Chooses drafters; one object serves all requests of a run, in their order."""
 
-    def open(self, surprises: Sequence[float]) -> None:
-        """A request begins; `surprises` are the drafters' mean negative log-likelihoods of its
+    def open(self, prompt_scores: Sequence[float]) -> None:
+        """A request begins; `prompt_scores` are the drafters' mean negative log-likelihoods of its
         prompt, in nats per token."""
 
     def choose(self) -> int:
@@ -42,9 +42,9 @@ class Rule(Protocol):
 class PromptScoreRule:
     """Chooses the drafter with the lowest prompt score, for the whole request."""
 
-    def open(self, surprises: Sequence[float]) -> None:
+    def open(self, prompt_scores: Sequence[float]) -> None:
         """As in `Rule`."""
-        self._best = min(range(len(surprises)), key=surprises.__getitem__)
+        self._best = min(range(len(prompt_scores)), key=prompt_scores.__getitem__)
 
     def choose(self) -> int:
         """As in `Rule`."""
@@ -67,9 +67,9 @@ class Hedge:
         self._total = [0.0] * num_drafters
         self._logs = [0.0] * num_drafters
 
-    def open(self, surprises: Sequence[float]) -> None:
+    def open(self, prompt_scores: Sequence[float]) -> None:
         """As in `Rule`."""
-        self._logs = [0.0] * len(surprises)
+        self._logs = [0.0] * len(prompt_scores)
 
     def choose(self) -> int:
         """As in `Rule`."""
@@ -94,9 +94,9 @@ class Bandit:
         self._ever = [(0, 0.0)] * num_drafters
         self._here = [(0, 0.0)] * num_drafters
 
-    def open(self, surprises: Sequence[float]) -> None:
+    def open(self, prompt_scores: Sequence[float]) -> None:
         """As in `Rule`."""
-        self._here = [(0, 0.0)] * len(surprises)
+        self._here = [(0, 0.0)] * len(prompt_scores)
 
     def choose(self) -> int:
         """As in `Rule`."""
@@ -146,7 +146,7 @@ def leaders(rule: Rule, texts: Texts, lengths: Lengths, numbers: Sequence[int]) 
     """The rounds that each drafter leads under a rule, over the texts of these numbers."""
     led: Led = {name: {} for name in texts.drafters}
     for number in numbers:
-        rule.open(texts.surprises[:, number].tolist())
+        rule.open(texts.prompt_scores[:, number].tolist())
         for place, (chosen, accepted) in enumerate(_rounds(lengths[:, number], rule.choose)):
             rule.observe(chosen, [length / GAMMA for length in accepted])
             count_led(led, texts.drafters[chosen], texts.domains[number], 1, int(not place))

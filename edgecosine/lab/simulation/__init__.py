@@ -1,1 +1,1 @@
-"""A cluster in virtual time: the node's own actors, on simulated processors, links and models."""
+"""A cluster in virtual time: the actors of real nodes on simulated processors, links and models."""

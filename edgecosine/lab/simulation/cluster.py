@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgecosine.lab.simulation.costs import Costs
-from edgecosine.lab.simulation.engines import check_room
+from edgecosine.lab.simulation.engines import check_length
 from edgecosine.lab.simulation.nodes import SimulatedDrafterNode, SimulatedTargetNode
 from edgecosine.lab.simulation.texts import Texts
 from edgecosine.lab.simulation.virtual_time import Core, Strand, VirtualLoop
@@ -19,17 +19,18 @@ from edgecosine.protocol.api.result import Answer, Delta, DrafterShare
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """The nodes of a cluster. `drafters` are recorded models, one node each."""
+    """The nodes of a cluster. `drafters` are recorded models, each on a node of its own."""
 
     drafters: tuple[str, ...] = ()
     is_core_shared: bool = False
     """Whether all drafters, the broker and the clients share one processor."""
     slots: int = 16
-    """Sequence slots of a node's cache, and the most sessions of a pass or a step."""
+    """Sequence slots of a node's cache, and the largest number of sessions in a pass or step."""
     targets: int = 1
-    """Each with its own planner, its share of the requests, and links to all drafters."""
+    """Number of targets, each with its own planner, its share of the requests, and links to all
+    drafters."""
     host: str = ""
-    """The machine of all drafters; empty: each has one of its own."""
+    """The machine of all drafters; empty: each drafter has a machine of its own."""
     has_device: bool = False
     """Whether a target's passes run beside its event loop, on an accelerator."""
     is_colocated: bool = False
@@ -38,48 +39,50 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedLoad:
-    """Clients in a closed loop, each with one running request until there are none left."""
+    """Clients in a closed loop: each has one running request until all requests are sent."""
 
     policy: str
     sessions: int
     requests: int
-    """Total number."""
+    """Total number of requests."""
     max_tokens: int = 128
-    """Of each answer; those that end earlier have fewer."""
+    """Length of each answer; recorded answers that end earlier are shorter."""
     first_text: int = 0
-    """The first prompt's number, domains in turn."""
+    """Number of the first prompt; the domains take turns."""
     window: tuple[int, int] | None = None
-    """Count from the first number of tokens to the second, and stop there; None counts all. The
-    first requests are then of different lengths, as if they had begun earlier."""
+    """Numbers of committed tokens at which counting starts and at which the load ends; None: all
+    are counted. With a window the first requests have different lengths, as if they had begun at
+    different times."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """The result of a load, in virtual seconds except for `decisions`."""
+    """The result of a load. Times are virtual seconds, except those of `decisions`."""
 
     elapsed_s: float
     num_tokens: int
     num_rounds: int
-    """Prefills included."""
+    """Rounds, including prefills."""
     num_passes: int
     num_rows: int
     num_messages: int
     num_compared: int
-    """Drafters that were compared for requests, once for each time."""
+    """Number of comparisons: for each plan, the drafters that it compared."""
     pass_s: float
-    """Seconds in passes, of all targets together."""
+    """Duration of the forward passes of all targets together."""
     loop_s: float
     """Seconds in which the targets' event loops were busy."""
     latencies_s: list[float] = field(default_factory=list)
     answers: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    """Tokens by request."""
+    """Tokens of each answer, by request."""
     num_accepted: int = 0
     """Accepted draft tokens of complete answers, whose `num_answer_rounds` exclude prefills."""
     num_answer_rounds: int = 0
     drafters: dict[int, Mapping[str, DrafterShare]] = field(default_factory=dict)
-    """By request, what each drafter did for it."""
+    """The contribution of each drafter to a request, by request."""
     decisions: dict[str, tuple[int, float]] = field(default_factory=dict)
-    """Calls of the planner, and the real seconds that they took on this machine."""
+    """For each method of the planner, its calls and the real seconds that they took on this
+    machine."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -88,7 +91,7 @@ class Outcome:
 
     @property
     def tokens_per_round(self) -> float:
-        """Committed tokens, the target's own included."""
+        """Mean committed tokens of a round, including the bonus token."""
         return self.num_tokens / self.num_rounds
 
     @property
@@ -104,7 +107,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class _Answers:
-    """Collects complete answers."""
+    """The complete answers of a load."""
 
     latencies_s: list[float] = field(default_factory=list)
     tokens: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -154,7 +157,7 @@ class VirtualCluster:
         Raises LabError when a load needs longer answers than are recorded.
         """
         for load in loads:
-            check_room(self._texts, load.max_tokens)
+            check_length(self._texts, load.max_tokens)
         async with asyncio.TaskGroup() as group:
             actors = [target.start(group) for target in self.targets]
             actors += [drafter.start(group) for drafter in self.drafters]
@@ -223,7 +226,7 @@ class VirtualCluster:
             drafters=answers.drafters,
             num_accepted=answers.num_accepted,
             num_answer_rounds=answers.num_rounds,
-            decisions=_together(target.planner.times for target in self.targets),
+            decisions=_summed(target.planner.times for target in self.targets),
         )
 
     async def _ask_in_turn(
@@ -261,13 +264,13 @@ class VirtualCluster:
         return answer
 
     def _deliver(self) -> None:
-        """Charge broker and clients for carrying text, which matters where they share a core."""
+        """Charge broker and clients for carrying text, if they share a core with the drafters."""
         if self._is_core_shared:
             delivery_s = self._costs.delivery_s
             self._loop.call_soon(self._clients.charge, delivery_s, context=self._clients.context)
 
 
-def _together(times: Iterable[dict[str, list[float]]]) -> dict[str, tuple[int, float]]:
+def _summed(times: Iterable[dict[str, list[float]]]) -> dict[str, tuple[int, float]]:
     found: dict[str, tuple[int, float]] = {}
     for name, seconds in itertools.chain.from_iterable(each.items() for each in times):
         count, total_s = found.get(name, (0, 0.0))
@@ -278,9 +281,9 @@ def _together(times: Iterable[dict[str, list[float]]]) -> dict[str, tuple[int, f
 def simulate(
     scenario: Scenario, loads: Sequence[SimulatedLoad], costs: Costs, texts: Texts
 ) -> list[Outcome]:
-    """An outcome for each load; deterministic except for the real seconds of decisions.
+    """An outcome for each load; all but the real seconds of decisions are deterministic.
 
-    Raises LabError.
+    Raises LabError when a load needs longer answers than are recorded.
     """
     loop = VirtualLoop()
     return loop.complete(VirtualCluster(loop, scenario, costs, texts).play(loads))

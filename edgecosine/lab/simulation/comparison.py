@@ -1,5 +1,7 @@
-"""All policies on simulated clusters whose drafters have processors of their own, unlike the lab's
-two cores. Each run has a fresh cluster, so that no policy profits from another's statistics."""
+"""Compares all policies on simulated clusters in which each drafter has its own processor.
+
+Every run has a fresh cluster, so that no policy profits from another's statistics.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ _MAX_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
-class Contest:
-    """One condition."""
+class ComparisonCell:
+    """One condition under which all policies are compared."""
 
     hardware: Hardware
     sessions: int
@@ -42,50 +44,52 @@ class Contest:
         return f"{self.hardware}_{self.sessions}{'_sampled' if self.temperature else ''}"
 
 
-CONTESTS = (
-    Contest("flat", 1, 0.0), Contest("flat", 8, 0.0), Contest("flat", 1, 0.8),
-    Contest("flat", 8, 0.8), Contest("here", 1, 0.0), Contest("here", 8, 0.0),
+CELLS = (
+    ComparisonCell("flat", 1, 0.0), ComparisonCell("flat", 8, 0.0), ComparisonCell("flat", 1, 0.8),
+    ComparisonCell("flat", 8, 0.8), ComparisonCell("here", 1, 0.0), ComparisonCell("here", 8, 0.0),
 )  # fmt: skip
 SEEDS = (0, 16, 32)
-"""The first prompts of the repetitions, which use different ones of 64 recorded texts."""
+"""Numbers of the first prompts of the repetitions, whose prompts differ."""
 
 
 def run_comparison(costs: Costs, *, is_quick: bool, notify: Notify) -> Iterator[dict[str, Any]]:
     """Yield a record for each policy, condition and repetition.
 
-    Raises LabError.
+    Raises LabError when the recorded answers are too short.
     """
     texts = {temperature: load_texts(temperature) for temperature in RECORDED[ZOO]}
-    for contest in CONTESTS[:2] if is_quick else CONTESTS:
+    for cell in CELLS[:2] if is_quick else CELLS:
         for policy in POLICIES:
             found = [
-                run_policy(contest, policy, seed, costs, texts[contest.temperature])
+                run_policy(cell, policy, seed, costs, texts[cell.temperature])
                 for seed in (SEEDS[:1] if is_quick else SEEDS)
             ]
             yield from found
             speeds = ", ".join(f"{record['tokens_per_s']:.0f}" for record in found)
-            notify(f"{contest.name}, {policy}: {speeds} tokens/s")
+            notify(f"{cell.name}, {policy}: {speeds} tokens/s")
 
 
 def run_policy(
-    contest: Contest, policy: str, seed: int, costs: Costs, texts: Texts
+    cell: ComparisonCell, policy: str, seed: int, costs: Costs, texts: Texts
 ) -> dict[str, Any]:
-    """Run one policy on a cluster of its own, with every recorded drafter, or as many copies of the
-    generalist for the baselines with one model; returns its record.
+    """Run one policy on a cluster of its own; returns its record.
 
-    Raises LabError.
+    The cluster has all recorded drafters. For baselines with a single model it has the same number
+    of copies of the generalist.
+
+    Raises LabError when the recorded answers are too short.
     """
     models = texts.drafters
     if policy in WITH_COPIES:
         models = (GENERALIST,) * len(models)
-    scenario = Scenario(models, has_device=contest.hardware == "flat")
+    scenario = Scenario(models, has_device=cell.hardware == "flat")
     load = SimulatedLoad(
-        policy, contest.sessions, max(_REQUESTS, 2 * contest.sessions), _MAX_TOKENS, seed
+        policy, cell.sessions, max(_REQUESTS, 2 * cell.sessions), _MAX_TOKENS, seed
     )
-    [outcome] = simulate(scenario, [load], on_hardware(contest.hardware, costs), texts)
+    [outcome] = simulate(scenario, [load], on_hardware(cell.hardware, costs), texts)
     return {
         "kind": "comparison",
-        "cell": contest.name,
+        "cell": cell.name,
         "repeat": seed,
         "policy": policy,
         "tokens_per_s": outcome.tokens_per_s,
@@ -97,8 +101,8 @@ def run_policy(
 
 
 def comparison_figures(runs: Runs) -> dict[str, Figure]:
-    """EdgeCoSine over the target alone, the best baseline and itself without each part, by contest:
-    throughputs, or mean latencies where the name contains `latency`."""
+    """EdgeCoSine over the target alone, the best baseline and itself without each part, for each
+    condition: ratios of throughput, or of mean latency in figures named `latency`."""
     figures: dict[str, Figure] = {}
     compared = [run for run in runs if run["kind"] == "comparison"]
     for cell in dict.fromkeys(run["cell"] for run in compared):

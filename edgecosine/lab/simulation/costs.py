@@ -1,4 +1,4 @@
-"""Costs of operations on one machine, in seconds: measured by `measure_costs` and `validation`."""
+"""Costs of operations on one machine, in seconds; `measure_costs` and `validation` measure them."""
 
 from __future__ import annotations
 
@@ -14,39 +14,42 @@ FLAT_STEP_ROWS = 64
 
 @dataclass(frozen=True)
 class Costs:
-    """Tables by rows are interpolated, and extrapolated by their last slope."""
+    """Seconds of each operation. Tables by rows are interpolated, and extrapolated by their last
+    slope."""
 
     pass_s: Mapping[int, float]
-    """A target pass by its rows."""
+    """A target's forward pass, by its rows."""
     step_s: Mapping[int, float]
-    """A drafter's step by its rows."""
+    """A drafter's step, by its rows."""
     session_s: float = 0.0
-    """Added to a pass by each session except the first, besides its rows."""
+    """Addition to a pass for each session except the first, besides its rows."""
     work_s: float = 0.0
-    """Added to a call of a draft engine by each request, besides its rows."""
+    """Addition to a call of a draft engine for each request, besides its rows."""
     plan_s: Mapping[int, float] = field(default_factory=dict)
-    """A plan by the number of drafters that are compared; that for one is part of `message_s`."""
+    """A plan, by the number of compared drafters; the plan for one is part of `message_s`."""
     round_s: float = 0.0
-    """The target's event loop, for one round of one session without drafters."""
+    """Time of the target's event loop for one round of one session without drafters."""
     message_s: float = 0.0
-    """The target's event loop, for one message of a link, sent or received, and its handling."""
+    """Time of the target's event loop for one message of a link, sent or received."""
     request_s: float = 0.0
-    """The drafter's event loop, for one draft request with its answer."""
+    """Time of the drafter's event loop for one draft request with its answer."""
     hop_s: float = 0.0
-    """From a loop to its engine's thread and back, for one call; uses no processor time."""
+    """Delay from a loop to its engine's thread and back, for one call; uses no processor time."""
     delivery_s: float = 0.0
-    """Broker, client and traffic, for a round's text, where they share the drafters' processor."""
+    """Time of broker, client and traffic process for the text of a round, if they share the
+    drafters' processor."""
     carriage_s: float = 0.0
-    """Traffic process, for one message of a link, where it shares the drafters' processor."""
+    """Time of the traffic process for one message of a link, if it shares the drafters'
+    processor."""
     between_s: float = 0.0
-    """From the end of a request to the start of the same client's next one."""
+    """Time from the end of a request to the start of the same client's next one."""
     one_way_s: float = 0.0
-    """A message on the wire between target and drafter."""
+    """Delay of a message between target and drafter, in one direction."""
     contention: float = 0.0
-    """Seconds by which a pass is longer for each second in which the drafters' shared processor
-    computes meanwhile: both use the memory of one machine."""
+    """Seconds by which a pass gets longer for each second in which the drafters' shared processor
+    computes at the same time, since both use the memory of one machine."""
     least_step_s: float = 0.0
-    """A drafter's step takes so long at least; what is left of it uses no processor."""
+    """Shortest duration of a drafter's step; the rest of a shorter step uses no processor."""
     notes: Mapping[str, float] = field(default_factory=dict)
     """Other measurements, for the record."""
 
@@ -63,12 +66,12 @@ class Costs:
         return _table(self.step_s)
 
     def target_pass(self, rows: int, sessions: int = 1) -> float:
-        """Seconds of a target pass."""
+        """Seconds of a target's forward pass."""
         return self._pass.expected_s(rows) + max(0, sessions - 1) * self.session_s
 
     def comparison(self, drafters: int) -> float:
-        """Seconds of the target's event loop for a plan that compares so many drafters, beyond one
-        that compares one."""
+        """Seconds that a plan with this many compared drafters adds to the target's event loop,
+        beyond a plan with one."""
         return self._plan.expected_s(max(1, drafters)) - self._plan.expected_s(1)
 
     def drafter_step(self, rows: int) -> float:
@@ -76,13 +79,16 @@ class Costs:
         return self._step.expected_s(rows)
 
     def with_flat_passes(self, rows: int) -> Costs:
-        """The same with passes of one row's cost up to `rows` rows, and proportional beyond."""
+        """These costs, but a pass of up to `rows` rows costs as much as one row, and a larger one
+        proportionally more."""
         one_s = self.target_pass(1)
         return replace(self, pass_s={1: one_s, rows: one_s, 2 * rows: 2 * one_s}, session_s=0.0)
 
     def on_accelerators(self, pass_s: float, step_s: float) -> Costs:
-        """The same with passes and steps that memory bounds: a pass takes `pass_s` up to
-        `FLAT_PASS_ROWS` rows and a step `step_s` up to `FLAT_STEP_ROWS`, both proportional beyond.
+        """These costs with passes and steps that are limited by memory bandwidth.
+
+        A pass takes `pass_s` up to `FLAT_PASS_ROWS` rows, a step `step_s` up to `FLAT_STEP_ROWS`
+        rows, and proportionally more beyond.
         """
         flat, steps = FLAT_PASS_ROWS, FLAT_STEP_ROWS
         return replace(
@@ -93,7 +99,7 @@ class Costs:
         )
 
     def with_rtt(self, seconds: float) -> Costs:
-        """The same with messages between target and drafter that take half as long each way."""
+        """These costs with a round trip of `seconds` between target and drafter."""
         return replace(self, one_way_s=seconds / 2)
 
 

@@ -11,7 +11,8 @@ Runs = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Lines by name: (x, y) in the order of x, which has a logarithmic axis."""
+    """One plot: points (x, y) by the name of their line, in the order of x, whose axis is
+    logarithmic. `is_log` is whether the y axis is, too."""
 
     title: str
     x_label: str
@@ -29,7 +30,8 @@ _BY_SESSIONS = (
 
 
 def sweep_curves(runs: Runs) -> list[Curves]:
-    """Figures over sessions, a line for each number of drafters; decisions over drafters."""
+    """The plots of a sweep: figures over sessions with a line for each number of drafters, and time
+    of decisions over drafters."""
     found = []
     swept = [run for run in runs if run.get("kind") == "sweep" and run["targets"] == 1]
     for hardware, words in _HARDWARE.items():

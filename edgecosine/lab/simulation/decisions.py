@@ -1,5 +1,7 @@
-"""A planner whose calls are timed: the real seconds that decisions take, call by call. What its
-plans cost the simulated event loop follows from the drafters that they compare."""
+"""A planner that measures the real seconds of each of its decisions.
+
+The cost of a plan in virtual time follows from the number of drafters that it compares.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,18 @@ from edgecosine.balance.request_state import RequestState
 
 
 class TimedPlanner(Planner):
-    """Adds up the real seconds of each kind of call in `times`; calls do not contain each other.
+    """A planner with the real seconds of each call in `times`, by method; the timed methods do not
+    call each other.
 
-    alike   how alike two tokens are, -1 to 1
-    charge  called with the number of drafters whenever some are compared for a request
+    alike   returns the similarity of two tokens, -1 to 1
+    charge  is called with the number of drafters whenever some are compared for a request
     """
 
     def __init__(self, alike: Callable[[int, int], float], charge: Callable[[int], None]) -> None:
         super().__init__(alike)
         self._charge = charge
         self.num_compared = 0
-        """Drafters that were compared, once for each time."""
+        """Number of comparisons so far: for each plan, the drafters that it compared."""
         self.times: defaultdict[str, list[float]] = defaultdict(list)
         decisions: Mapping[object, tuple[str, ...]] = {
             self: (

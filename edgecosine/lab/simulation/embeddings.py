@@ -1,4 +1,4 @@
-"""How alike two tokens of a recorded target are, by the rows of its input embedding."""
+"""The similarity of two tokens of a recorded target, by the rows of its input embedding."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ROWS = "model.embed_tokens.weight"
 
 
 def similarity_of(name: str) -> Callable[[int, int], float]:
-    """The cosine of the rows of two tokens, -1 to 1, by the name of a recording.
+    """A function that returns the cosine of the rows of two tokens, -1 to 1, for a recording.
 
-    The rows are read at the first call, which raises as `load_stock` does.
+    Its first call reads the rows, and raises the errors of `load_stock`.
     """
 
     def similarity(token: int, other: int) -> float:

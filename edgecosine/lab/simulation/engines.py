@@ -1,7 +1,7 @@
 """Engines that replay recorded texts, and the actors that charge virtual time for their calls.
 
-Of the draft engine only the forward pass is replaced: tree growth, slots and the order of steps are
-the engine's own. Of the target engine everything is replaced except the acceptance walk.
+The draft engine is the real one with another forward pass: tree growth, slots and the order of
+steps are its own. The target engine has only the acceptance walk of the real one.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from edgecosine.node.runtime.clock import now
 from edgecosine.node.target.verifier import Verifier
 
 PREFILL_CHUNK = 64
-"""As in `TransformerTarget`."""
+"""Prompt tokens of a pass, as in `TransformerTarget`."""
 LOOK_AHEAD = 16
-"""Recorded tokens beyond the end of an answer, which the last tree may reach."""
+"""Recorded tokens beyond the end of an answer, since its last tree may extend beyond it."""
 PROFILED = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
 """Batch sizes that a target measures before its first request, as in `engine.target.profile`."""
 
 
-class RecitingTarget:
-    """Generates the recorded texts; implements `TargetEngine`."""
+class RecordedTarget:
+    """A `TargetEngine` that generates the recorded texts."""
 
     def __init__(self, texts: Texts) -> None:
         self._texts = texts
@@ -95,8 +95,8 @@ class _NoModel:
         """Do nothing: there is no cache."""
 
 
-class RecallingDrafter(TransformerDrafter):
-    """Drafts as one of the recorded drafters did."""
+class RecordedDrafter(TransformerDrafter):
+    """A draft engine whose drafts are those of a recorded drafter."""
 
     def __init__(self, texts: Texts, drafter: int, *, slots: int) -> None:
         super().__init__(cast(ForwardModel, _NoModel()), slots=slots, max_context=texts.longest)
@@ -111,13 +111,14 @@ class RecallingDrafter(TransformerDrafter):
             tree.add_children(row.node, self._recall(row.progress.work.tokens, path))
         for token in scored:
             tokens, prompt = token.progress.work.tokens, token.progress.prompt
-            prompt.is_top1.append(self._foretells(tokens, token.position))
+            prompt.is_top1.append(self._is_top1(tokens, token.position))
             # The same for every token, so that their mean is the recorded value.
             text = self._texts.text_of(tokens)
-            prompt.nll += float(self._texts.surprises[self._drafter, text])
+            prompt.nll += float(self._texts.prompt_scores[self._drafter, text])
 
-    def _foretells(self, tokens: Sequence[int], position: int) -> bool:
-        """Whether a token of the answer was the first guess; prompts were not recorded."""
+    def _is_top1(self, tokens: Sequence[int], position: int) -> bool:
+        """Whether a token of the answer was the drafter's first guess; False in a prompt, for which
+        no guesses are recorded."""
         if position < len(self._texts.prompts[self._texts.text_of(tokens)]):
             return False
         return self._recall(tokens[:position], ()).tokens[0] == tokens[position]
@@ -127,12 +128,13 @@ class RecallingDrafter(TransformerDrafter):
 
 
 class SimulatedVerifier(Verifier):
-    """The target's passes by a table of costs, and the rounds' time on its event loop."""
+    """A verifier whose passes take the time of a table of costs, and whose rounds are charged to
+    the target's event loop."""
 
     def __init__(
         self,
         *,
-        engine: RecitingTarget,
+        engine: RecordedTarget,
         statistics: Statistics,
         max_batch: int,
         costs: Costs,
@@ -148,17 +150,17 @@ class SimulatedVerifier(Verifier):
         )
         self._charges, self._core, self._strand = costs, core, strand
         self._drafters_core = drafters_core
-        self.num_rows = self.num_nodes = self.num_verdicts = self.num_tokens = 0
+        self.num_rows = self.num_nodes = self.num_rounds = self.num_tokens = 0
         self.on_pass: Callable[[], None] = _nothing
-        """Charge the event loop after each pass."""
+        """Called after each pass."""
 
     @property
     def is_beside_loop(self) -> bool:
-        """Passes have a core of their own."""
+        """Always True: passes do not run in the event loop."""
         return True
 
     def submit(self, work: VerifyWork) -> asyncio.Future[VerificationResult]:
-        """Verify; the event loop is charged for the session that continues."""
+        """As `Verifier.submit`; the event loop is charged for the round that follows."""
         verified = super().submit(work)
         verified.add_done_callback(lambda _: self._strand.charge(self._charges.round_s))
         return verified
@@ -191,26 +193,26 @@ class SimulatedVerifier(Verifier):
         self.num_rows += result.num_rows
         for work, outcome in zip(works, result.outcomes, strict=True):
             if isinstance(outcome, VerificationResult):
-                self.num_verdicts += 1
+                self.num_rounds += 1
                 self.num_nodes += len(work.tree)
                 self.num_tokens += len(outcome.path) + 1
         self.on_pass()
 
 
 class SimulatedDraftWorker(DraftWorker):
-    """A drafter's steps by a table of costs."""
+    """A draft worker whose steps take the time of a table of costs."""
 
     def __init__(
         self,
         *,
-        engine: RecallingDrafter,
+        engine: RecordedDrafter,
         max_batch: int,
         costs: Costs,
         core: Core,
         strand: Strand,
     ) -> None:
         super().__init__(engine=engine, thread=cast(Any, None), max_batch=max_batch)
-        self._recalling, self._charges, self._core, self._strand = engine, costs, core, strand
+        self._recorded, self._charges, self._core, self._strand = engine, costs, core, strand
 
     async def _run_engine(
         self, works: list[DraftWork], released: list[str]
@@ -226,7 +228,7 @@ class SimulatedDraftWorker(DraftWorker):
         self, works: list[DraftWork], is_awaited: Callable[[], bool]
     ) -> list[DraftResult]:
         await self._core.spend(len(works) * self._charges.work_s)
-        steps = self._recalling.steps(works, is_awaited)
+        steps = self._recorded.steps(works, is_awaited)
         while True:
             try:
                 rows = next(steps)
@@ -239,7 +241,7 @@ class SimulatedDraftWorker(DraftWorker):
 
 
 def _nothing() -> None:
-    """Ignores the count of passes."""
+    """The default of `on_pass`."""
 
 
 async def _pause(strand: Strand, seconds: float) -> None:
@@ -247,7 +249,7 @@ async def _pause(strand: Strand, seconds: float) -> None:
         await strand.pause(seconds)
 
 
-def check_room(texts: Texts, max_tokens: int) -> None:
+def check_length(texts: Texts, max_tokens: int) -> None:
     """Raises LabError when the recorded answers are too short."""
     if max_tokens + LOOK_AHEAD > texts.longest_answer:
         raise LabError(

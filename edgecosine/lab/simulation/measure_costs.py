@@ -34,28 +34,28 @@ SHAPES = (
     *((8, nodes) for nodes in (0, 3, 5, 7, 11)),
     *((16, nodes) for nodes in (0, 3, 7, 15)),
 )
-"""Sessions in a pass, and the tree nodes of each."""
+"""Number of sessions in a measured pass, and tree nodes of each session."""
 PLANNED = (1, 2, 4, 8, SHORTLIST)
 LENGTH = 112
-"""Tokens of a sequence: a prompt and half of an answer."""
+"""Tokens of a measured sequence: a prompt and half of an answer."""
 _GAMMA, _AHEAD_GAMMA, _AHEAD_WIDTH = 5, 8, 6
 _BATCHES = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineCosts:
-    """The costs of engines and plans."""
+    """The measured costs of engines and planner, as in `Costs`."""
 
     pass_s: dict[int, float]
     session_s: float
     step_s: dict[int, float]
     work_s: float
     plan_s: dict[int, float]
-    """Of the planner; it is measured beside them."""
 
 
 def measure_engines(texts: Texts, ballast: int, repeats: int, notify: Notify) -> EngineCosts:
-    """Load the target and a drafter, and time them on the calling thread."""
+    """Load the target and a drafter, and measure their costs and those of plans, on the calling
+    thread."""
     notify("measuring the target's passes by rows")
     engine, _ = load_target(LoadOptions(zoo.TARGET, threads=1, ballast=ballast, slots=SESSIONS))
     pass_s, session_s = _passes(engine, texts, repeats)
@@ -75,7 +75,7 @@ def _passes(engine: TargetEngine, texts: Texts, repeats: int) -> tuple[dict[int,
         for sessions, nodes in SHAPES:
             tree = _bush(nodes)
             batch = [_work(w.key, w.tokens, tree) for w in works[:sessions]]
-            engine.step(works[:sessions])  # frees what a former tree's path left
+            engine.step(works[:sessions])  # frees the KV positions of the former tree
             started = time.perf_counter()
             engine.step(batch)
             times[sessions, nodes].append(time.perf_counter() - started)
@@ -113,7 +113,7 @@ def _bush(nodes: int) -> TokenTree:
 def _steps(
     drafter: TransformerDrafter, texts: Texts, repeats: int
 ) -> tuple[dict[int, float], float]:
-    """Seconds of a step by rows, and seconds of a call besides its steps for each request."""
+    """Seconds of a step by rows, and seconds of a call for each request, besides its steps."""
     times: defaultdict[int, list[float]] = defaultdict(list)
     firsts: list[tuple[int, int, float]] = []
     for repeat in range(repeats):
@@ -138,7 +138,7 @@ def _steps(
 
 
 def _plans(pass_s: Mapping[int, float], repeats: int) -> dict[int, float]:
-    """Seconds of a plan by the number of drafters, which all differ."""
+    """Seconds of a plan by the number of drafters; all drafters have different statistics."""
     found = {}
     for count in PLANNED:
         planner, rng = Planner(), random.Random(count)
@@ -188,5 +188,5 @@ def _timed_steps(
 
 
 def _quick(times: Sequence[float]) -> float:
-    """The lower quartile, since other load on the machine only makes it slower."""
+    """The lower quartile, since other load on the machine only adds to times."""
     return float(np.percentile(times, 25))

@@ -1,4 +1,4 @@
-"""The nodes of a simulated cluster: targets and drafters, each with the actors of the real one."""
+"""The nodes of a simulated cluster: targets and drafters, with the actors of real nodes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.decisions import TimedPlanner
 from edgecosine.lab.simulation.embeddings import similarity_of
 from edgecosine.lab.simulation.engines import (
-    RecallingDrafter,
-    RecitingTarget,
+    RecordedDrafter,
+    RecordedTarget,
     SimulatedDraftWorker,
     SimulatedVerifier,
 )
@@ -40,7 +40,7 @@ class SimulatedDrafterNode:
         self.node_id = node_id
         self.strand = Strand(loop, node_id, core)
         self.worker = SimulatedDraftWorker(
-            engine=RecallingDrafter(texts, texts.drafters.index(model), slots=slots),
+            engine=RecordedDrafter(texts, texts.drafters.index(model), slots=slots),
             max_batch=slots,
             costs=costs,
             core=core,
@@ -48,7 +48,7 @@ class SimulatedDrafterNode:
         )
 
     def start(self, group: asyncio.TaskGroup) -> asyncio.Task[None]:
-        """Start the actors."""
+        """Start the draft worker; returns its task."""
         return group.create_task(self.worker.run(), context=self.strand.context)
 
 
@@ -76,7 +76,7 @@ class SimulatedTargetNode:
             lambda drafters: self.strand.charge(costs.comparison(drafters)),
         )
         self.verifier = SimulatedVerifier(
-            engine=RecitingTarget(texts),
+            engine=RecordedTarget(texts),
             statistics=self.planner.statistics,
             max_batch=slots,
             costs=costs,
@@ -95,7 +95,7 @@ class SimulatedTargetNode:
             )  # fmt: skip
 
     def start(self, group: asyncio.TaskGroup) -> asyncio.Task[None]:
-        """Start the actors."""
+        """Start the verifier; returns its task."""
         return group.create_task(self.verifier.run(), context=self.strand.context)
 
     def session(self, request: Request, prompt: list[int]) -> Session:
@@ -107,12 +107,12 @@ class SimulatedTargetNode:
         )  # fmt: skip
 
     def counters(self) -> Mapping[str, float]:
-        """Counts so far; times in virtual seconds."""
+        """All counts so far by name; times are in virtual seconds."""
         return {
             "pass_s": self.verifier.busy_s,
             "num_passes": self.verifier.num_passes,
             "num_rows": self.verifier.num_rows,
-            "num_rounds": self.verifier.num_verdicts,
+            "num_rounds": self.verifier.num_rounds,
             "num_tokens": self.verifier.num_tokens,
             "num_drafted": self.verifier.num_nodes,
             "num_compared": self.planner.num_compared,
@@ -138,4 +138,4 @@ class _Letters:
 
 
 _FIRST_LETTER = 0x10000
-"""The first one beyond the surrogates."""
+"""The first code point after the surrogates."""

@@ -1,4 +1,4 @@
-"""Processor time of a lab's processes, by thread (Linux)."""
+"""Reads the processor time of a lab's processes and threads (Linux)."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from edgecosine.lab.cluster import TARGET, LabCluster
 
 _PROC = Path("/proc")
 _RAN, _WAITED = 0, 1
-"""Fields of a thread's schedstat, in nanoseconds."""
+"""Indices of the fields of a thread's schedstat, which are in nanoseconds."""
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """Processor seconds since processes started."""
+class ProcessorTimes:
+    """Processor seconds since the processes started."""
 
     target_loop_s: float
     drafter_loops_s: float
     traffic_s: float
     """Processes that carry the traffic of links and MQTT."""
     delivery_s: float
-    """Broker and client."""
+    """Broker and client processes."""
     target_waited_s: float
     """Time in which the target's threads were ready but waited for the processor."""
 
-    def since(self, former: Spent) -> Spent:
-        """The difference from a former reading."""
-        return Spent(
+    def since(self, former: ProcessorTimes) -> ProcessorTimes:
+        """The times since a former reading."""
+        return ProcessorTimes(
             self.target_loop_s - former.target_loop_s,
             self.drafter_loops_s - former.drafter_loops_s,
             self.traffic_s - former.traffic_s,
@@ -39,8 +39,8 @@ class Spent:
         )
 
 
-def look(cluster: LabCluster) -> Spent:
-    """Read the time spent so far.
+def read_processor_times(cluster: LabCluster) -> ProcessorTimes:
+    """Read the processor times of a cluster so far.
 
     Raises LabError when the kernel does not provide it.
     """
@@ -57,7 +57,7 @@ def look(cluster: LabCluster) -> Spent:
         else:
             delivery_s += _process_s(pid)
     loops = {node_id: loop_s(pid) for pid, node_id in nodes.items()}
-    return Spent(
+    return ProcessorTimes(
         target_loop_s=loops.pop(TARGET),
         drafter_loops_s=sum(loops.values()),
         traffic_s=traffic_s,

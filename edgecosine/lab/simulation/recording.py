@@ -30,9 +30,9 @@ from edgecosine.protocol.wire.messages import SharedNoise, pack_shares
 from edgecosine.protocol.wire.tree import EMPTY_TREE
 
 PROMPTS = 31
-"""Number for each domain."""
+"""Number of prompts for each domain."""
 ANSWER = 144
-"""Recorded tokens of each answer: 128, and those that drafts may look ahead."""
+"""Recorded tokens of each answer: 128, and those beyond them that drafts may contain."""
 SEED = 1
 """Seed of the first prompt's noise; each further prompt has the next seed."""
 _GUESSES, _BATCH = 4, 16
@@ -46,9 +46,11 @@ def record(
 ) -> Texts:
     """Record the target's answers, and every drafter's drafts at every position; takes minutes.
 
-    Above temperature 0 drafters sample with the target's noise, as in a cluster. Models read their
-    whole prompts; the tokens with which a chat template begins all of them are not kept, since a
-    target has them in its cache. Only answers in a chat have an end. Raises as `load_target`.
+    Above temperature 0 drafters sample with the target's noise, as in a cluster. Models read whole
+    prompts, but the tokens with which a chat template begins all of them are not recorded, since a
+    target has them in its cache. Only answers in a chat have an end.
+
+    Raises the errors of `load_target`.
     """
     engine, loaded = load_target(LoadOptions(scene.target, threads=1, slots=_BATCH))
     assert loaded.codec is not None
@@ -58,10 +60,10 @@ def record(
     names = [model for model in scene.drafters if model != models.NGRAM]
     guesses = np.zeros((len(names), len(whole), answer, _GUESSES), np.uint16)
     shares = np.zeros(guesses.shape, np.uint8)
-    surprises = np.zeros(guesses.shape[:2], np.float32)
+    prompt_scores = np.zeros(guesses.shape[:2], np.float32)
     for which, model in enumerate(names):
         drafter, _ = load_drafter(LoadOptions(model, threads=1, slots=_BATCH))
-        surprises[which] = [_surprise(drafter, prompt) for prompt in whole]
+        prompt_scores[which] = [_prompt_score(drafter, prompt) for prompt in whole]
         for text, place, drafted in _drafts(drafter, whole, answers, samplings):
             roots = _roots(drafted)
             guesses[which, text, place] = [drafted.tokens[node] for node in roots]
@@ -78,22 +80,27 @@ def record(
         drafters=tuple(model.rpartition("/")[2] for model in names),
         guesses=guesses,
         shares=shares,
-        surprises=surprises,
+        prompt_scores=prompt_scores,
         temperature=temperature,
         name=name,
     )
 
 
 def scene_of(name: str) -> Scene:
-    """The models and held-out prompts of a recording. Raises ModelUnavailable."""
+    """The models and held-out prompts of a recording.
+
+    Raises ModelUnavailable.
+    """
     return zoo_scene(1) if name == ZOO else chat_scene()
 
 
 def choose_prompts(scene: Scene, number: int = PROMPTS) -> Prompts:
-    """So many prompts of each domain. Where a chat has fewer held-out ones, every second one is
-    written by the target, as those of the training were, with seeds that training has not used.
+    """`number` prompts of each domain, as (domain, text).
 
-    Raises as `fresh_prompts`.
+    If a chat has fewer held-out ones, the target writes every second prompt as it wrote those of
+    the training, with seeds that the training did not use.
+
+    Raises the errors of `fresh_prompts`.
     """
     found = {domain: list(texts) for domain, texts in scene.prompts.items()}
     if lacking := max(0, number - min(map(len, found.values()))):
@@ -110,7 +117,7 @@ def _encoded(codec: TextCodec, text: str, *, is_chat: bool) -> list[int]:
 
 
 def _num_shared(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens with which all prompts begin."""
+    """Number of tokens with which all prompts begin."""
     return next(n for n, column in enumerate(zip(*prompts, strict=False)) if len(set(column)) > 1)
 
 
@@ -142,7 +149,7 @@ def _drafts(
     answers: Sequence[list[int]],
     samplings: Sequence[Sampling],
 ) -> Iterator[tuple[int, int, DraftResult]]:
-    """A drafter's drafts of one token, with their text and place in its answer."""
+    """A drafter's drafts of one token, as (number of the text, place in its answer, draft)."""
     for group in _groups(len(prompts)):
         for place in range(len(answers[0])):
             works = [
@@ -162,15 +169,15 @@ def _groups(number: int) -> Iterator[range]:
         yield range(start, min(start + _BATCH, number))
 
 
-def _surprise(drafter: DraftEngine, prompt: Sequence[int]) -> float:
+def _prompt_score(drafter: DraftEngine, prompt: Sequence[int]) -> float:
     """The drafter's negative log-likelihood of a prompt, in nats per token."""
-    [drafted] = drafter.draft([DraftWork("surprise", tuple(prompt), 1, 1, SharedNoise())])
-    drafter.release("surprise")
+    [drafted] = drafter.draft([DraftWork("prompt score", tuple(prompt), 1, 1, SharedNoise())])
+    drafter.release("prompt score")
     return drafted.prompt_score.nll
 
 
 def _roots(drafted: DraftResult) -> list[int]:
-    """The best guesses for the next token, by their places in a draft."""
+    """The nodes of a draft that guess the next token, most probable first."""
     above = drafted.parents or range(-1, len(drafted.tokens) - 1)
     return [node for node, parent in enumerate(above) if parent == -1][:_GUESSES]
 

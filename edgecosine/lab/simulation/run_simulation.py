@@ -1,4 +1,4 @@
-"""The simulation as a benchmark: costs, validation in the lab, sweep and comparison."""
+"""`edgecosine bench simulation`: costs, validation in the lab, sweep and comparison."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edgecosine.lab.simulation.validation import DRAFTERS, ValidationSettings, v
 
 @dataclass(frozen=True, slots=True)
 class SimulationSettings:
-    """Parts and repetitions; core lists as for `edgecosine node`."""
+    """Parts and repetitions; core lists have the form of `edgecosine node --cores`."""
 
     ballast: int = zoo.BALLAST
     seed: int = 0
@@ -33,7 +33,7 @@ class SimulationSettings:
     is_validated: bool = False
     is_swept: bool = True
     sessions: tuple[int, ...] = ()
-    """Numbers of sessions of the sweep; empty: all of its own."""
+    """Numbers of sessions in the sweep; empty: its default ones."""
     is_compared: bool = False
     repeats: int = 3
     target_cores: str = ""
@@ -43,11 +43,12 @@ class SimulationSettings:
 def run_simulation_bench(
     settings: SimulationSettings, costs: Costs | None, notify: Notify, keep: Keep
 ) -> dict[str, Figure]:
-    """Measure costs unless they are given, then validate, sweep and compare. Returns the figures;
-    these, their records and the costs are saved after each record.
+    """Measure costs unless they are given, then validate, sweep and compare; returns the figures.
 
-    Costs of engines are measured in this process, those of loops and links on a cluster.
-    Raises LabError and what a cluster raises.
+    Figures, records and costs are saved after each record. Costs of engines are measured in this
+    process, those of loops and links on a cluster.
+
+    Raises LabError and the errors of `lab_cluster`.
     """
     texts, runs = load_texts(), list[dict[str, Any]]()
     if settings.is_validated or costs is None:
@@ -71,9 +72,9 @@ def run_simulation_bench(
 
 
 def read_costs(record: Path) -> Costs:
-    """The costs of a former record.
+    """The costs in a report of a former simulation.
 
-    Raises LabError when it has none.
+    Raises LabError when the report has no costs.
     """
     try:
         held = msgspec.json.decode(record.read_bytes())["environment"]["costs"]
@@ -95,7 +96,8 @@ def costs_record(costs: Costs) -> dict[str, Any]:
 
 
 def _validation(settings: SimulationSettings) -> ValidationSettings:
-    """Settings of the validation; without one, a cluster's loop costs are still measured."""
+    """Settings of the validation; without validation, one cluster without loads, whose loop costs
+    are measured."""
     whole = ValidationSettings(
         ballast=settings.ballast, repeats=1 if settings.is_quick else settings.repeats,
         target_cores=settings.target_cores, drafter_cores=settings.drafter_cores,
@@ -104,7 +106,7 @@ def _validation(settings: SimulationSettings) -> ValidationSettings:
 
 
 def _on_core(settings: SimulationSettings, measure: Callable[[], EngineCosts]) -> EngineCosts:
-    """Measure on the target's core, then restore the process's affinity."""
+    """Measure on the target's core, then restore the affinity of this process."""
     everywhere = os.sched_getaffinity(0)
     if settings.target_cores:
         os.sched_setaffinity(0, {int(settings.target_cores)})

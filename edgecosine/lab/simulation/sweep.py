@@ -1,5 +1,5 @@
-"""A sweep from one drafter and session to hundreds of drafters and a thousand sessions: saturation
-of throughput, and cost of the target's own code."""
+"""A sweep from one drafter and session to hundreds of drafters and a thousand sessions, which
+measures saturation of throughput and the cost of the target's own code."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.texts import Texts
 
 Hardware = Literal["here", "flat"]
-"""here: passes have the measured cost, on the processor of the target's event loop; flat: on a
-separate device, where a pass of up to FLAT_ROWS rows costs as much as one row here, and
-proportionally more beyond, as where memory bandwidth limits a pass."""
+"""here: passes have the measured cost, on the processor of the target's event loop; flat: passes
+run on a separate device that is limited by memory bandwidth. A pass of up to FLAT_ROWS rows costs
+as much as one row here, and a larger one proportionally more."""
 
 FLAT_ROWS = 256
 DRAFTERS = (1, 4, 16, 64, 256)
@@ -29,7 +29,7 @@ QUICK_DRAFTERS = (1, 16)
 QUICK_SESSIONS = (1, 8, 64)
 _MAX_TOKENS = 128
 _PER_SESSION = (12, 24)
-"""Tokens for each session after which counting begins and ends."""
+"""Committed tokens per session at which counting starts and ends."""
 _LEAST = (256, 2048)
 
 
@@ -44,7 +44,7 @@ class SweepCell:
 
     @property
     def policy(self) -> str:
-        """The policy."""
+        """The policy of the requests."""
         return "edgecosine" if self.drafters else "target-alone"
 
 
@@ -64,9 +64,9 @@ def cells(*, is_quick: bool, only: Sequence[int] = ()) -> Iterator[SweepCell]:
 
 
 def run_cell(cell: SweepCell, costs: Costs, texts: Texts, seed: int) -> dict[str, Any]:
-    """Simulate one point; returns its record. `seed` shifts the prompts.
+    """Simulate one point; returns its record. `seed` is the number of the first prompt.
 
-    Raises LabError.
+    Raises LabError when the recorded answers are too short.
     """
     models = tuple(texts.drafters[n % len(texts.drafters)] for n in range(cell.drafters))
     share = -(-cell.sessions // cell.targets)
@@ -89,7 +89,7 @@ def run_cell(cell: SweepCell, costs: Costs, texts: Texts, seed: int) -> dict[str
 
 
 def on_hardware(hardware: Hardware, costs: Costs) -> Costs:
-    """The costs with passes as on that hardware."""
+    """The costs on a kind of hardware."""
     return costs if hardware == "here" else costs.with_flat_passes(FLAT_ROWS)
 
 
@@ -127,7 +127,7 @@ def _record(cell: SweepCell, outcome: Outcome, had_core: float) -> dict[str, Any
 def run_sweep(
     costs: Costs, texts: Texts, todo: Sequence[SweepCell], *, seed: int, notify: Notify
 ) -> Iterator[dict[str, Any]]:
-    """Yield a record for each point; as many are simulated at a time as there are processors."""
+    """Yield a record for each point, in order; each processor simulates one point at a time."""
     call = functools.partial(run_cell, costs=costs, texts=texts, seed=seed)
     with ProcessPoolExecutor(min(len(todo), os.cpu_count() or 1)) as pool:
         for number, (cell, record) in enumerate(zip(todo, pool.map(call, todo), strict=True), 1):
@@ -142,9 +142,12 @@ def run_sweep(
 
 
 def sweep_figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
-    """Throughput over that of the target alone on the same hardware with as many sessions: the
-    least ratio of all points with one target, and of those with 16 sessions; time of decisions at
-    256 sessions."""
+    """Figures of the points with one target.
+
+    Ratios compare throughput with that of the target alone, on the same hardware and with the same
+    number of sessions: the least ratio of all points, and of those with 16 sessions. The other
+    figures are the time of decisions at 256 sessions.
+    """
     swept = [run for run in runs if run["kind"] == "sweep" and run["targets"] == 1]
     alone = {_load(run): run["tokens_per_s"] for run in swept if not run["drafters"]}
     drafted = [run for run in swept if run["drafters"]]
@@ -175,4 +178,4 @@ _DECISIONS = {
     "decision_percent_of_pass_256": "decision_over_pass",
     "all_decisions_percent_of_pass_256": "decisions_over_pass",
 }
-"""Decisions of one round, and of all rounds of a pass, at 256 sessions."""
+"""Figures of the decisions of one round, and of all rounds of a pass, with their record fields."""

@@ -1,10 +1,11 @@
 """Recorded texts and drafts of a model, so that simulated drafts are those of real models.
 
-For each held-out prompt: the target's text, and every drafter's guesses at every position with
-their confidences, at temperature 0 and above it with shared noise. Confidences, agreement between
-drafters and expertise by domain are therefore real. Below a wrong token nothing was recorded; there
-a drafter guesses as at another position, which depends on the wrong token and is the same for all
-drafters. Tokens below a wrong one are never accepted, so only their confidences matter.
+A recording has, for each held-out prompt, the target's text and every drafter's guesses at every
+position with their confidences, at temperature 0, or above it with shared noise. Confidences,
+agreement between drafters and expertise by domain are therefore real. Below a wrong token nothing
+was recorded: there a drafter guesses as at another position, which depends on the wrong token and
+is the same for all drafters. Tokens below a wrong one are never accepted, so only their confidences
+matter.
 """
 
 from __future__ import annotations
@@ -28,28 +29,28 @@ RECORDED: Final[Mapping[str, tuple[float, ...]]] = {
     ZOO: (0.0, 0.8),
     models.DEFAULT_TARGET: (0.0, 0.8),
 }
-"""Recorded targets, the zoo's and the one that answers in a chat, with their temperatures."""
+"""Names of the recordings, by their target (of the zoo, or of chats), and their temperatures."""
 NUM_PROMPT: Final = 48
 """Tokens of each prompt of the zoo."""
 _START: Final = 8
-"""Tokens that every prompt has at least."""
+"""Number of tokens that every prompt has at least."""
 
 
 @dataclass(frozen=True)
 class Texts:
     """Recorded texts.
 
-    prompts  a text's tokens before its answer
-    answers  [texts, length] uint16; all are recorded to the same length, beyond their ends, too,
-             since drafts look ahead there
-    ends     tokens of each answer up to its end token, which is one of them; `length` without one
-    domains  [texts] names
-    drafters [drafters] names
-    guesses  [drafters, texts, length, guesses] uint16, best first
-    shares   the same, uint8: round(255 * confidence)
-    surprises [drafters, texts] float32: at the prompt, in nats per token
-    temperature  of target and drafters
-    name     of the recording, one of RECORDED
+    prompts        tokens of each text before its answer
+    answers        [texts, length] uint16; recorded to the same length, also beyond their ends,
+                   since drafts may extend beyond an end
+    ends           tokens of each answer, including its end token; `length` without an end token
+    domains        [texts] names
+    drafters       [drafters] names
+    guesses        [drafters, texts, length, guesses] uint16, most probable first
+    shares         [drafters, texts, length, guesses] uint8: round(255 * confidence)
+    prompt_scores  [drafters, texts] float32, in nats per token
+    temperature    temperature of target and drafters
+    name           name of the recording, one of RECORDED
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -59,7 +60,7 @@ class Texts:
     drafters: tuple[str, ...]
     guesses: npt.NDArray[np.uint16]
     shares: npt.NDArray[np.uint8]
-    surprises: npt.NDArray[np.float32]
+    prompt_scores: npt.NDArray[np.float32]
     temperature: float = 0.0
     name: str = ZOO
 
@@ -71,12 +72,12 @@ class Texts:
 
     @cached_property
     def num_vocabulary(self) -> int:
-        """One more than the largest token."""
+        """Size of a vocabulary that has all recorded tokens."""
         return 1 + max(int(self.guesses.max()), *map(max, self.lists))
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text, with its prompt."""
+        """Tokens of the longest text, including its prompt."""
         return max(map(len, self.lists))
 
     @property
@@ -90,7 +91,7 @@ class Texts:
         return found
 
     def only(self, numbers: Sequence[int]) -> Texts:
-        """Some of the texts, in this order."""
+        """The texts of these numbers, in this order."""
         chosen = list(numbers)
         return replace(
             self,
@@ -100,11 +101,11 @@ class Texts:
             domains=tuple(self.domains[number] for number in chosen),
             guesses=self.guesses[:, chosen],
             shares=self.shares[:, chosen],
-            surprises=self.surprises[:, chosen],
+            prompt_scores=self.prompt_scores[:, chosen],
         )
 
     def turns(self) -> list[int]:
-        """The texts' numbers, domains in turn."""
+        """The numbers of the texts in an order in which domains take turns."""
         places: dict[str, int] = {}
         order = []
         for number, domain in enumerate(self.domains):
@@ -120,7 +121,7 @@ class Texts:
         return found
 
     def text_of(self, tokens: Sequence[int]) -> int:
-        """Which text a sequence belongs to, by its prompt."""
+        """The number of the text whose prompt a sequence begins with."""
         return next(
             number for number in self._by_start[tuple(tokens[:_START])]
             if tuple(tokens[: len(self.prompts[number])]) == self.prompts[number]
@@ -129,7 +130,7 @@ class Texts:
     def guess(
         self, drafter: int, text: int, tokens: Sequence[int], path: Sequence[int]
     ) -> DraftTokens:
-        """A drafter's best guesses after a sequence and a path below it."""
+        """A drafter's most probable tokens after a sequence and a path of draft tokens."""
         sequence, truth = [*tokens, *path], self.lists[text]
         place = len(sequence) - len(self.prompts[text])
         if place >= self.longest_answer or sequence != truth[: len(sequence)]:
@@ -158,7 +159,7 @@ class Texts:
             drafters=np.array(self.drafters),
             guesses=self.guesses,
             shares=self.shares,
-            surprises=self.surprises,
+            surprises=self.prompt_scores,
         )
 
 
@@ -188,7 +189,7 @@ def read_texts(path: Path, temperature: float, name: str) -> Texts:
             drafters=tuple(held["drafters"].tolist()),
             guesses=held["guesses"],
             shares=held["shares"],
-            surprises=held["surprises"],
+            prompt_scores=held["surprises"],
             temperature=temperature,
             name=name,
         )

@@ -1,11 +1,10 @@
-"""Validates the simulation: the same loads on a real cluster and on a simulated one, whose costs
+"""Validates the simulation by the same loads on a real cluster and on a simulated one, whose costs
 are measured in the same run."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from edgecosine.lab.measured_requests import Load, MeasuredAnswer
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.measure_costs import EngineCosts
-from edgecosine.lab.simulation.processors import Spent, look
+from edgecosine.lab.simulation.processors import ProcessorTimes, read_processor_times
 from edgecosine.lab.simulation.texts import Texts
 
 POLICIES = ("target-alone", "specedge", "edgecosine")
@@ -31,7 +30,7 @@ _CALIBRATION_TEXT = 40
 
 @dataclass(frozen=True, slots=True)
 class ValidationSettings:
-    """Loads of a validation; core lists as for `edgecosine node`."""
+    """Loads of a validation; core lists have the form of `edgecosine node --cores`."""
 
     ballast: int
     repeats: int = 3
@@ -45,7 +44,7 @@ class ValidationSettings:
 
 @dataclass(frozen=True, slots=True)
 class CalibratedCosts:
-    """Costs of one cluster's loops, links and other processes."""
+    """Costs with those of one cluster's loops, links and other processes."""
 
     costs: Costs
     one_row_s: float
@@ -55,15 +54,16 @@ class CalibratedCosts:
 async def validate(
     settings: ValidationSettings, engines: EngineCosts, texts: Texts, notify: Notify
 ) -> tuple[list[dict[str, Any]], Costs]:
-    """A record for each load, and the costs of the first cluster for simulations without a lab.
+    """Returns a record for each load, and the costs of the first cluster, for simulations without a
+    lab.
 
-    Raises LabError.
+    Raises LabError and the errors of `lab_cluster`.
     """
     records: list[dict[str, Any]] = []
     first: Costs | None = None
     for drafters in settings.drafters:
         loads = _loads(settings, first is not None)
-        async with _cluster(settings, drafters, notify) as cluster:
+        async with lab_cluster(_plan(settings, drafters), notify) as cluster:
             calibration = await calibrate(cluster, engines, notify)
             measured = [await _run(cluster, load, notify) for load in loads]
         scenario = Scenario(drafters, is_core_shared=True, slots=_SLOTS)
@@ -97,12 +97,9 @@ def _warm_up() -> list[SimulatedLoad]:
     ]
 
 
-@asynccontextmanager
-async def _cluster(
-    settings: ValidationSettings, drafters: tuple[str, ...], notify: Notify
-) -> AsyncIterator[LabCluster]:
+def _plan(settings: ValidationSettings, drafters: tuple[str, ...]) -> LabPlan:
     slots = ("--slots", str(_SLOTS))
-    plan = LabPlan(
+    return LabPlan(
         drafters=drafters,
         ballast=settings.ballast,
         conditions=LAN,
@@ -112,18 +109,16 @@ async def _cluster(
         target_options=(*slots, "--max-sessions", str(_SLOTS)),
         drafter_options=slots,
     )
-    async with lab_cluster(plan, notify) as cluster:
-        yield cluster
 
 
 async def calibrate(cluster: LabCluster, engines: EngineCosts, notify: Notify) -> CalibratedCosts:
-    """Measure the costs of loops, links, broker and clients under loads of their own."""
+    """Measure the costs of loops, links, broker and clients under separate loads."""
     notify("measuring the costs of event loops, links and broker")
     warm, many, lone, paired = _warm_up()
     await _ask(cluster, warm, is_traced=False)
-    start = look(cluster)
+    start = read_processor_times(cluster)
     load = await _ask(cluster, many, is_traced=False)
-    alone = look(cluster).since(start)
+    alone = read_processor_times(cluster).since(start)
     rounds = _rounds(load)
     round_s, delivery_s = alone.target_loop_s / rounds, alone.delivery_s / rounds
     carried_s = alone.traffic_s / rounds
@@ -132,9 +127,9 @@ async def calibrate(cluster: LabCluster, engines: EngineCosts, notify: Notify) -
         s for measured in traced.answers for s in overheads_s(measured.rounds)
     )
     one_row_s = statistics.median(_passes(traced))
-    start = look(cluster)
+    start = read_processor_times(cluster)
     load = await _ask(cluster, paired, is_traced=True)
-    spent = look(cluster).since(start)
+    spent = read_processor_times(cluster).since(start)
     costs = Costs(
         pass_s=engines.pass_s,
         session_s=engines.session_s,
@@ -151,8 +146,8 @@ async def calibrate(cluster: LabCluster, engines: EngineCosts, notify: Notify) -
     return CalibratedCosts(costs, one_row_s)
 
 
-def _with_links(costs: Costs, load: Load, spent: Spent, carried_s: float) -> Costs:
-    """Add the costs of messages: the rest after those of rounds."""
+def _with_links(costs: Costs, load: Load, spent: ProcessorTimes, carried_s: float) -> Costs:
+    """Add the costs of messages, from the times that remain after those of rounds."""
     rounds = _rounds(load)
     asks = sum(len(each["drafts"]) for measured in load.answers for each in measured.rounds)
     messages = max(1, 2 * asks)
@@ -165,7 +160,7 @@ def _with_links(costs: Costs, load: Load, spent: Spent, carried_s: float) -> Cos
 
 
 def _rounds(load: Load) -> int:
-    """Rounds including prefills."""
+    """Number of rounds, including prefills."""
     return sum(measured.num_rounds + 1 for measured in load.answers)
 
 
@@ -174,7 +169,7 @@ def _passes(load: Load) -> list[float]:
 
 
 def _between_s(measured: MeasuredAnswer) -> float:
-    """Seconds that a client waits besides the session."""
+    """Seconds that a client waits beyond its session."""
     return max(0.0, measured.elapsed_s - float(measured.rounds[-1]["verified_s"]))
 
 
@@ -187,11 +182,14 @@ async def _ask(cluster: LabCluster, load: SimulatedLoad, *, is_traced: bool) -> 
 
 
 async def _run(cluster: LabCluster, load: SimulatedLoad, notify: Notify) -> tuple[Load, float]:
-    """The result, and the share of time in which the target waited for its processor: a third or
-    more indicates other load on this machine."""
-    start = look(cluster)
+    """Run a load on the real cluster.
+
+    Returns the result, and the share of time in which the target waited for its processor; a third
+    or more indicates other load on this machine.
+    """
+    start = read_processor_times(cluster)
     answered = await _ask(cluster, load, is_traced=False)
-    waited = look(cluster).since(start).target_waited_s / answered.elapsed_s
+    waited = read_processor_times(cluster).since(start).target_waited_s / answered.elapsed_s
     notify(
         f"measured: {load.policy}, {load.sessions} sessions, {len(cluster.drafters)} drafters: "
         f"{answered.tokens_per_s:.0f} tokens/s, target waited for its processor {waited:.2f}"

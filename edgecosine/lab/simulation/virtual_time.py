@@ -32,7 +32,7 @@ class Core:
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
         self._jobs: dict[int, tuple[float, Event]] = {}
-        """Remaining seconds of each job at `_since`, when alone, and its callback."""
+        """Seconds that each job needed alone at the time `_since`, and its callback."""
         self._since = 0.0
         self._number = itertools.count()
         self._version = 0
@@ -46,7 +46,7 @@ class Core:
 
     @property
     def used_s(self) -> float:
-        """Seconds in which it was busy until now."""
+        """Seconds in which this processor was busy until now."""
         self._advance()
         return self.busy_s
 
@@ -117,7 +117,7 @@ class Strand:
         await ended
 
     async def serve(self, seconds: float) -> None:
-        """Wait until this strand has worked for `seconds`, after its earlier callbacks."""
+        """Wait until this strand has run for `seconds`, after its earlier callbacks."""
         served: asyncio.Future[None] = self._loop.create_future()
         self._loop.call_soon(self._serve, seconds, served, context=self.context)
         await served

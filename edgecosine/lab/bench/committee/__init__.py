@@ -1,1 +1,1 @@
-"""Measures committees of several targets."""
+"""Measures committees: several targets that answer by the mean of their distributions."""

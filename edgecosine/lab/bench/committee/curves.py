@@ -9,8 +9,8 @@ from edgecosine.lab.simulation.curves import Curves
 
 
 def reconstruction_curves(runs: Sequence[dict[str, Any]]) -> list[Curves]:
-    """Mean L1 error over the listed share of the vocabulary, a line for each reconstruction and
-    temperature; whole rows, without an error, are left out."""
+    """Mean L1 error by the listed share of the vocabulary, with a line for each reconstruction and
+    temperature; whole rows are left out, since they have no error."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
         if run.get("kind") == "reconstruction" and run["share"] < 1.0:

@@ -1,7 +1,7 @@
 """The reference of a committee: one process that averages whole distributions.
 
-It knows no lists, bounds or messages: it reads whole rows from both engines, mixes them in float64
-and draws with the sampler of a single model.
+It has no lists, bounds or messages: it reads whole rows from the engines, mixes them in float64 and
+draws with the sampler of a single model.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class OneProcess:
         self._codec = codec
 
     def text(self, prompt: str, sampling: Sampling, max_tokens: int) -> str:
-        """The answer to a prompt, which ends after `max_tokens` tokens and not before."""
+        """The answer to a prompt, of exactly `max_tokens` tokens."""
         tokens = self._codec.encode(prompt)
         answer = list[int]()
         while len(answer) < max_tokens:
@@ -44,7 +44,7 @@ class OneProcess:
         return self._codec.decode(answer)
 
     def _row(self, tokens: Sequence[int]) -> torch.Tensor:
-        """log P of the mean [vocabulary], float64."""
+        """Logarithm of the mean distribution [vocabulary], float64."""
         work = JudgeWork(_KEY, tokens, len(tokens), EMPTY_TREE, Sampling(), wanted=_WHOLE)
         rows = [torch.from_numpy(_lists(engine, work).also[0]).double() for engine in self._engines]
         parts = zip(self._weights, rows, strict=True)

@@ -1,5 +1,5 @@
 """Figures of a committee's distribution that need no cluster: its loss, and the errors of SpecFed's
-reconstructions beside their bounds (arXiv 2604.25777)."""
+reconstructions with their bounds (arXiv 2604.25777)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from edgecosine.fusion.committee.reconstruction import mixture
 Rows = npt.NDArray[np.float64]
 
 SHARES = (0.001, 0.01, 0.1, 1.0)
-"""Listed tokens as shares of the vocabulary."""
+"""Lengths of the lists, as shares of the vocabulary."""
 TEMPERATURES = (0.8, 1.0, 1.2)
 HOWS = ("renormalise", "uniform")
 
 
 class TextRows:
-    """Logits of several models along held-out texts, [models, tokens, vocabulary] each."""
+    """Logits of several models along held-out texts: [models, tokens, vocabulary] for each text."""
 
     def __init__(self, models: Sequence[str], domains: Sequence[str], per_domain: int) -> None:
         paths = [str(Path(zoo.DIRECTORY) / name) for name in models]
@@ -41,7 +41,8 @@ class TextRows:
         self._models = built
 
     def rows(self) -> Iterator[tuple[str, list[int], Rows]]:
-        """Domain, tokens after the first, and the logits that predict them."""
+        """Yields of each text its domain, its tokens after the first, and the logits that predict
+        them."""
         for domain, tokens in self.texts:
             with torch.no_grad():
                 logits = [model(torch.tensor([tokens])).logits[0, :-1] for model in self._models]
@@ -49,7 +50,7 @@ class TextRows:
 
 
 def losses(rows: TextRows, weights: Sequence[float], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Nats per token of each model alone and of the committee, a record for each text."""
+    """A record for each text, with nats per token of each model alone and of the committee."""
     found = []
     for domain, tokens, logits in rows.rows():
         logprobs = logits - np.logaddexp.reduce(logits, axis=2, keepdims=True)
@@ -71,8 +72,8 @@ def losses(rows: TextRows, weights: Sequence[float], names: Sequence[str]) -> li
 def reconstruction_errors(
     rows: TextRows, weights: Sequence[float], every: int
 ) -> list[dict[str, Any]]:
-    """Mean and largest L1 errors of both reconstructions by temperature and length of the lists,
-    and the largest ratio to the bound 2 sum of w_i eps_i, at every `every`-th position.
+    """A record for each reconstruction, temperature and length of the lists: the mean L1 error, its
+    mean bound (2 sum of w_i eps_i) and the largest ratio of the two, at every `every`-th position.
 
     As in the paper, each member applies the temperature to its own row.
     """

@@ -1,5 +1,6 @@
-"""Measures a committee of two specialists of the zoo: real nodes beside one process that averages
-whole distributions, its speed with and without drafters, and the errors of reconstructions."""
+"""Measures a committee of two specialists of the zoo: its answers on real nodes, compared with one
+process that averages whole distributions, its speed with and without drafters, and the errors of
+reconstructions."""
 
 from __future__ import annotations
 
@@ -38,8 +39,12 @@ AT_ONCE: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class CommitteeSettings:
-    """What to measure. `models`: the target's own, and the other member's; `answers` in each of the
-    nine cells of list length and temperature; `speed_answers` of each of the two policies."""
+    """Models and numbers of answers.
+
+    models         the target's own model, and the other member's
+    answers        answers for each list length and temperature
+    speed_answers  answers of each of the two policies whose speeds are compared
+    """
 
     models: tuple[str, str] = ("python", "legal")
     weights: tuple[float, float] = (0.5, 0.5)
@@ -109,7 +114,7 @@ def _jobs(settings: CommitteeSettings, temperature: float) -> list[LoadRequest]:
 
 
 def _expected(settings: CommitteeSettings, notify: Notify) -> dict[tuple[float, int], str]:
-    """The texts of one process, by temperature and number."""
+    """The answers of one process, by temperature and number."""
     process = OneProcess(settings.models, settings.weights)
     found = {}
     for temperature in TEMPERATURES:
@@ -151,7 +156,7 @@ async def _cluster(
 
 
 async def _ask(client: Client, job: LoadRequest, policy: str) -> tuple[str, dict[str, Any]]:
-    """The text, and the answer's own figures."""
+    """The text of an answer, and the figures in its `edgecosine` field."""
     request = Request(
         "", secrets.token_hex(8), "completion", job.prompt, max_tokens=job.max_tokens,
         sampling=job.sampling, ignore_eos=True, policy=policy,
@@ -199,7 +204,7 @@ def _share(runs: Sequence[dict[str, Any]], listed: int) -> str:
 async def _speed(
     client: Client, settings: CommitteeSettings, notify: Notify
 ) -> list[dict[str, Any]]:
-    """Answers one at a time, with drafters and without, in turn."""
+    """Runs of one answer at a time, with and without drafters, in alternating order."""
     jobs = make_jobs(
         settings.speed_answers + 2, offset=0, policy=OURS, temperature=0.0,
         max_tokens=settings.speed_tokens,

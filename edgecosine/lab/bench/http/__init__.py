@@ -1,1 +1,1 @@
-"""Requests over HTTP beside the same requests over MQTT."""
+"""Compares requests over HTTP with the same requests over MQTT."""

@@ -1,8 +1,7 @@
-"""The time that HTTP adds to a request, over the Python client over MQTT.
+"""Measures the time that HTTP adds to a request, compared with the Python client over MQTT.
 
-Both ask one target, alone and without drafters, for the same streamed completion, in turns, one
-request at a time. The prompt is cached, so that the times are those of the transports and of the
-same forward passes.
+Both take turns at requesting the same streamed completion from one target without drafters, one
+request at a time. The prompt is cached, so the times differ only by the transports.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _STREAM_TOKENS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
-    """A benchmark of HTTP; core lists as for `edgecosine node --cores`."""
+    """Numbers and lengths of requests; core lists have the form of `edgecosine node --cores`."""
 
     pairs: int
     streams: int
@@ -48,9 +47,9 @@ class HttpSettings:
 async def run_http(
     settings: HttpSettings, notify: Callable[[str], None], keep: Keep
 ) -> dict[str, Figure]:
-    """Measure `pairs` of requests.
+    """Measure pairs of requests, then open many streams at once, several times.
 
-    Then open many streams at once, several times; all must end with the same text.
+    Returns the figures, which are also saved.
 
     Raises LabError when texts differ.
     """
@@ -97,7 +96,7 @@ async def run_http(
 
 
 def _with_room(streams: int, plan: ClusterPlan) -> ClusterPlan:
-    """The plan with a queue for so many streams of one client."""
+    """The plan with a queue that has room for this many streams of one client."""
     options = (*plan.target.options, "--max-queued", str(2 * streams))
     return replace(plan, target=replace(plan.target, options=options))
 

@@ -1,5 +1,5 @@
-"""A client that reads streamed completions over one HTTP connection, and does nothing more, so that
-its own time does not count as the server's."""
+"""A client that only reads streamed completions over one HTTP connection, so that its own time does
+not count as the server's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONGEST_LINE = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class StreamTimes:
-    """Seconds of one streamed answer, from when its request was sent."""
+    """Times of one streamed answer, in seconds since its request was sent."""
 
     first_text_s: float
     last_text_s: float
@@ -36,7 +36,7 @@ class StreamTimes:
 
     @property
     def token_s(self) -> float:
-        """Seconds per token after the first text, as it arrives."""
+        """Mean seconds between tokens, from the first text to the last."""
         return (self.last_text_s - self.first_text_s) / max(1, self.num_tokens - 1)
 
 
@@ -62,12 +62,12 @@ class StreamClient:
         await self._writer.wait_closed()
 
     async def complete(self, body: dict[str, Any]) -> StreamTimes:
-        """Ask for a streamed completion and read it to its end.
+        """Request a streamed completion and read it to its end; returns its times.
 
-        Raises LabError when it is refused.
+        Raises LabError when the request is refused.
         """
-        asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        content = json.dumps(asked).encode()
+        streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
+        content = json.dumps(streamed).encode()
         begun = time.perf_counter()
         self._writer.write(
             b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\n"

@@ -1,6 +1,6 @@
 """Figures of the forward passes, computed from the benchmark's runs.
 
-A run has the seconds of one cell for one engine; ratios are taken within a repetition, in which all
+A run has the seconds of one engine in one cell. Ratios are taken within a repetition, in which all
 engines take turns. Figures without runs are left out.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Final
 from edgecosine.lab.figures import Figure, counted, interval
 
 ROW, EIGHT_ROWS, MANY_ROWS, PLAIN, PREFILL = "1 x 1", "1 x 8", "8 x 8", "plain 8", "prefill"
-"""Cells: sessions x rows, greedy decoding of eight sessions, and a prompt."""
+"""Names of cells: sessions x rows, greedy decoding of eight sessions, and a prompt."""
 DRAFT, DRAFTS = "draft 1", "draft 8"
 DRAFTER: Final = "drafter"
 LLAMACPP: Final = "llamacpp"
@@ -32,7 +32,7 @@ _RATIOS: Final = (
     ("int4_64_rows_over_int8", ("int4", MANY_ROWS), ("int8", MANY_ROWS)),
     ("drafter_8_over_1", (DRAFTER, DRAFTS), (DRAFTER, DRAFT)),
 )
-"""Ratios of seconds, so that ratios of tokens per second have llama.cpp above."""
+"""Ratios of seconds. Those that compare tokens per second have llama.cpp in the numerator."""
 
 BARS: Final = {
     "int8_row_over_llamacpp": ("at most", 1.0),
@@ -47,7 +47,7 @@ BARS: Final = {
 
 
 def pass_figures(runs: Sequence[Run], products_per_row: int) -> dict[str, Figure]:
-    """All figures that the runs have data for, by name."""
+    """All figures for which the runs have data, by name."""
     figures = {}
     for name, over, under in _RATIOS:
         if samples := _ratios(runs, over, under):
@@ -65,7 +65,7 @@ def pass_figures(runs: Sequence[Run], products_per_row: int) -> dict[str, Figure
 
 
 def verdicts(figures: Mapping[str, Figure]) -> list[str]:
-    """A line for each bar whose figure was measured."""
+    """A line for each bar whose figure was measured, which says whether the figure meets it."""
     lines = []
     for name, (bound, bar) in BARS.items():
         if (figure := figures.get(name)) is not None:
@@ -80,8 +80,8 @@ def _ratios(runs: Sequence[Run], over: tuple[str, str], under: tuple[str, str]) 
 
 
 def _peak_shares(runs: Sequence[Run], products_per_row: int) -> list[float]:
-    """Products per second of all linear layers in a pass of 64 rows, the rest of the pass
-    included, over those of a loop of the same instruction."""
+    """Products per second of all linear layers in a pass of 64 rows, over those of a loop of the
+    same instruction. The time is that of the whole pass."""
     peaks = {run["repeat"]: run["products_per_s"] for run in runs if "products_per_s" in run}
     passes = _seconds(runs, "int8", MANY_ROWS)
     return [

@@ -68,7 +68,7 @@ class Context:
         started = time.perf_counter()
         self._decode(rows)
         for step in range(order["steps"]):
-            # One row for each sequence, whose logits are at the same place in the batch.
+            # The batch has one row for each sequence, so the row's index is the sequence's.
             chosen = [int(self._logits(i).argmax()) for i in range(len(tokens))]
             position = start + 1 + step
             self._decode([(token, position, i, True) for i, token in enumerate(chosen)])
@@ -94,7 +94,8 @@ class Context:
 
 
 def quantised(source: str, target: str) -> str:
-    """The path of `source` in Q8_0, which llama.cpp's own tool writes to `target` once."""
+    """Write `source` in Q8_0 to `target`, unless it exists, by llama.cpp's own function; returns
+    `target`."""
     if not Path(target).exists():
         params = llama_cpp.llama_model_quantize_default_params()
         params.ftype, params.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, True

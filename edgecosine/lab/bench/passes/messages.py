@@ -1,6 +1,6 @@
 """Messages between the benchmark and llama.cpp's process, as lines of JSON.
 
-The parent sends one `PassSetup` and reads one `Ready`; then each `Order` has one `Times`.
+The parent sends one `PassSetup` and reads one `Ready`; then each `Order` gets one `Times`.
 llama.cpp's process, which runs in an environment without this package, reads and writes the same
 fields.
 """
@@ -22,7 +22,7 @@ class PassSetup(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Sent once, when the models are loaded."""
+    """The first message, after the models are loaded."""
 
     system: str
     """llama.cpp's description of the processor."""
@@ -37,7 +37,7 @@ class Order(msgspec.Struct, frozen=True):
     tokens: list[list[int]]
     start: int
     keeps_all: bool
-    """Whether logits are needed after every token, or after the last ones only."""
+    """Whether logits are needed after every token, or only after each sequence's last one."""
     steps: int
     """Tokens that each sequence then generates greedily, one in each pass."""
     repeats: int

@@ -1,4 +1,4 @@
-"""Forward passes of the engine in the forms of weights, and drafts of a drafter."""
+"""Times forward passes of the engine with each form of weights, and drafts of a drafter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from edgecosine.protocol.wire.tree import EMPTY_TREE
 
 _DRAFT_STEPS = 6
 _CHUNK = 512
-"""Prompt tokens of one pass, as many as in llama.cpp."""
+"""Prompt tokens of one pass, the same number as in llama.cpp."""
 
 
 class OurEngine:
@@ -49,7 +49,7 @@ class OurEngine:
         ]
 
     def _decode(self, order: Order) -> float:
-        """Whole steps of the engine, sampling and slots included."""
+        """Seconds of whole steps of the engine, including sampling and slots."""
         sequences = [list(tokens) for tokens in order.tokens]
         for key in range(len(sequences)):
             self._target.release(str(key))
@@ -102,7 +102,7 @@ def _pass(runner: ForwardModel, order: Order) -> float:
 
 
 class OurDrafter:
-    """A drafter whose drafts for one request and for many are timed."""
+    """A drafter whose drafts are timed."""
 
     def __init__(self, name: str, sessions: int, threads: int) -> None:
         options = LoadOptions(name, device="cpu", threads=threads, slots=sessions)
@@ -110,8 +110,8 @@ class OurDrafter:
         self._last = itertools.cycle(range(1000, 2000))
 
     def run(self, prompts: Sequence[Sequence[int]]) -> float:
-        """Seconds for a chain of some draft tokens after each prompt."""
-        # Another last token each time, so that nothing of a former run is cached.
+        """Seconds to draft a chain of six tokens after each prompt."""
+        # The last token differs each time, so that the cache has nothing of a former run.
         works = [
             DraftWork(str(key), (*prompt, next(self._last)), _DRAFT_STEPS, 1, SharedNoise())
             for key, prompt in enumerate(prompts)

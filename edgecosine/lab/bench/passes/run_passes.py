@@ -1,6 +1,7 @@
-"""`edgecosine bench engine --model NAME`: forward passes beside llama.cpp's on the same file.
+"""`edgecosine bench engine --model NAME`: compares forward passes with llama.cpp's on one file.
 
-Both have as many threads. All forms of weights and llama.cpp take turns within a repetition.
+Both have the same number of threads. All forms of weights and llama.cpp take turns within a
+repetition.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ START: Final = 100
 PROMPT: Final = 512
 GENERATED: Final = 24
 AT_ONCE: Final = 3
-"""Times that a pass is timed in a turn, of which the least counts."""
+"""Number of times that a pass is timed in a turn; the shortest one counts."""
 FORMS: Final[tuple[Weights, ...]] = ("int8", "int4", "bfloat16")
 THEIRS: Final = ("int8", "int4")
 WORKER: Final = Path(__file__).with_name("llamacpp_worker.py")
@@ -49,7 +50,7 @@ PEAK: Final = Path(__file__).with_name("peak.cpp")
 
 @dataclass(frozen=True, slots=True)
 class PassLoad:
-    """A load: `sessions` sequences, of which `width` tokens are read in the timed pass."""
+    """A load: `sessions` sequences, each with `width` tokens in the timed pass."""
 
     name: str
     sessions: int
@@ -59,7 +60,7 @@ class PassLoad:
     steps: int = 0
 
     def order(self, tokens: Sequence[int], form: str, *, flash: bool) -> Order:
-        """The passes to time, with other tokens for each session."""
+        """The passes to time; every session has different tokens."""
         length = self.start + self.width
         sequences = [list(tokens[s * 7 : s * 7 + length]) for s in range(self.sessions)]
         repeats = 1 if self.steps else AT_ONCE
@@ -78,14 +79,14 @@ CELLS: Final = (
 async def run_passes(
     model: str, repeats: int, threads: int, notify: Notify, keep: Keep
 ) -> list[str]:
-    """Load, measure, save after each repetition; returns a line for each bar.
+    """Load and measure; returns a line for each bar. Runs are saved after each repetition.
 
-    Raises LabError when the model is no GGUF file of a known name, or llama.cpp's process fails.
+    Raises LabError when the model is not a GGUF file, or when llama.cpp's process fails.
     """
     quiet_transformers()
     path = models.obtain(model) or Path(model)
     if not path.is_file():
-        raise LabError(f"{model} is no GGUF file: use one of {', '.join(models.CATALOGUE)}")
+        raise LabError(f"{model} is not a GGUF file: use one of {', '.join(models.CATALOGUE)}")
     bench = _Bench(path.resolve(), model, threads, notify)
     python = llamacpp_python(notify)
     async with line_process("llama.cpp", (str(python), str(WORKER))) as process:
@@ -97,7 +98,7 @@ async def run_passes(
         flash = await bench.quickest(process)
         for repeat in range(repeats):
             runs += await bench.repetition(repeat, process, flash)
-            # The loop that measures the peak has one core.
+            # The loop that measures the peak uses one core.
             found = pass_figures(runs, bench.products_per_row // threads)
             keep(found, runs, model=model, llamacpp=ready.system, flash=flash)
             notify(f"repetition {repeat + 1} of {repeats}")
@@ -107,7 +108,7 @@ async def run_passes(
 
 
 class _Bench:
-    """The model in all forms, and the cells that are measured with it."""
+    """The target in all forms of weights and a drafter, and the cells to measure."""
 
     def __init__(self, path: Path, model: str, threads: int, notify: Notify) -> None:
         self.path, self._model, self._threads, self._notify = path, model, threads, notify
@@ -127,27 +128,27 @@ class _Bench:
         self._is_small = gguf.main_format.startswith("Q4_")
 
     def load(self) -> None:
-        """Load the target in all forms, from the file in 8 bits or as it is, and a drafter."""
+        """Load the target in all forms, from the Q8_0 file or the model's own, and a drafter."""
         for form in FORMS:
             self._notify(f"loading the target in {form}")
             path = self.int8 if form == "int8" else self.path
-            # Of a file in 4 bits, auto keeps the matrices that have more.
-            asked: Weights = "auto" if form == "int4" and self._is_small else form
+            # In a file of 4 bits, "auto" keeps the matrices that have more bits.
+            weights: Weights = "auto" if form == "int4" and self._is_small else form
             self._ours[form] = OurEngine(
-                str(path), asked, sessions=SESSIONS, context=CONTEXT, threads=self._threads
+                str(path), weights, sessions=SESSIONS, context=CONTEXT, threads=self._threads
             )
         if (drafter := f"{self._model}/generalist") in models.names():
             self._drafter = OurDrafter(drafter, SESSIONS, self._threads)
 
     def perplexities(self) -> list[dict[str, Any]]:
-        """A run for each form."""
+        """A run with the perplexity of each form."""
         return [
             {"engine": form, "perplexity": engine.perplexity(self._texts)}
             for form, engine in self._ours.items()
         ]
 
     async def quickest(self, process: LineProcess) -> dict[str, bool]:
-        """Whether llama.cpp is quicker with flash attention, for each form and cell."""
+        """Whether llama.cpp is faster with flash attention, by the name of the cell."""
         chosen = {}
         for cell in CELLS:
             seconds = {}
@@ -160,7 +161,7 @@ class _Bench:
     async def repetition(
         self, repeat: int, process: LineProcess, flash: dict[str, bool]
     ) -> list[dict[str, Any]]:
-        """The runs of all engines in all cells."""
+        """The runs of all engines in all cells, and of the drafter."""
         runs: list[dict[str, Any]] = [{"engine": "peak", "repeat": repeat} | _peak()]
         for cell in CELLS:
             order = cell.order(self._tokens, "int8", flash=flash[cell.name])
@@ -188,7 +189,7 @@ class _Bench:
 
 
 def _peak() -> dict[str, Any]:
-    """Products per second of a loop of the instruction that the kernels multiply bytes with."""
+    """Products per second of a loop of the instruction by which the kernels multiply bytes."""
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise LabError("no C++ compiler found; install g++")
@@ -200,7 +201,7 @@ def _peak() -> dict[str, Any]:
 
 
 def _products_per_row(gguf: GgufModel) -> int:
-    """Products of all linear layers for a token, the output layer included."""
+    """Products of all linear layers for a token, including the output layer."""
     matrices = [t for t in gguf.weights if len(t.shape) == 2 and t.name != EMBEDDING]
     if gguf.is_tied:
         matrices += [t for t in gguf.weights if t.name == EMBEDDING]

@@ -1,1 +1,1 @@
-"""EdgeCoSine beside llama.cpp and transformers: the same model file, prompts and cores."""
+"""Compares EdgeCoSine with its peers, llama.cpp and transformers: same model, prompts and cores."""

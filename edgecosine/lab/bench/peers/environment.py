@@ -1,7 +1,7 @@
 """The Python environment of llama.cpp: created once, below the user's cache directory.
 
-llama-cpp-python is built from source, so that llama.cpp uses this processor's instructions, as the
-engine's kernels do.
+llama-cpp-python is built from source, so that llama.cpp, like the engine's kernels, uses all
+instructions of this processor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LAST_LINES: Final = 3
 
 
 def llamacpp_directory() -> Path:
-    """Directory of the environment, whether it exists or not."""
+    """Directory of the environment, which may not exist yet."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "edgecosine" / "peers" / f"llamacpp-{VERSION}"
 
@@ -31,7 +31,9 @@ def llamacpp_directory() -> Path:
 def llamacpp_python(notify: Notify, directory: Path | None = None) -> Path:
     """The interpreter of the environment, which is created when missing.
 
-    Blocks during the build, for minutes. Raises LabError with the last lines of a failed build.
+    Blocks during the build, for minutes.
+
+    Raises LabError with the last lines of a failed build.
     """
     directory = directory or llamacpp_directory()
     python = directory / "bin" / "python"

@@ -1,7 +1,7 @@
 """Figures of the comparison with peers, computed from its runs.
 
-Ratios are computed within a turn, in which all servers answer the same prompts one right after the
-other. Figures without runs, and those of failed peers, are left out.
+Ratios are computed within a turn, in which all servers answer the same prompts in immediate
+succession. Figures without runs, and those of failed peers, are left out.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _RATIOS: Final = (
     ("eight_over_target_alone", EIGHT, OURS, ALONE),
 )
 _DECODE: Final = ("over_llamacpp", "over_llamacpp_with_draft", "over_hf_assisted")
-"""Also reported for the time after the first token, without the prompt."""
+"""Ratios that are also reported for the time after the first token, which excludes the prompt."""
 _SAME: Final = (
     ("identical_share", OURS, ALONE),
     ("hostile_identical_share", HOSTILE, HOSTILE_ALONE),

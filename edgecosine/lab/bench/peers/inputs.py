@@ -26,7 +26,7 @@ from edgecosine.lab.figures import Figure, Keep, Notify
 TARGET: Final = models.DEFAULT_TARGET
 GENERALIST: Final = f"{TARGET}/generalist"
 NUM_TRIALS: Final = 2
-"""Prompts of each domain for finding settings: the last ones, which are not measured."""
+"""Prompts of each domain on which settings are tried: the last ones, which are not measured."""
 CONTEXT: Final = 1024
 EIGHT: Final = 8
 
@@ -40,7 +40,7 @@ class PeerSettings:
     """The target's GGUF file for the peers, if `target` is not one."""
     drafters: tuple[str, ...] = models.drafters_of(TARGET)
     generalist: str = GENERALIST
-    """Also the peers' draft model, and the source of an adversarial one; empty: none."""
+    """The peers' draft model, and the source of an adversarial drafter; empty: none."""
     prompts_per_domain: int = 8
     eight_turns: int = 5
     """Repetitions with 32 prompts, eight at a time."""
@@ -55,11 +55,11 @@ class PeerSettings:
 
 @dataclass(slots=True)
 class PeersRecord:
-    """The results so far."""
+    """The results of the comparison so far."""
 
     runs: list[dict[str, Any]] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
-    """Reasons of servers that were not measured completely."""
+    """Servers that were not measured completely, with reasons."""
     notes: dict[str, Any] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Figure]:
@@ -77,7 +77,7 @@ class PeersRecord:
 
 
 def held_out(tokenizer: Any, per_domain: int) -> tuple[list[PeerPrompt], list[PeerPrompt]]:
-    """Prompts to measure with, with alternating domains, and prompts for finding settings.
+    """Returns the prompts to measure, whose domains alternate, and those for trials of settings.
 
     Raises LabError when there are too few.
     """
@@ -93,7 +93,7 @@ def held_out(tokenizer: Any, per_domain: int) -> tuple[list[PeerPrompt], list[Pe
 
 
 def in_template(tokenizer: Any, domain: str, text: str) -> PeerPrompt:
-    """A user's turn with the tokens of the model's chat template."""
+    """A user's turn, with its tokens in the model's chat template."""
     turn = [{"role": "user", "content": text}]
     whole = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     tokens = tokenizer.encode(whole, add_special_tokens=False)

@@ -28,7 +28,7 @@ BATCH = 2048
 """Maximum tokens of a forward pass."""
 REPEATS = 2
 ONE_BY_ONE = 4
-"""Trial prompts for answers one by one; batches are tried with all."""
+"""Number of trial prompts for answers one at a time; batches are tried with all prompts."""
 
 FAILURES = (RuntimeError, ValueError, AttributeError, TypeError, OSError)
 """Exceptions that llama-cpp-python raises for unsupported settings."""
@@ -41,7 +41,7 @@ Make = Callable[[], Method]
 
 
 class Generator:
-    """`Llama.generate`, one prompt after the other; it caches the common prefix with the last."""
+    """`Llama.generate`, one prompt after another; it caches the common prefix with the last."""
 
     def __init__(self, llama: Any, end_tokens: frozenset[int]) -> None:
         self._llama, self._end_tokens = llama, end_tokens
@@ -51,13 +51,12 @@ class Generator:
 
     def _answer(self, prompt: Sequence[int], max_tokens: int) -> Answer:
         started, first_s, tokens = time.perf_counter(), 0.0, list[int]()
-        for token in self._llama.generate(list(prompt), temp=0.0, repeat_penalty=1.0):
+        generated = self._llama.generate(list(prompt), temp=0.0, repeat_penalty=1.0)
+        for token in itertools.islice(generated, max_tokens):
             first_s = first_s or time.perf_counter() - started
             if token in self._end_tokens:
                 break
             tokens.append(int(token))
-            if len(tokens) == max_tokens:
-                break
         return _answer(tokens, first_s, time.perf_counter() - started)
 
 
@@ -127,10 +126,8 @@ class Batch:
         params.n_batch, params.n_ubatch = BATCH, 512
         params.n_seq_max, params.kv_unified = num_slots, unified
         params.n_threads = params.n_threads_batch = setup["threads"]
-        params.flash_attn_type = (
-            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash
-            else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        )  # fmt: skip
+        kinds = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED, llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.flash_attn_type = kinds[flash]
         self._llama = llama  # owns the model
         self._kept: list[list[int]] = [[] for _ in range(num_slots)]
         """The last prompt of each slot."""
@@ -199,18 +196,14 @@ class Batch:
         ]
 
 
-class Drafted:
-    """Answers with a draft model under its own settings."""
+def drafted(generator: Generator, drafter: ModelDrafter, length: int, p_min: float) -> Method:
+    """A method that answers with these settings of the generator's draft model."""
 
-    def __init__(
-        self, generator: Generator, drafter: ModelDrafter, *, length: int, p_min: float
-    ) -> None:
-        self._generator, self._drafter = generator, drafter
-        self._length, self._least = length, p_min
+    def answer(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Answer]:
+        drafter.length, drafter.least = length, p_min
+        return generator(prompts, max_tokens)
 
-    def __call__(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Answer]:
-        self._drafter.length, self._drafter.least = self._length, self._least
-        return self._generator(prompts, max_tokens)
+    return answer
 
 
 class Peer:
@@ -251,11 +244,11 @@ class Peer:
         for length, p_min in DRAFTS:
             yield (
                 {"length": length, "p_min": p_min, "flash_attn": flash},
-                functools.partial(Drafted, generator, drafter, length=length, p_min=p_min),
+                functools.partial(drafted, generator, drafter, length, p_min),
             )
 
     def _batched(self) -> Iterator[tuple[Settings, Make]]:
-        """One batch, or one prompt after the other if that is faster."""
+        """One batch, or one prompt after another if that is faster."""
         num_slots = self._setup["at_once"]
         for flash, unified in itertools.product((False, True), (True, False)):
             yield (

@@ -1,6 +1,6 @@
 """Messages between the benchmark and a peer's process, as lines of JSON.
 
-The parent sends one `Setup` and reads one `PeerReady`; then each `PeerOrder` has one `Reply`.
+The parent sends one `Setup` and reads one `PeerReady`; then each `PeerOrder` gets one `Reply`.
 Prompts and answers are token ids of the target's tokenizer. llama.cpp's process, which runs in an
 environment without this package, reads and writes the same fields as plain JSON.
 """
@@ -12,11 +12,12 @@ from typing import Any, Literal
 import msgspec
 
 Kind = Literal["plain", "drafted", "batched"]
-"""One prompt after the other; the same with a draft model; several sequences in one batch."""
+"""plain: one prompt after another; drafted: the same with a draft model; batched: several sequences
+in one batch."""
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """Models to load, and prompts for finding the fastest settings."""
+    """Models to load, and prompts on which settings are tried."""
 
     target: str
     drafter: str | None
@@ -32,10 +33,10 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 class PeerReady(msgspec.Struct, frozen=True):
-    """Sent once. Every kind of answer is either in `settings` or in `refused` with a reason."""
+    """The first message. Every kind of answer is in `settings`, or in `refused` with a reason."""
 
     settings: dict[Kind, dict[str, Any]]
-    """The fastest settings, with which orders are answered."""
+    """The fastest settings, which are used to answer orders."""
     refused: dict[Kind, str]
     trials_s: dict[str, float]
     """Seconds of each setting for the trial prompts."""
@@ -53,8 +54,8 @@ class PeerOrder(msgspec.Struct, frozen=True):
 
 
 class PeerAnswer(msgspec.Struct, frozen=True):
-    """Tokens without the end token; times in seconds since the start of the order or, for answers
-    one after the other, of this answer."""
+    """Tokens without the end token. Times are seconds since the start of the order, or of this
+    answer if answers are computed one after another."""
 
     tokens: list[int]
     first_token_s: float

@@ -40,10 +40,10 @@ _FLOAT32: Final = GGMLQuantizationType.F32
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A Llama model: tensors by transformers' names, of any float type.
+    """A Llama model: tensors of any float type, by their names in transformers.
 
-    `shortlist`: the token of each row of `lm_head.weight`; None when the layer covers all tokens,
-    or is tied to the embedding and omitted.
+    `shortlist` has the token of each row of `lm_head.weight`; None when the layer covers all
+    tokens, or is tied to the embedding and omitted.
     """
 
     config: LlamaConfig
@@ -60,8 +60,8 @@ class PlainCheckpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in a directory in transformers' format, a plain GGUF file or a drafter's GGUF
-    file, in float32.
+    """The checkpoint of a directory in transformers' format, of a plain GGUF file or of a drafter's
+    GGUF file, in float32.
 
     Raises ModelUnsupported when it is not a Llama model, and ModelUnavailable when it is damaged.
     """
@@ -91,8 +91,8 @@ def write_plain_checkpoint(
 ) -> PlainCheckpoint:
     """Write the drafter below `directory`, with the tokenizer of the target's GGUF file.
 
-    In the GGUF file each tensor has the type of the target's tensor; float32 without
-    `is_quantized`.
+    Returns the paths. In the GGUF file each tensor has the type of the target's tensor; without
+    `is_quantized` it is float32.
     """
     config, tensors = _plain(drafter)
     model: Any = LlamaForCausalLM(config)
@@ -156,7 +156,7 @@ def _copy(writer: GGUFWriter, name: str, field: Any) -> None:
 def _gguf_tensor(
     name: str, tensor: torch.Tensor, config: Any
 ) -> tuple[str, np.ndarray[Any, np.dtype[np.float32]]]:
-    """A tensor under GGUF's name, float32."""
+    """A tensor's name in GGUF, and its values in float32."""
     if name in _OUTER:
         return _OUTER[name], tensor.numpy()
     _, _, layer, rest = name.split(".", 3)

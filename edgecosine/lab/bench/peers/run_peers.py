@@ -1,9 +1,8 @@
 """Runs the comparison with peers: all servers are loaded once, then alternate prompt by prompt.
 
-Eight requests at a time are of prompts that no turn before had, written by the target; the target
-alone has a cluster of its own, so that no cache of prompts serves two policies.
-
-Peers use all cores; in EdgeCoSine the target uses the first core and the drafters the others.
+Eight requests at a time use prompts that the target writes, which no earlier turn used. The target
+alone has its own cluster, so that no cache of prompts serves two policies. Peers use all cores; in
+EdgeCoSine the target uses the first core and the drafters the others.
 """
 
 from __future__ import annotations
@@ -53,19 +52,20 @@ _AT_EIGHT: Final = (ALONE, OURS, names.LLAMACPP)
 _PER_TURN: Final = 4 * EIGHT
 """Prompts of a turn with eight requests at a time."""
 _SLOW: Final = names.TRANSFORMERS
-"""Answers the prompts of half of the turns, those numbered 0 and 3 of each four: one of its answers
-takes as long as all others together, and no bar rests on it."""
+"""A server that answers only in half of the turns, those numbered 0 and 3 of each four: one of its
+answers takes as long as all others together, and no bar depends on it."""
 _ONE_BY_ONE: Final = 4
-"""Trial prompts that a peer answers one by one; as in `llamacpp_worker.py`."""
+"""Number of trial prompts that a peer answers one at a time, as in `llamacpp_worker.py`."""
 
 
 async def run_peers_bench(
     settings: PeerSettings, found: PeersRecord, notify: Notify, keep: Keep
 ) -> None:
-    """Load, find settings, warm up and measure; results are added to `found` and saved after each
-    turn.
+    """Load the servers, find their settings, warm up and measure.
 
-    Raises the EdgecosineErrors of EdgeCoSine's own cluster. A peer that fails is left out.
+    Results are added to `found` and saved after each turn. A peer that fails is left out.
+
+    Raises the EdgecosineErrors of EdgeCoSine's own clusters.
     """
     quiet_transformers()
     gguf = target_file(settings)
@@ -156,8 +156,10 @@ async def _repeat_trial(
     found: PeersRecord,
     notify: Notify,
 ) -> None:
-    """Record the time of llama.cpp's trial with everything else loaded, the better of two runs.
-    The difference to its first trial is the cost of idle clusters."""
+    """Record the time of llama.cpp's trial with all servers loaded, the better of two runs.
+
+    The difference from its first trial is the cost of idle clusters.
+    """
     try:
         loads = [await llamacpp.answer(trials[:_ONE_BY_ONE], 1, max_tokens) for _ in range(2)]
     except LabError as error:

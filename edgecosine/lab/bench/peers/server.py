@@ -57,13 +57,13 @@ class Ours:
 
 
 class PeerServer:
-    """Kinds of answers of a peer's process, which measures times itself."""
+    """Some kinds of answers of a peer's process, which measures times itself."""
 
     def __init__(
         self, process: LineProcess, kinds: Mapping[int, Kind],
         decode: Callable[[Sequence[int]], str],
     ) -> None:  # fmt: skip
-        """`kinds`: the kind of answer, by the number of concurrent prompts."""
+        """`kinds` are the kinds of answers by the number of concurrent prompts."""
         self._process, self._kinds, self._decode = process, kinds, decode
 
     async def answer(self, prompts: Sequence[PeerPrompt], at_once: int, max_tokens: int) -> Load:
@@ -98,7 +98,8 @@ async def peer_process(
 
 @dataclass(frozen=True, slots=True)
 class CoreLayout:
-    """Target and cores of EdgeCoSine's clusters; core lists as for `edgecosine node`."""
+    """Target and cores of EdgeCoSine's clusters; core lists have the form of `edgecosine node
+    --cores`."""
 
     target: str
     target_cores: str

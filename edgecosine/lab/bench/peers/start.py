@@ -1,4 +1,4 @@
-"""Starts the peers; a peer that does not start is left out of the comparison."""
+"""Starts the peers. A peer that does not start is left out of the comparison."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ _TRANSFORMERS: Final = (
 
 
 class StartedPeers:
-    """Starts the peers' processes; a peer that does not start is left out."""
+    """Starts the peers' processes and returns their servers; those that do not start are refused in
+    `found`."""
 
     def __init__(
         self, stack: AsyncExitStack, setup: Setup, plain: PlainCheckpoint | None,
@@ -103,7 +104,7 @@ class StartedPeers:
 
 
 async def idle_shares(pids: dict[str, int]) -> dict[str, float]:
-    """Share of a core that each idle peer uses; it reveals spinning threads."""
+    """The share of a core that each idle peer uses, which reveals spinning threads."""
     before = {name: _cpu_s(pid) for name, pid in pids.items()}
     await asyncio.sleep(_IDLE_S)
     return {

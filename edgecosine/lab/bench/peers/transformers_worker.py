@@ -24,16 +24,16 @@ from edgecosine.lab.bench.transformers_models import (
 )
 
 DRAFT_LENGTHS = (None, 3, 5)
-"""Draft lengths of assisted generation: None is transformers' own choice."""
+"""Lengths of drafts in assisted generation; None is the default of transformers."""
 NUM_TRIALS = 2
-"""Number of trial prompts used, since this peer is slow."""
+"""Number of trial prompts, few since this peer is slow."""
 
 Setting = tuple[str, int | None]
 """Dtype and draft length."""
 
 
 class TransformersPeer:
-    """The target in each dtype to try, then drafters in the quickest one."""
+    """The target in each dtype to try, and drafters in the fastest one."""
 
     def __init__(self, setup: Setup) -> None:
         self._end_tokens = frozenset(setup.end_tokens)
@@ -46,7 +46,7 @@ class TransformersPeer:
         if setup.drafter:
             dtype, _ = self._quickest["plain"]
             settings = [(dtype, length) for length in DRAFT_LENGTHS]
-            # One for each setting, since transformers changes a drafter's generation settings.
+            # One for each setting, since transformers changes the generation settings of a drafter.
             self._drafters = {each: self._load(setup.drafter, *each) for each in settings}
             self._choose("drafted", setup, settings)
         else:
@@ -68,7 +68,7 @@ class TransformersPeer:
         self._quickest[kind] = min(seconds, key=seconds.__getitem__)
 
     def answer(self, order: PeerOrder) -> Reply:
-        """Answer an order with the fastest setting, one prompt after the other."""
+        """Answer an order with the fastest setting, one prompt after another."""
         started = time.perf_counter()
         answers = self._answers(order, self._quickest[order.kind])
         return Reply(answers, time.perf_counter() - started)
