@@ -19,7 +19,7 @@ _GROUPS = {
         "doctor": "Check this machine and report what to fix.",
         "broker": "Run an MQTT broker.",
         "cluster": "Manage the members of a cluster: init, invite, join, revoke.",
-        "key": "Create, list and revoke keys of clients that ask over HTTP.",
+        "key": "Create, list and revoke keys of HTTP clients.",
         "model": "List, fetch and show models.",
         "forget": "Clear the broker's retained messages of a node that no longer exists.",
     },

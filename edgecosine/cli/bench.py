@@ -61,8 +61,8 @@ RATES_PER_S = (0.4, 1.2)
               help="Drafter model; may be repeated. Default: all of the zoo.")  # fmt: skip
 @network_option()
 @click.option("--keep-clusters", "keeps_clusters", is_flag=True,
-              help="Keep a cell's clusters over its repetitions, to save their starts; hostile "
-              "drafters are new in each.")  # fmt: skip
+              help="Use the same clusters in all repetitions of a cell, which saves their starts; "
+              "hostile drafters are always fresh.")  # fmt: skip
 @report_option()
 @click.option("--resume", is_flag=True, help="Continue the benchmark recorded in FILE.")
 @click.pass_context
@@ -74,9 +74,10 @@ def command(
     """Run benchmarks. Without a subcommand: compare EdgeCoSine with all baselines.
 
     A cell is a load under network conditions. Each repetition of a cell starts fresh clusters
-    (unless they are kept), on which all policies run in turn, in balanced order; each run has
-    prompts of its own, and begins with a warm-up on others. Figures, runs and environment are
-    written to FILE after every run, so that an interrupted benchmark can be resumed.
+    (unless they are kept), on which all policies run one after another, in balanced order; each
+    run has prompts of its own, and begins with a warm-up on other prompts. Figures, runs and
+    environment are written to FILE after every run, so that an interrupted benchmark can be
+    resumed.
     """
     if context.invoked_subcommand is not None:
         return
@@ -128,10 +129,10 @@ def command(
               help="Tokens in each answer.")  # fmt: skip
 @report_option()
 def parts(repeats: int, prompts: int, max_tokens: int, report: Path | None) -> None:
-    """Measure the worth of each part of EdgeCoSine on the real model, one request at a time.
+    """Measure the gain of each part of EdgeCoSine on the real model, one request at a time.
 
-    Every prompt is used once; the target generates as many prompts as are needed. With the default
-    sizes it takes a quarter of an hour on two cores.
+    Every prompt is used once; the target generates as many prompts as are needed. The default sizes
+    take a quarter of an hour on two cores.
     """
     from edgecosine.lab.bench.run_parts import PartsSettings, parts_figures, run_parts
 
@@ -160,8 +161,8 @@ def engine(
 ) -> None:
     """Compare the engine with transformers on the same weights, with one thread on one core.
 
-    With --model: forward passes in all forms of weights, and llama.cpp's on the same file, in
-    minutes. llama.cpp is built as for `bench peers`.
+    With --model: compare forward passes with llama.cpp's on the same file, in all forms of weights,
+    which takes minutes. llama.cpp is built as for `bench peers`.
     """
     from edgecosine.lab.bench.passes.run_passes import run_passes
     from edgecosine.lab.bench.run_engine import run_engine_bench
@@ -169,7 +170,9 @@ def engine(
     log_to_stderr("warning")
     cores = sorted(os.sched_getaffinity(0))
     if threads > (len(cores) if model is not None else 1):
-        raise click.UsageError(f"--threads needs --model and as many cores: here are {len(cores)}")
+        raise click.UsageError(
+            f"--threads needs --model and as many cores; this machine has {len(cores)}"
+        )
     os.sched_setaffinity(0, cores[:threads])
     if model is not None:
 
@@ -190,8 +193,8 @@ def engine(
               help="The target's model.")  # fmt: skip
 @report_option()
 def grammar(repeats: int, model: str, report: Path | None) -> None:
-    """Measure what a response format costs, with one thread on one core, and check that drafts
-    change no answer that has one.
+    """Measure the cost of a response format, with one thread on one core, and check that drafts
+    do not change answers that have one.
     """
     from edgecosine.lab.bench.run_grammar import run_grammar_bench
 
@@ -207,8 +210,8 @@ def grammar(repeats: int, model: str, report: Path | None) -> None:
               help="The target's model.")  # fmt: skip
 @report_option()
 def cache(repeats: int, model: str, report: Path | None) -> None:
-    """Measure what a system prompt of 512 tokens costs that another request has read, and what
-    each number format of the KV cache changes, with one thread on one core.
+    """Measure the cost of a system prompt of 512 tokens that another request has read, and the
+    effects of each number format of the KV cache, with one thread on one core.
     """
     from edgecosine.lab.bench.run_cache import run_cache_bench
 

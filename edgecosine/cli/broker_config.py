@@ -24,7 +24,7 @@ from edgecosine.security.mosquitto import (
 
 @dataclass(frozen=True, slots=True)
 class ConfigTarget:
-    """The cluster that `edgecosine cluster` works on, and the directory of its files."""
+    """The cluster that `edgecosine cluster` manages, and the directory of its files."""
 
     cluster: str
     directory: Path

@@ -62,7 +62,7 @@ def command(ctx: click.Context, cluster: str, credentials: str | None) -> None:
     """
     Topics(cluster)  # refuses an invalid name before anything is written
     if credentials == NO_CREDENTIALS:
-        raise ConfigError("credentials", credentials, "the directory that this command works on")
+        raise ConfigError("credentials", credentials, "the directory that this command manages")
     ctx.obj = ConfigTarget(cluster, _directory(credentials, cluster))
 
 
@@ -247,7 +247,7 @@ command.add_command(http_certificate)
 
 
 def _directory(credentials: str | None, cluster: str) -> Path:
-    """Directory of the credentials, whether it exists or not.
+    """Directory of the credentials, which may not exist yet.
 
     Raises ConfigError when none is given and there is no default.
     """

@@ -23,9 +23,9 @@ from edgecosine.lab.figures import keeping
 def command(answers: int, speed_answers: int, report: Path | None) -> None:
     """Measure a committee of two specialists of the zoo, python and legal.
 
-    Its texts are compared with those of one process that averages whole distributions. Its speed
-    is that of members as large as with `--ballast 256`. Losses and the errors of SpecFed's
-    reconstructions come from held-out texts.
+    Its texts are compared with those of one process that averages whole distributions. Its speed is
+    measured with members of `--ballast 256`. Losses and the errors of SpecFed's reconstructions
+    come from held-out texts.
     """
     from edgecosine.lab.bench.committee.run_committee import CommitteeSettings, run_committee_bench
 

@@ -29,7 +29,8 @@ from edgecosine.zoo import BALLAST
               help="Maximum tokens in each answer.")  # fmt: skip
 @click.option("--drafter", "drafters", multiple=True, help="Drafter model; may be repeated. "
               "Default: all that come with EdgeCoSine for the target.")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help="Of the target: cpu, cuda, …")
+@click.option("--device", default="auto", show_default=True,
+              help="Device of the target: cpu, cuda, …")  # fmt: skip
 @click.option("--drafter-device", "drafter_devices", multiple=True, default=("auto",),
               show_default=True,
               help="Device of the drafters; several are assigned in rotation.")  # fmt: skip

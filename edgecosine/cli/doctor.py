@@ -1,4 +1,4 @@
-"""`edgecosine doctor`: checks this machine; prints one line for each check, and advice."""
+"""`edgecosine doctor`: checks this machine, and prints a line for each check, with advice."""
 
 from __future__ import annotations
 

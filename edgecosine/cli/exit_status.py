@@ -1,10 +1,10 @@
-"""How a command ends: one line for each error, and an exit code for the kind of error.
+"""The end of a command: one line for each error, and an exit code for the kind of error.
 
 0    done
 1    failed while running
 2    wrong argument, option, environment variable or file
 130  Ctrl-C
-141  the reader of its output has gone, as after SIGPIPE
+141  the reader of its output has ended, as after SIGPIPE
 143  SIGTERM
 """
 
@@ -227,7 +227,7 @@ def _is_debugging() -> bool:
 
 
 def _is_unread(cause: BaseException) -> bool:
-    """Whether the reader of our output has gone; rich exits with 1 then."""
+    """Whether the reader of our output has ended, in which case rich exits with 1."""
     if isinstance(cause, SystemExit):
         return isinstance(cause.__context__, BrokenPipeError)
     return isinstance(cause, BrokenPipeError) and any(map(_has_no_reader, (1, 2)))

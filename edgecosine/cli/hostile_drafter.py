@@ -1,4 +1,4 @@
-"""A drafter of the lab that harms, with the options of `edgecosine node`:
+"""A drafter of the lab that does harm, with the options of `edgecosine node`:
 `python -m edgecosine.cli.hostile_drafter HARM OPTIONS`."""
 
 from __future__ import annotations

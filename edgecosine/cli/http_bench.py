@@ -24,11 +24,11 @@ from edgecosine.lab.figures import keeping
 @ballast_option(1)
 @report_option("the figures and all requests")
 def command(pairs: int, streams: int, max_tokens: int, ballast: int, report: Path | None) -> None:
-    """Measure streamed completions over HTTP and by the Python client over MQTT, in turns.
+    """Compare streamed completions over HTTP with those by the Python client over MQTT.
 
     http_overhead_first_text_ms: median of the differences of the times to the first text.
 
-    http_overhead_token_ms: the same of the times per token after the first text.
+    http_overhead_token_ms: median of the differences of the times per token after the first text.
 
     http_streams_memory_growth_mib: growth of the target's memory from the first of four rounds of
     --streams streams at once, which all have to end, to the last one.

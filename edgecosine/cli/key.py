@@ -1,4 +1,4 @@
-"""`edgecosine key`: keys of clients that ask over HTTP."""
+"""`edgecosine key`: keys of HTTP clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_NAME = 48
 
 
 def default_keys(cluster: str) -> Path | None:
-    """The file of a cluster's keys; None where the user has no home."""
+    """The default file of a cluster's keys; None when the user has no home directory."""
     directory = default_credentials(cluster)
     return None if directory is None else directory / FILE_NAME
 
@@ -37,15 +37,17 @@ def default_keys(cluster: str) -> Path | None:
 )  # fmt: skip
 @click.pass_context
 def command(ctx: click.Context, cluster: str, http_keys: Path | None) -> None:
-    """Manage the keys of clients that ask over HTTP.
+    """Manage the keys of HTTP clients.
 
-    Where there is a key, nodes on this machine refuse requests without one. Running nodes notice
-    each change.
+    If there is a key, nodes on this machine refuse requests without one. Running nodes apply every
+    change at once.
     """
     Topics(cluster)  # refuses an invalid name before anything is written
     path = http_keys or default_keys(cluster)
     if path is None:
-        raise ConfigError("http_keys", "", "--http-keys FILE, since this user has no home")
+        raise ConfigError(
+            "http_keys", "", "--http-keys FILE, since this user has no home directory"
+        )
     ctx.obj = ApiKeys(path)
 
 
@@ -55,7 +57,7 @@ def command(ctx: click.Context, cluster: str, http_keys: Path | None) -> None:
 def create(keys: ApiKeys, name: str) -> None:
     """Create a key for the client NAME and print it; it cannot be shown again.
 
-    The target's queue is fair between names.
+    The target's queue treats each name as one client.
     """
     if not is_identifier(name) or len(name) > _MAX_NAME:
         allowed = f"1 to {_MAX_NAME} letters, digits, '_', '.' or '-'"

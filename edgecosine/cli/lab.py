@@ -30,7 +30,7 @@ def _network_options(command: Command) -> Command:
         click.option("--rate-mbps", type=float, help="Bandwidth each way, in megabits per second."),
         click.option("--loss", type=float, default=0.0, help="Share of lost frames, 0 to 1."),
         click.option("--jitter-ms", type=float, default=0.0, help="Variation of the delay."),
-        click.option("--delay-ms", type=float, default=0.0, help="Delay one way."),
+        click.option("--delay-ms", type=float, default=0.0, help="Delay in each direction."),
     ):
         command = option(command)
     return command
@@ -56,9 +56,9 @@ def command() -> None:
 @network_option()
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of losses and jitter.")
 @click.option("--pass-ms", type=click.FloatRange(0), default=0.0, show_default=True,
-              help="Least milliseconds of a pass of the target, as of a larger model.")  # fmt: skip
+              help="Shortest duration of a target's pass, as of a larger model.")  # fmt: skip
 @click.option("--step-ms", type=click.FloatRange(0), default=0.0, show_default=True,
-              help="Least milliseconds of a step of each drafter.")  # fmt: skip
+              help="Shortest duration of a drafter's step.")  # fmt: skip
 @_network_options
 def up(
     target: str, drafters: tuple[str, ...], ballast: int, network: NetworkKind, seed: int,

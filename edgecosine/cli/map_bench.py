@@ -1,4 +1,4 @@
-"""`edgecosine bench map`: where speculation across machines pays, and which part of it."""
+"""`edgecosine bench map`: simulates where speculation across machines pays, and which parts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from edgecosine.lab.figures import keeping
 @click.option("--repeats", type=click.IntRange(1, 5), default=5, show_default=True,
               help="Repetitions, each with prompts of its own.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1, 256), default=os.cpu_count() or 1,
-              show_default=True, help="Processes; they yield to other load.")  # fmt: skip
+              show_default=True, help="Number of processes, which have low priority.")  # fmt: skip
 @report_option("figures and cells", each="cell")
 @click.option("--resume", is_flag=True, help="Simulate only the cells that FILE lacks.")
 @click.option("--renew", is_flag=True,
@@ -41,8 +41,7 @@ def command(
     """Simulate a map of hardware, network, text and load: EdgeCoSine, and all baselines with
     constants that are tuned for each cell on other prompts.
 
-    Passes of 42 ms and drafting steps of 0.02 to 0.4 of them replace the measured ones; texts and
-    drafts are recorded ones.
+    Forward passes take 42 ms, drafting steps 0.02 to 0.4 of that; texts and drafts are recorded.
     """
     from edgecosine.lab.regime_map.cells import all_cells, only
     from edgecosine.lab.regime_map.run_map import former_runs, run_map

@@ -1,4 +1,4 @@
-"""`edgecosine bench map-lab`: some cells of the map on real nodes, beside their simulation."""
+"""`edgecosine bench map-lab`: compares some cells of the map on real nodes and in simulation."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from edgecosine.lab.figures import keeping
 @click.option("--repeats", type=click.IntRange(1, 20), default=3, show_default=True,
               help="Repetitions of each load.")  # fmt: skip
 @click.option("--requests", type=click.IntRange(4, 64), default=16, show_default=True,
-              help="Requests of a run of 8 at a time.")  # fmt: skip
+              help="Requests of a run with 8 at a time.")  # fmt: skip
 @click.option("--max-tokens", type=click.IntRange(8, 128), default=96, show_default=True,
               help="Tokens in each answer.")  # fmt: skip
-@click.option("--clusters", type=click.IntRange(1), help="Only so many clusters of the five.")
+@click.option("--clusters", type=click.IntRange(1),
+              help="Measure only this many of the five clusters.")  # fmt: skip
 @network_option()
 @report_option("figures and runs", each="cluster")
 @click.option("--renew", is_flag=True,
@@ -36,7 +37,7 @@ def command(
     network: NetworkKind, report: Path | None, *, renew: bool,
 ) -> None:  # fmt: skip
     """Measure eight cells of `bench map` on real nodes whose passes and steps are slowed, and
-    simulate the same loads; minutes.
+    simulate the same loads. Takes minutes.
     """
     from edgecosine.lab.bench.table import read_report
     from edgecosine.lab.regime_map.validation import (

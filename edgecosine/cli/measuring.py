@@ -17,7 +17,7 @@ Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def report_option(what: str = "the figures and all runs", each: str = "") -> Option:
-    """`--json FILE`, as `report`; `what` is written, after each cell, minute or other part.
+    """`--json FILE`, as `report`. `what` is written, after each cell, minute or other part `each`.
 
     A file that cannot be written is refused before anything is measured.
     """
@@ -58,7 +58,10 @@ def print_figures(figures: Mapping[str, Figure], digits: int = 2) -> None:
 
 
 def _writable(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
-    """The path of a report; raises BadParameter where no file can be written there."""
+    """The path of a report.
+
+    Raises BadParameter when no file can be written there.
+    """
     if path is None:
         return None
     folder = path.absolute().parent

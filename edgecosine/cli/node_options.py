@@ -290,7 +290,8 @@ _HTTP: Final = [
         "--http-cors",
         multiple=True,
         metavar="ORIGIN",
-        help="Origin of web pages that may ask, for example https://chat.example; may be repeated.",
+        help="Origin of web pages that may send requests, for example https://chat.example; may be "
+        "repeated.",
     ),
 ]
 _COMMITTEE: Final = [

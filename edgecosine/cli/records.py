@@ -1,4 +1,4 @@
-"""`edgecosine bench plot` and `bench table`: what is made of the record of a benchmark."""
+"""`edgecosine bench plot` and `bench table`: plots and tables of a benchmark's record."""
 
 from __future__ import annotations
 

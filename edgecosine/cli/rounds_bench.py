@@ -1,4 +1,4 @@
-"""`edgecosine bench rounds`: measures what a round costs besides forward passes."""
+"""`edgecosine bench rounds`: measures the costs of a round besides forward passes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from edgecosine.zoo import TARGET
 def command(model: str, repeats: int, report: Path | None) -> None:
     """Measure rounds of one and of eight sessions on loopback, with drafts and without.
 
-    round_overhead_ms: time of a round of one session without its pass and the drafts it waits for.
+    round_overhead_ms: time of a round of one session, without its forward pass and the drafts that
+    it waits for.
 
     round_overhead_8_ms: processor time of the target's event loop for a round of each of eight
     sessions. Linux only.

@@ -21,10 +21,10 @@ from edgecosine.lab.figures import keeping
 @click.option("--quick", "is_quick", is_flag=True, help="A few requests, to test the command.")
 @report_option()
 def command(former: Path, repeats: int, report: Path | None, *, is_quick: bool) -> None:
-    """Measure how well requests are routed to drafters, on prompts that nothing has seen.
+    """Measure how well requests are routed to drafters, on prompts that no model has seen.
 
-    EdgeCoSine routes in simulated clusters, whose drafters have machines of their own or share one;
-    weights by full information, a bandit and the prompt's score alone route on the same texts. In
+    EdgeCoSine routes in simulated clusters, whose drafters have separate machines or share one.
+    Weights by full information, a bandit and the prompt score alone route on the same texts. Takes
     minutes on one core.
     """
     from edgecosine.lab.routing.run_routing import (

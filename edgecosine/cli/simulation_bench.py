@@ -18,14 +18,14 @@ from edgecosine.lab.figures import keeping
 @click.command("simulation")
 @ballast_option()
 @click.option("--validate", "is_validated", is_flag=True,
-              help="Compare with the same loads on a real cluster here.")  # fmt: skip
+              help="Compare with the same loads on a real cluster on this machine.")  # fmt: skip
 @click.option("--sweep/--no-sweep", "is_swept", default=True, show_default=True,
               help="Simulate 1 to 256 drafters and 1 to 1,000 sessions.")  # fmt: skip
 @click.option("--sessions", type=click.IntRange(1, 1000), multiple=True,
-              help="Sweep only loads of so many sessions; may be repeated.")  # fmt: skip
+              help="Sweep only loads with this many sessions; may be repeated.")  # fmt: skip
 @click.option("--compare", "is_compared", is_flag=True,
-              help="Compare all policies, and ours without each part; each drafter has its own "
-              "processor.")  # fmt: skip
+              help="Compare all policies, and EdgeCoSine without each part; each drafter has its "
+              "own processor.")  # fmt: skip
 @click.option("--costs", "former", metavar="RECORD",
               type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="Use the costs in this record instead of measuring them.")  # fmt: skip
