@@ -12,7 +12,7 @@ import functools
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, Literal, TypeVar
 
@@ -28,9 +28,10 @@ from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.broker_limits import BrokerLimits
 from edgecosine.mqtt.broker_probe import other_scheme
 from edgecosine.mqtt.inbox import Inbox
+from edgecosine.mqtt.message_properties import Fields, incoming, limits_in, properties_of
 from edgecosine.mqtt.packets import PacketReader, message_of_qos_0
 from edgecosine.mqtt.socket_writer import SocketWriter
-from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Incoming, Outgoing
+from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
 
 _logger = logging.getLogger(__name__)
 # This record would show the client id, which is a secret.
@@ -58,8 +59,8 @@ class VersionUnsupported(BrokerLost):
 class AiomqttClient(aiomqtt.Client):
     """aiomqtt's client, which also records the broker's limits and its refusals of messages.
 
-    Two parts of the library are replaced: writing (`SocketWriter`), and reading. paho needs four
-    system calls and six objects for each message, so that a flood would block the event loop; here
+    Two parts of the library are replaced: writing (`SocketWriter`) and reading. paho needs four
+    system calls and six objects for each message, so that a flood would block the event loop. Here
     many messages are read at once, and those that the inbox does not want are dropped before they
     are decoded.
     """
@@ -89,14 +90,20 @@ class AiomqttClient(aiomqtt.Client):
         return self._disconnected
 
     async def subscribe_qos_1(self, filters: Sequence[str]) -> list[str]:
-        """Subscribe; returns the filters that the broker refused. Raises BrokerLost."""
+        """Subscribe; returns the filters that the broker refused.
+
+        Raises BrokerLost.
+        """
         with _broker_errors():
             codes = await self.subscribe([(each, 1) for each in filters])
         answers = zip(filters, codes, strict=False)
         return [name for name, code in answers if _number(code) >= _FIRST_FAILURE]
 
     async def publish_message(self, message: Outgoing) -> str | None:
-        """Publish; returns why the broker refused the message, if it did. Raises BrokerLost."""
+        """Publish a message; returns the broker's reason if it refused the message, else None.
+
+        Raises BrokerLost.
+        """
         properties = _properties(message) if self.version == "5" else None
         # aiomqtt does not return the packet id.
         packet_ids: list[int] = []
@@ -108,11 +115,13 @@ class AiomqttClient(aiomqtt.Client):
         return self._refusals.pop(packet_ids[-1], None)
 
     def write(self, message: Outgoing) -> bool:
-        """Send a message of QoS 0 without waiting; returns False, without effect, where
-        `publish_message` must wait for the socket."""
+        """Send a message of QoS 0 without waiting.
+
+        Returns False, without effect, when the socket has no room: use `publish_message` then.
+        """
         if self._disconnected.done():
             return False
-        properties = _packed_properties(_given_properties(message)) if self.version == "5" else b""
+        properties = _packed_properties(properties_of(message)) if self.version == "5" else b""
         return self._writer.put(message_of_qos_0(message, properties))
 
     def poll(self) -> None:
@@ -169,7 +178,7 @@ class AiomqttClient(aiomqtt.Client):
         self, client: PahoClient, userdata: Any, flags: Any, reason_code: Any,
         properties: Properties | None = None,
     ) -> None:  # fmt: skip
-        self.limits = _limits(properties)
+        self.limits = limits_in(properties)
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
     def _read(self) -> MQTTErrorCode:
@@ -202,7 +211,7 @@ class AiomqttClient(aiomqtt.Client):
     def _on_message(self, client: PahoClient, userdata: object, message: MQTTMessage) -> None:
         del client, userdata
         acknowledge = functools.partial(self._acknowledge, message.mid, message.qos)
-        self.inbox.put(_incoming(message, acknowledge), 1 if message.qos else 0)
+        self.inbox.put(incoming(message, acknowledge), 1 if message.qos else 0)
 
     def _acknowledge(self, packet_id: int, qos: int) -> None:
         self._client.ack(packet_id, qos)
@@ -285,7 +294,7 @@ async def _connect_error(
 
 
 def _number(code: object) -> int:
-    """A return code of 3.1.1 is a number, a reason code of MQTT 5 has one."""
+    """The number of a return code of MQTT 3.1.1 or of a reason code of MQTT 5."""
     number = getattr(code, "value", code)
     return number if isinstance(number, int) else _FIRST_FAILURE
 
@@ -307,17 +316,6 @@ def _reason_code(error: BaseException) -> int | None:
     return number if number >= _FIRST_FAILURE else None
 
 
-def _limits(properties: Properties | None) -> BrokerLimits:
-    """The limits in a broker's CONNACK; MQTT 3.1.1 has none there."""
-    given = {
-        "max_packet_bytes": getattr(properties, "MaximumPacketSize", None),
-        "max_qos": getattr(properties, "MaximumQoS", None),
-        "keeps_retained": getattr(properties, "RetainAvailable", None),
-        "max_in_flight": getattr(properties, "ReceiveMaximum", None),
-    }
-    return BrokerLimits(**{name: value for name, value in given.items() if value is not None})
-
-
 def _will(will: Outgoing | None, version: Version) -> aiomqtt.Will | None:
     if will is None:
         return None
@@ -334,47 +332,20 @@ def _connect_properties(session_s: int) -> Properties:
 
 
 def _properties(message: Outgoing, packet: int = PacketTypes.PUBLISH) -> Properties | None:
-    given = _given_properties(message)
-    return _made_properties(packet, given) if given else None
-
-
-def _given_properties(message: Outgoing) -> tuple[tuple[str, object], ...]:
-    given = (
-        ("CorrelationData", message.correlation),
-        ("ResponseTopic", message.response_topic),
-        ("ContentType", message.content_type),
-        ("MessageExpiryInterval", message.expiry_s),
-        ("UserProperty", message.user or None),
-    )
-    return tuple([each for each in given if each[1] is not None])
+    fields = properties_of(message)
+    return _made_properties(packet, fields) if fields else None
 
 
 # Making properties costs more than sending a small message.
 @functools.lru_cache(maxsize=256)
-def _made_properties(packet: int, given: tuple[tuple[str, object], ...]) -> Properties:
+def _made_properties(packet: int, fields: Fields) -> Properties:
     properties = Properties(packet)  # type: ignore[no-untyped-call]
-    for name, value in given:
+    for name, value in fields:
         setattr(properties, name, list(value) if isinstance(value, tuple) else value)
     return properties
 
 
 @functools.lru_cache(maxsize=256)
-def _packed_properties(given: tuple[tuple[str, object], ...]) -> bytes:
-    properties = _made_properties(PacketTypes.PUBLISH, given)
+def _packed_properties(fields: Fields) -> bytes:
+    properties = _made_properties(PacketTypes.PUBLISH, fields)
     return bytes(properties.pack())  # type: ignore[no-untyped-call]
-
-
-def _incoming(message: MQTTMessage, acknowledge: Callable[[], None]) -> Incoming:
-    properties = message.properties
-    users = getattr(properties, "UserProperty", None) or []
-    return Incoming(
-        topic=message.topic,
-        payload=bytes(message.payload),
-        retain=message.retain,
-        response_topic=getattr(properties, "ResponseTopic", None),
-        correlation=getattr(properties, "CorrelationData", None),
-        expiry_s=getattr(properties, "MessageExpiryInterval", None),
-        content_type=getattr(properties, "ContentType", None),
-        client=next((value for name, value in users if name == "client"), None),
-        acknowledge=acknowledge,
-    )
