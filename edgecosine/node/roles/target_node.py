@@ -8,19 +8,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from edgecosine import __version__
-from edgecosine.balance.planner import Planner
-from edgecosine.client.client import Client
 from edgecosine.config import NodeConfig
 from edgecosine.counters import Counters
 from edgecosine.engine.base import MemberEngine
 from edgecosine.engine.options import Loaded
-from edgecosine.engine.target.pass_table import pass_table
-from edgecosine.fusion.ngram_file import read_ngrams
-from edgecosine.http.cluster_events import ClusterEvents
+from edgecosine.engine.tokenizer import TextCodec
 from edgecosine.metrics.families import Family, target_metrics
-from edgecosine.metrics.history import History
 from edgecosine.metrics.measurements import Measurements
-from edgecosine.models.catalogue import packaged_ngrams
+from edgecosine.mqtt.broker_address import BrokerAddress
 from edgecosine.mqtt.node_status import NodeStatusPublisher, publish_state
 from edgecosine.node.credentials.membership import Membership
 from edgecosine.node.durability.boot_clock import BootTime
@@ -30,7 +25,6 @@ from edgecosine.node.gateway.gateway import Gateway
 from edgecosine.node.gateway.local_requests import LocalRequests
 from edgecosine.node.gateway.service import model_of
 from edgecosine.node.links.link import Link
-from edgecosine.node.member.member_worker import MemberWorker
 from edgecosine.node.roles.committee_links import CommitteeLinks
 from edgecosine.node.roles.common import (
     client_ids_of,
@@ -42,6 +36,12 @@ from edgecosine.node.roles.common import (
 from edgecosine.node.roles.http_frontend import open_frontend
 from edgecosine.node.roles.identity import identity_of, served_name
 from edgecosine.node.roles.state_report import target_state
+from edgecosine.node.roles.target_parts import (
+    new_cluster_events,
+    new_member_worker,
+    new_planner,
+    new_verifier,
+)
 from edgecosine.node.runtime.drain import Drain
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.load_engine import load_coordinator, load_target
@@ -50,10 +50,8 @@ from edgecosine.node.runtime.service_manager import (
     notify_status,
     notify_stopping,
 )
-from edgecosine.node.target.committee_verifier import CommitteeVerifier, NoEngine
 from edgecosine.node.target.engine_watchdog import EngineWatchdog
 from edgecosine.node.target.text_service import TextService
-from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.result import NodeState
 from edgecosine.protocol.wire.messages import Work
 
@@ -116,7 +114,8 @@ async def _serve(
 
 
 class TargetNode:
-    """The actors of a target, which serve the `engine` that is given; None: that of its members."""
+    """The actors of a target. Its texts come from `engine`, or from its committee's members alone
+    if that is None."""
 
     def __init__(
         self,
@@ -132,23 +131,20 @@ class TargetNode:
         assert config.broker is not None
         assert loaded.codec is not None
         self._config, self._loaded, self._journal = config, loaded, journal
-        self._member_worker: MemberWorker | None = None
-        self._committee: CommitteeLinks | None = None
-        if config.committee.committee:
-            if engine is not None:
-                self._member_worker = MemberWorker(
-                    engine=engine,
-                    thread=thread,
-                    max_batch=config.max_sessions,
-                    num_vocabulary=loaded.num_rows,
-                )
-            self._committee = CommitteeLinks(config, loaded, self._member_worker)
         self._status, self._counters = status, counters
         self._counters.count("restarts", by=journal.num_starts - 1 if journal else 0)
-        ngrams = packaged_ngrams(config.engine.model)
-        self._planner = Planner(ngrams=read_ngrams(ngrams) if ngrams else None)
         self._measurements = Measurements()
-        self._verifier = _verifier(config, engine, loaded, thread, self._planner, self._committee)
+        self._planner = new_planner(config)
+        self._member_worker = new_member_worker(config, engine, loaded, thread)
+        self._committee = (
+            CommitteeLinks(config, loaded, self._member_worker)
+            if config.committee.committee
+            else None
+        )
+        self._verifier = new_verifier(
+            config, engine, loaded, thread, self._planner, self._committee
+        )
+        self._drafters: dict[str, Link] = {}
         self._peers = linked_peers(
             config,
             loaded,
@@ -157,10 +153,19 @@ class TargetNode:
             on_joined=self._on_joined,
             on_lost=self._on_lost,
         )
-        self._drafters: dict[str, Link] = {}
-        self._service = TextService(
+        self._service = self._new_service(loaded.codec)
+        self._gateway = self._new_gateway(config.broker)
+        self._watchdog = self._new_watchdog(loaded.codec)
+        self.events = new_cluster_events(config, config.broker, self._measurements)
+        """The cluster's events for the page."""
+        if self._committee is not None:
+            self._committee.committee.on_stall = self._gateway.set_stall
+
+    def _new_service(self, codec: TextCodec) -> TextService:
+        config, loaded = self._config, self._loaded
+        return TextService(
             model=served_name(config, loaded),
-            codec=loaded.codec,
+            codec=codec,
             max_context=loaded.max_context,
             max_sessions=config.max_sessions,
             exactness=loaded.exactness,
@@ -172,14 +177,17 @@ class TargetNode:
             identity=self._identity,
             committee=self._committee_facts if self._committee else None,
         )
+
+    def _new_gateway(self, broker: BrokerAddress) -> Gateway:
+        config, journal = self._config, self._journal
         recovered = (
             recover(journal, model_of(self._service), BootTime.now())
             if journal
             else NOTHING_RECOVERED
         )
-        self._gateway = Gateway(
+        return Gateway(
             self._service,
-            broker=config.broker,
+            broker=broker,
             cluster=config.cluster,
             node_id=config.node_id,
             counters=self._counters,
@@ -190,22 +198,14 @@ class TargetNode:
             client_ids=client_ids_of(config),
             measurements=self._measurements,
         )
-        if self._committee is not None:
-            self._committee.committee.on_stall = self._gateway.set_stall
-        broker, cluster = config.broker, config.cluster
-        self.events = ClusterEvents(
-            lambda: Client(broker, cluster),
-            cluster=cluster,
-            node_id=config.node_id,
-            history=History(self._measurements),
-        )
-        """The cluster's events for the page."""
-        self._watchdog = EngineWatchdog(
+
+    def _new_watchdog(self, codec: TextCodec) -> EngineWatchdog:
+        return EngineWatchdog(
             passes=self._verifier,
-            prompt=loaded.codec.encode(_CANARY_PROMPT),
-            is_exact=loaded.exactness == "bitwise" and self._committee is None,
+            prompt=codec.encode(_CANARY_PROMPT),
+            is_exact=self._loaded.exactness == "bitwise" and self._committee is None,
             on_change=self._on_readiness,
-            stall_s=config.stall_timeout_s,
+            stall_s=self._config.stall_timeout_s,
             cause=self._stall,
         )
 
@@ -215,7 +215,7 @@ class TargetNode:
         return self._gateway.local
 
     async def run(self, on_open: Callable[[], object]) -> None:
-        """Run all actors until cancelled; `on_open` is called when requests are taken.
+        """Run all actors until cancelled; `on_open` is called when the node takes requests.
 
         Raises the first EdgecosineError of any of them.
         """
@@ -232,7 +232,7 @@ class TargetNode:
         )
 
     async def _take_requests(self, on_open: Callable[[], object]) -> NoReturn:
-        """Serve, once all models are known that determine the texts."""
+        """Serve requests, once all models that determine the texts are known."""
         if (links := self._committee) is not None and not links.complete.is_set():
             logger.info("waiting for the committee: members=%s", ",".join(links.committee.away))
             await links.complete.wait()
@@ -310,26 +310,6 @@ class TargetNode:
         else:
             notify_status(f"unavailable: {reason}")
             self._counters.count("stalls")
-
-
-def _verifier(
-    config: NodeConfig,
-    engine: MemberEngine | None,
-    loaded: Loaded,
-    thread: EngineThread,
-    planner: Planner,
-    links: CommitteeLinks | None,
-) -> Verifier:
-    make = (
-        Verifier
-        if links is None
-        else functools.partial(CommitteeVerifier, committee=links.committee)
-    )
-    return make(
-        engine=engine or NoEngine(), thread=thread, max_batch=config.max_sessions,
-        costs=planner.statistics,
-        table=pass_table(config.engine, loaded, str(sorted(config.cores))),
-    )  # fmt: skip
 
 
 def _refuse_work(link: Link, _: Work) -> None:
