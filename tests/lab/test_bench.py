@@ -157,7 +157,7 @@ def test_interrupted_benchmark_resumes(tmp_path: Path) -> None:
     report, environments = BenchReport(path, SETTINGS), FakeStages()
     report.resume()
     messages = bench(environments, report)
-    assert messages[0] == "resuming: 7 of 14 runs are there already"
+    assert messages[0] == "resuming: 7 of 14 runs are recorded already"
     assert messages[1].startswith("[8/14]")
     assert broken.played + environments.played == [
         (s.cell.name, s.repeat, s.policy) for s in schedule(CELLS, 2)
