@@ -70,7 +70,7 @@ def test_invitation_contains_fingerprint_and_addresses_of_the_authority() -> Non
         (("join", "hello"), "edgecosine cluster invite"),
         (("renew",), "edgecosine cluster join"),
         (("--cluster", "a/b", "init"), "cluster = 'a/b'"),
-        (("--credentials", "none", "init"), "the directory that this command works on"),
+        (("--credentials", "none", "init"), "the directory that this command manages"),
         (("init", "--listen", "here"), "HOST:PORT"),
         (("init", "--node-id", "a b"), "node_id = 'a b'"),
     ],

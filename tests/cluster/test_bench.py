@@ -49,7 +49,7 @@ def test_runs_of_a_cell_give_a_record_that_the_command_prints_and_plots(tmp_path
     words = ["--ballast", "1", "--requests", "2", "--max-tokens", "24", "--repeats", "1"]
     words += ["--network", "relays", "--drafter", "ngram", "--only", "loopback"]
     resumed = CliRunner().invoke(main, ["bench", *words, "--json", str(record), "--resume"])
-    assert f"{NUM_POLICIES} of {NUM_POLICIES} runs are there already" in resumed.output
+    assert f"{NUM_POLICIES} of {NUM_POLICIES} runs are recorded already" in resumed.output
     assert "identical_share: 1.00" in resumed.output
     drawn = CliRunner().invoke(main, ["bench", "plot", str(record), "--out", str(tmp_path)])
     assert drawn.exit_code == 0 or "matplotlib" in drawn.output
