@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
 from edgecosine import zoo
-from edgecosine.lab.bench.transformers_messages import Setting, TransformersOrder
+from edgecosine.lab.bench import transformers_worker
+from edgecosine.lab.bench.transformers_messages import (
+    Setting,
+    TransformersOrder,
+    TransformersReady,
+)
 from edgecosine.lab.bench.transformers_process import stock_process
 from edgecosine.lab.bench.transformers_worker import Stock
 from edgecosine.lab.load_generator import make_jobs
@@ -14,8 +21,14 @@ from tests.support.mqtt import run_patiently
 TOKENS = 12
 
 
-def test_batched_and_assisted_generation_give_the_same_texts_of_the_given_length() -> None:
-    stock = Stock(ballast=1)
+@pytest.fixture(scope="module")
+def stock() -> Stock:
+    return Stock(ballast=1)
+
+
+def test_batched_and_assisted_generation_give_the_same_texts_of_the_given_length(
+    stock: Stock,
+) -> None:
     domains, prompts = zip(*((d, texts[0]) for d, texts in zoo.prompts().items()), strict=True)
     batched, plain, *assisted = (
         stock.answer(TransformersOrder(kind, domains, prompts, TOKENS), setting)
@@ -36,13 +49,25 @@ def test_best_drafters_are_the_specialists() -> None:
     assert zoo.best_drafters() == {domain: domain for domain in zoo.prompts()}
 
 
-def test_process_finds_its_settings_and_answers_every_job() -> None:
+def test_quickest_settings_are_chosen_from_trials_of_all(
+    stock: Stock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers_worker, "TRIAL_TOKENS", 2)
+    monkeypatch.setattr(transformers_worker, "Stock", lambda _: stock)
+    monkeypatch.setattr("sys.argv", ["worker", "1"])
+    ready, _ = transformers_worker.start(iter(()))
+    assert isinstance(ready, TransformersReady)
+    assert set(ready.settings) == {"batched", "plain", "assisted"}
+    assert len(ready.trials_s) == 8
+
+
+def test_process_answers_every_job_with_the_given_settings() -> None:
     jobs = make_jobs(3, offset=0, policy="hf-batched", temperature=0.0, max_tokens=TOKENS)
+    chosen = TransformersReady({"batched": Setting("float32")}, {"batched, float32": 1.0})
 
     async def scenario() -> None:
-        async with stock_process(1, str(min(os.sched_getaffinity(0)))) as stock:
-            assert set(stock.ready.settings) == {"batched", "plain", "assisted"}
-            assert len(stock.ready.trials_s) == 8
+        async with stock_process(1, str(min(os.sched_getaffinity(0))), chosen) as stock:
+            assert stock.ready == chosen
             load = await stock.answer("batched", jobs, 2)
             assert [measured.domain for measured in load.answers] == [job.domain for job in jobs]
             assert load.num_tokens == 3 * TOKENS
