@@ -34,7 +34,7 @@ def home_directory() -> Path | None:
 
 
 def expanded(path: str) -> Path:
-    """A path whose `~` stands for a home; left as it is where there is none."""
+    """A path whose `~` is replaced by the home directory; unchanged if there is none."""
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -8,7 +8,7 @@ import msgspec
 
 
 class ExpectedArrival(msgspec.Struct, frozen=True):
-    """A request expected at the target in `in_s` seconds, with so many rows."""
+    """A request that is expected at the target in `in_s` seconds, with `rows` rows."""
 
     in_s: float
     rows: int
@@ -17,7 +17,7 @@ class ExpectedArrival(msgspec.Struct, frozen=True):
 def batch_wait_s(
     rows: int, arrivals: Sequence[ExpectedArrival], pass_s: Callable[[int], float]
 ) -> float | None:
-    """How many seconds to delay a pass of `rows` rows; None to start it at once.
+    """Seconds by which to delay a pass of `rows` rows; None to start it at once.
 
     Requests that miss the pass share another one. Only those count that arrive before the pass
     would end. If the pass waits for the first n, the target idles until the n-th arrives, runs a

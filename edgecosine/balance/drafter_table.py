@@ -1,4 +1,4 @@
-"""What is known of each drafter, and which drafters rest because they answered late."""
+"""The state of each drafter, and the drafters that rest because they answered late."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MAX_KNOWN = 1024
 SHORTLIST = 16
 """Drafters that are compared for one request at a time, at most."""
 KNOWN_BEST, LEAST_KNOWN = 8, 32
-"""Of many drafters: those with the highest rates, and those with the least evidence, of which
-requests take the rest of their shortlists in turns."""
+"""If there are many drafters, a shortlist has this many with the highest rates; the rest are taken
+in rotation from this many with the least evidence."""
 RANKED_FOR = 256
 """Plans after which drafters are ranked again."""
 
@@ -104,7 +104,7 @@ class DrafterTable:
         return node_id in self._states
 
     def get(self, node_id: str) -> DrafterState:
-        """The state of a drafter, created where there is none."""
+        """The state of a drafter, which is created if there is none."""
         state = self._states.get(node_id)
         if state is None:
             state = self._states[node_id] = DrafterState()

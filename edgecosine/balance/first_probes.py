@@ -1,6 +1,6 @@
-"""Which drafters are asked while the target reads the text of a new request.
+"""Chooses the drafters that are asked while the target reads the text of a new request.
 
-Their drafts are probes: the first round has judged them when it plans.
+Their drafts are probes, which are judged before the first plan is made.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.statistics import Statistics
 
 FIRST_ASKED = 8
-"""Drafters asked during prefill, at most: each request takes time of the event loop."""
+"""Maximum number of drafters asked during prefill: each message takes time of the event loop."""
 FEWEST_ASKED, ASKED_TOGETHER = 2, 64
-"""Drafters asked for one request beside many, and for all together: what one request learns of a
-drafter serves the others."""
+"""Drafters asked for one of many requests, and for all requests together, since the evidence of one
+request serves the others."""
 PROMISING = 5
 """Those among them that are chosen by their expected rate; the others have the least evidence."""
 FIRST_ASKED_PER_HOST = 2
-"""Those of one machine in one of `OTHERS_TURN` requests, else one, and in any case as many as are
-expected to be done within the prefill: they slow each other down."""
+"""Drafters of one machine that are asked in one of `OTHERS_TURN` requests, since they slow each
+other down; other requests ask one. More are asked if they are expected to end within the
+prefill."""
 
 
 def first_asked(
     request: RequestState, candidates: Sequence[Candidate], statistics: Statistics
 ) -> list[Candidate]:
-    """The most promising drafters, then those with the least evidence. A drafter that was late
-    lately comes behind those that were not: where few may be asked, it would be asked for ever."""
+    """The most promising drafters, then those with the least evidence. Drafters that were recently
+    late come last, since otherwise they would be asked again and again if few may be asked."""
     by_rate = sorted(candidates, key=lambda c: (statistics.drafter(c.node_id).rest, -c.rate))
     by_evidence = sorted(
         candidates, key=lambda c: statistics.drafter(c.node_id).record.rate.evidence
@@ -67,8 +68,10 @@ def _extend(
 
 
 def _have_time(sharing: Sequence[Candidate], others: Sequence[Candidate], prefill_s: float) -> bool:
-    """Whether drafters of one machine, one after the other, are expected to have drafted within the
-    prefill; of one that was never measured the slowest of the others is expected."""
+    """Whether drafters of one machine, one after another, are expected to end within the prefill.
+
+    A drafter that was never measured is expected to be as slow as the slowest of the others.
+    """
     known_s = [_probe_s(each) for each in others if each.is_measured]
     if not known_s:
         return False

@@ -1,4 +1,4 @@
-"""Whether a round waits for fresh drafts, or verifies at once what was made ahead, if anything.
+"""Decides whether a round waits for fresh drafts, or verifies its drafts ahead, if any, at once.
 
 Drafts made ahead end in leaves, and fresh drafts continue them; without drafts the root is the only
 leaf. The tokens that fresh drafts add for each leaf on the accepted path are learned from the
@@ -47,12 +47,12 @@ def pays_to_wait(
     co_batched: CoBatchedRequests = ALONE,
     tokens_per_s: float = 0.0,
 ) -> bool:
-    """Whether to wait `draft_s` for fresh drafts, rather than verify at once what was made ahead,
-    whose nodes have these path probabilities; without nodes, rather than decode plainly.
+    """Whether to wait `draft_s` for fresh drafts rather than verify the drafts ahead at once.
 
-    The wait must be worth the tokens that the request commits in the same time otherwise, at its
-    former `tokens_per_s` or as in this round. Beside other requests a request that waits misses
-    whole passes.
+    The nodes of the drafts ahead have these path probabilities; without nodes the alternative is
+    plain decoding. The wait must gain more tokens than the request commits otherwise in the same
+    time, at its former `tokens_per_s` or as in this round. Among other requests a request that
+    waits misses whole passes.
     """
     nodes = worthwhile_nodes(path_probabilities, pass_s, 0.0, co_batched)
     round_s = pass_s[nodes + 1] + co_batched.bookkeeping_s

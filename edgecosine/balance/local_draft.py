@@ -23,24 +23,24 @@ from edgecosine.fusion.suffix_index import SuffixIndex
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
 
 SOURCES = TEXT, NGRAMS = "@text", "@ngrams"
-"""In the place of drafters' node ids, of which they are none; bit i of a node's proposers is
+"""Used in place of drafters' node ids, which they cannot equal; bit i of a node's proposers is
 SOURCES[i]."""
 SUFFIXES = (4, 2)
-"""Tokens of the suffixes that are looked up."""
+"""Lengths of the suffixes that are looked up, in tokens."""
 MOST_TOKENS = 8
 """Longest draft; a repetition has no more tokens than the suffix that was repeated."""
 LEAST_CHANCE = 0.05
 """Probability of a draft's path below which it ends."""
 PROMISING = 1.0
-"""Tokens expected to be accepted for which drafters are not asked."""
+"""Expected accepted tokens of the own draft from which drafters are not asked."""
 MOST_READ = 4096
 """Newest tokens of a prompt that are looked at."""
 
 _SPEED_SHARE = 0.1
 """Weight of a round in the speed of the own drafts."""
 TRUST_PRIOR, FADE = 2.0, 0.9
-"""Accepted first tokens that a new text's trust rests on, and the weight of those before each new
-one: texts differ in how often they repeat themselves."""
+"""Prior number of accepted first tokens in the trust of a new text, and the weight of earlier
+tokens at each new one, since texts differ in how often they repeat themselves."""
 
 
 class _Guess(NamedTuple):
@@ -109,7 +109,7 @@ class LocalDraft:
         self._firsts, self._guesses = [], []
 
     def _note_speed(self, truth: Sequence[int]) -> None:
-        """Learn what the last draft gained, or would have gained in the place of a drafter's."""
+        """Learn the gain of the last draft, also if a drafter's draft was verified instead."""
         trial, num_accepted = self._request.trial, 0
         for token, right in zip(self._tree.tokens, truth, strict=False):
             if token != right:

@@ -1,4 +1,4 @@
-"""How much to speculate in a request's next round, as an immutable plan.
+"""Plans of a request's next round: immutable, with drafters, draft length and deadline.
 
 For a chain of gamma draft tokens with acceptance rate a, a round commits
     E = 1 + a + a^2 + ... + a^gamma = (1 - a^(gamma + 1)) / (1 - a)
@@ -152,8 +152,8 @@ def _plan_of_one(candidate: Candidate, gamma: int, speed: float, pass_s: Sequenc
 
 
 def ask_around(plan: Plan, candidates: Sequence[Candidate], most: int) -> Plan:
-    """The plan with the best other drafters, `most` in all: its lead may have become wrong for the
-    text, and the next rounds tell which of them is right."""
+    """The plan with the best other drafters added, up to `most` in all, since its lead may not fit
+    the text any more; the next rounds show which drafter does."""
     others = sorted(candidates, key=lambda candidate: -candidate.rate)
     names = dict.fromkeys((*plan.drafters, *(candidate.node_id for candidate in others)))
     return replace(plan, drafters=tuple(names)[:most])
@@ -193,7 +193,7 @@ def worthwhile_nodes(
     waited_s: float,
     co_batched: CoBatchedRequests = ALONE,
 ) -> int:
-    """How many of a tree's nodes, in falling order of path probability, are worth their rows.
+    """Number of a tree's nodes, in falling order of path probability, that are worth their rows.
 
     With the first n nodes a request that is alone commits 1 + sum(path_probabilities[:n]) tokens in
     waited_s + pass_s[n + 1] seconds; the n with the most tokens per second is best.

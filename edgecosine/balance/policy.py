@@ -1,7 +1,7 @@
-"""Speculation policies by name. The text is the same under each of them but `RECONSTRUCTIONS`.
+"""Speculation policies by name. The text is the same under all of them except `RECONSTRUCTIONS`.
 
-A policy is a set of switches for one runtime, so that a baseline differs from EdgeCoSine in its
-rules only.
+A policy is a set of switches for one runtime, so that a baseline differs from EdgeCoSine only in
+its rules.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Routing = Literal["learned", "drawn"]
 FIXED_GAMMA = 5
 """Draft length of the policy that does not adapt it."""
 FIXED_DRAFTERS = 2
-"""Most drafters of a request under the policies that do not choose them by what they add."""
+"""Maximum number of a request's drafters under policies that do not choose them by their gain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,8 @@ RECONSTRUCTIONS: Mapping[str, Policy] = {
 
 
 def find_policy(text: str) -> Policy | None:
-    """The policy of a name, or of a baseline's name with constants: `specedge:depth=7,width=4`.
-    None where there is none."""
+    """The policy of a name, or of a baseline's name with constants: `specedge:depth=7,width=4`;
+    None when there is no such policy."""
     name, _, constants = text.partition(":")
     policy = POLICIES.get(name) or RECONSTRUCTIONS.get(name)
     if policy is None or not constants:

@@ -1,4 +1,4 @@
-"""Which drafter is probed beside a verification.
+"""Chooses the drafter that is probed during a verification.
 
 The draft of a probe is judged by the verification result like any other, but no round waits for
 it. It costs the target's processor a few messages.
@@ -24,12 +24,12 @@ PROMISING_RATE = 0.5
 """Acceptance rate from which a drafter that plans leave out for its slowness is probed more often,
 since its measured speed may be out of date."""
 RESTING_PACE = 8
-"""How much rarer probes are while no request speculates."""
+"""Factor on the interval of probes while no request speculates."""
 SHARED_PACE = 8
-"""How much rarer probes of a machine are while it drafts for the plan: reading the text takes a
-drafter as long as some drafts."""
+"""Factor on the interval of a machine's probes while it drafts for the plan, since a drafter needs
+the time of several drafts to read the text."""
 OTHERS_TURN = 4
-"""One in so many probes does not go to the most promising drafter."""
+"""One of this many probes does not go to the most promising drafter."""
 
 
 def pace_of(num_requests: int, *, is_resting: bool) -> int:

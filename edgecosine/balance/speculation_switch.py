@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 MEMORY = 0.98
 """Weight of earlier passes at each new one."""
 PROBE_PASSES = 16
-"""Passes after which speculation is judged, and of plain decoding beside which it is."""
+"""Passes of speculation after which it is judged, and of plain decoding to compare it with."""
 FIRST_STRETCH = 256
 """Speculative passes after a trial that was better, before plain decoding is measured again if it
 may be better: the machine's other load changes. Doubled each time."""
@@ -29,13 +29,13 @@ LONGEST_REST = 4096
 TRIAL_SHARE = 0.01
 """Share of the throughput that probes may cost."""
 FIRST_TRIAL_COST, LEAST_TRIAL_COST = 4.0, 0.5
-"""What a probe is expected to cost before the first one, and at least, in plain passes."""
+"""Expected cost of a probe before the first one, and its least cost, in plain passes."""
 LARGEST_CREDIT = TRIAL_SHARE * LONGEST_REST
 LEAST = 0.98
 """Share of plain decoding's speed below which speculation is switched off."""
 LEAST_GAIN = 1.05
-"""Tokens over those that plain decoding commits in the same passes, below which speculation is
-switched off: with hardly any draft accepted it has costs only, which noise hides."""
+"""Speculation is switched off if its tokens, over those that plain decoding commits in the same
+passes, are below this: with few accepted drafts it has only costs, which noise hides."""
 _MIXED_PASSES = 2
 """Passes after a change in which plain and speculative rounds mix."""
 _FIRST_DRAFTS = 8
@@ -166,8 +166,9 @@ class _Size:
             self.reconsider()
 
     def _settle_trial(self) -> None:
-        """Charge the trial that has ended, now that plain decoding was measured beside it; one that
-        was better goes on. Its cost is bounded, since a pass may be long for other reasons."""
+        """Charge the trial that has ended, after plain decoding was measured for comparison. If the
+        trial was better, speculation goes on. Its cost is bounded, since a pass may be long for
+        other reasons."""
         tokens = self.waiting.tokens + self.speculating.tokens
         seconds = self.waiting.seconds + self.speculating.seconds
         cost = (seconds * self.plain_per_s - tokens) / self.num_requests
@@ -181,8 +182,8 @@ class SpeculationSwitch:
     """Whether to speculate, by the number of active requests."""
 
     def __init__(self, promises: Callable[[int], bool] = lambda _: True) -> None:
-        """`promises` tells whether good drafts would pay for so many requests, by the times of
-        passes; where they would not, the first trial comes after plain passes."""
+        """`promises` returns whether good drafts would pay for this many requests, by the times of
+        passes; if they would not, the first trial comes after plain passes."""
         self._sizes: dict[int, _Size] = {}
         self._promises = promises
 

@@ -86,8 +86,8 @@ class Statistics:
         self._policies -= Counter([request.policy.name])
 
     def set_size(self, request: RequestState, rows: int, tokens: float) -> None:
-        """A request's tree has so many rows with its root, and so many tokens are expected of it;
-        other requests' plans count on the same in their next pass."""
+        """Set the rows of a request's tree, including its root, and the tokens expected of it;
+        plans of other requests expect the same in their next pass."""
         if request in self._active:
             self._rows += rows - request.rows
             self._tokens += tokens - request.tokens
@@ -104,12 +104,12 @@ class Statistics:
         return len(self._active)
 
     def drafter(self, node_id: str) -> DrafterState:
-        """The state of a drafter, created where there is none."""
+        """The state of a drafter, which is created if there is none."""
         return self.drafters.get(node_id)
 
     def patience_s(self, drafters: Iterable[str]) -> float:
-        """How long to wait for drafts ahead of these drafters after the verification result: a
-        fresh draft would take as long."""
+        """Seconds to wait for drafts ahead of these drafters after the verification result: the
+        time that a fresh draft would take."""
         speeds = [self.drafter(node_id).speed for node_id in drafters]
         return max((speed.overhead_s or 0.0 for speed in speeds), default=0.0)
 
@@ -122,8 +122,8 @@ class Statistics:
         return self.drafters.available(drafters, self._num_plans)
 
     def shortlist(self, request: RequestState, drafters: Collection[str]) -> Collection[str]:
-        """The drafters that are compared for a request: all of a few, of many the best by what is
-        known of them, and some of which little is."""
+        """The drafters that are compared for a request: all if there are few, otherwise the best
+        known ones and some with little evidence."""
         if len(drafters) <= SHORTLIST:
             return drafters
         names = self.drafters.shortlist(request, self._num_plans)
@@ -166,7 +166,7 @@ class Statistics:
         return f"K=0: {self._switches[policy.name].reason(self.num_active)}"
 
     def _promises(self, num_requests: int) -> bool:
-        """Whether good drafts of so many requests would pay by the times of passes alone."""
+        """Whether good drafts of this many requests would pay, by the times of passes alone."""
         plain_s = self._pass_cost.expected_s(num_requests)
         return not plain_s or any(
             expected_tokens(GOOD_RATE, gamma) * plain_s
@@ -316,8 +316,8 @@ class Statistics:
         num_accepted: int,
         round_s: float = 0.0,
     ) -> None:
-        """Learn from a round: whether its drafts were made ahead, how long it waited for drafts,
-        how many of their tokens were accepted, and how long it took in all."""
+        """Learn from a round: whether its drafts were made ahead, the seconds for which it waited
+        for drafts, the number of accepted draft tokens, and its whole duration."""
         request.overlap = smooth(request.overlap, float(was_ready), 0.1)
         request.accepted = smooth(request.accepted, num_accepted)
         seconds = waited_s + self._pass_cost.expected_s(request.rows)

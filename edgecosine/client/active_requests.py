@@ -317,7 +317,7 @@ def too_late() -> RequestError:
 
 
 def no_gateway(cluster: str, starting: Iterable[str] = ()) -> RequestError:
-    """The error for a cluster without an online gateway; `starting` says which targets start."""
+    """The error for a cluster without an online gateway; `starting` describes starting targets."""
     return RequestError(
         "; ".join([f"no gateway of cluster {cluster!r} is online on this broker", *starting]),
         code="gateway_offline",

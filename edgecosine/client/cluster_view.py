@@ -187,7 +187,7 @@ class ClusterView:
         return targets if isinstance(targets, list) else ()
 
     def _silent(self, for_s: float) -> set[str]:
-        """Nodes without a status for so many seconds."""
+        """Nodes without a status in the last `for_s` seconds."""
         since = _now() - for_s
         return {node_id for node_id, seen_at in self._seen_at.items() if seen_at < since}
 

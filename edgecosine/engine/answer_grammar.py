@@ -111,7 +111,7 @@ def _quoted(text: str) -> str:
 
 
 def schemas_of(form: AnswerForm) -> dict[str, ResponseFormat]:
-    """The grammars beside the main one, by name."""
+    """The grammars to which the main one refers, by name."""
     tools = form.tools.callable_tools if form.tools else ()
     schemas = {
         f"arguments_{number}": ResponseFormat("json_schema", tool.parameters)
@@ -121,7 +121,7 @@ def schemas_of(form: AnswerForm) -> dict[str, ResponseFormat]:
 
 
 def joined(main: str, schemas: Mapping[str, Any]) -> str:
-    """The source of a grammar and of those beside it, each with one entry in `grammars`."""
+    """The source of a grammar and of those to which it refers, each an entry in `grammars`."""
     grammars = [{"name": "answer", "lark_grammar": main}]
     for name, source in schemas.items():
         grammars.append({**json.loads(source)["grammars"][0], "name": name})

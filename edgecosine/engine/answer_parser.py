@@ -12,9 +12,10 @@ _BLANK: Final = " \t\r\n"
 
 
 class AnswerParser:
-    """Takes the text of one answer in any pieces; the channels' texts do not depend on the cuts.
+    """Divides the text of one answer into channels, in pieces of any length.
 
-    Tool calls are spelled as the dialect says, which a grammar sees to.
+    The channels' texts do not depend on the pieces. Tool calls have the form of the dialect, since
+    a grammar enforces it.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class TokenMask:
 
 
 class Constraint(Protocol):
-    """The form that one answer must have. What it returns depends on the tokens alone."""
+    """The form that one answer must have. Its results depend only on the tokens."""
 
     def allowed(self, answer: Sequence[int]) -> TokenMask | None:
         """The tokens that may follow the answer's tokens; None: all."""
@@ -85,11 +85,11 @@ class VerifyWork(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class CommitteeRound:
-    """What a committee's members did for one verification.
+    """Times and counts of a committee's verification.
 
     seconds   from the request to the answer of each member, by name
     slowest   the member that answered last; compute_s is the part of its time for computation
-    elapsed_s  of the whole verification, with the draws and what was asked back
+    elapsed_s  of the whole verification, with the draws and further requests
     num_rows  rows that other nodes listed, and `num_bytes` that they sent for them
     num_asked_back  nodes of the tree that needed more than the first lists
     num_dense       nodes that needed whole rows
@@ -139,8 +139,8 @@ class FailedWork(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a member of a committee lists of a row: its `num_scores` best tokens after noise, its
-    `num_logits` most probable ones, and the logits of the tokens `also`; or the whole row."""
+    """The parts of a row that a committee's member lists: its `num_scores` best tokens after noise,
+    its `num_logits` most probable ones, and the logits of the tokens `also`; or the whole row."""
 
     noise: SharedNoise = field(default_factory=SharedNoise)
     num_scores: int = 0

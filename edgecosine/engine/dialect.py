@@ -1,4 +1,5 @@
-"""How models write reasoning and tool calls, as data, and which of it a chat template implies."""
+"""The forms in which models write reasoning and tool calls, and the form that a chat template
+implies."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def computing_in(dtype: torch.dtype, model: Any) -> Iterator[None]:
 
 @contextmanager
 def eager_experts(model: Any) -> Iterator[None]:
-    """Context in which the experts of a model are multiplied one after the other."""
+    """Context in which the experts of a model are multiplied one after another."""
     experts = getattr(getattr(model, "config", None), "_experts_implementation", None)
     if experts is None:
         yield
@@ -52,7 +52,7 @@ def eager_experts(model: Any) -> Iterator[None]:
 
 
 class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Converts the arguments of torch's own operators, but for views and outputs."""
+    """Converts the arguments of torch's operators, except views and outputs."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

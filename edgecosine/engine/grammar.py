@@ -1,8 +1,8 @@
-"""Compiles the form that an answer must have, and says which tokens keep to it (llguidance).
+"""Compiles the form that an answer must have, and computes the tokens that it allows (llguidance).
 
-A matcher's statements depend on the grammar and the tokens of the answer alone: it moves to any
-sequence by itself, forth and back. So a mask is the same in a chain, in a tree, beside other
-requests and after a restart.
+A matcher's results depend only on the grammar and the tokens of the answer: it moves to any
+sequence by itself, forwards and backwards. So a mask is the same in a chain, in a tree, in a batch
+with other requests and after a restart.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ class TextCodec:
         return list(self._tokenizer.encode("a", add_special_tokens=False)[-1:])
 
     def special_token(self, name: str) -> int | None:
-        """The id of the special token `name`; None where there is none, or it decodes to text."""
+        """The id of the special token `name`; None if there is none, or if it decodes to text."""
         for token in self._tokenizer.encode(name, add_special_tokens=False):
             if self._tokenizer.convert_ids_to_tokens(token) == name and not self._decode([token]):
                 return int(token)
@@ -179,8 +179,9 @@ class TextCodec:
 
 
 def _decoder(tokenizer: Any) -> Callable[..., str]:
-    """The function that decodes tokens without changing spaces: that of the library behind
-    transformers where its class adds nothing, since its own layers cost more than the decoding."""
+    """The function that decodes tokens without changing spaces. It is that of the library below
+    transformers if the tokenizer's class adds nothing, since the layers of transformers cost more
+    than the decoding."""
     if hasattr(tokenizer, "backend_tokenizer"):
         from transformers import PreTrainedTokenizerFast as Plain
 

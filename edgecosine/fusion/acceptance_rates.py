@@ -99,7 +99,7 @@ class SelfReport:
     accepted: float = 0.0
 
     def observe(self, reported_rate: float, hits: int, misses: int) -> None:
-        """Drafts were judged of which the drafter had reported an acceptance rate."""
+        """Learn from judged drafts for which the drafter had reported an acceptance rate."""
         fade = max(0.0, 1.0 - (hits + misses) / TRUST_MEMORY)
         self.reported = self.reported * fade + reported_rate * (hits + misses)
         self.accepted = self.accepted * fade + hits

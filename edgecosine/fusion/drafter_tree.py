@@ -12,7 +12,7 @@ from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
 
 
 class Comparison(msgspec.Struct, frozen=True):
-    """A draft beside the tokens that the target committed after its prefix.
+    """A draft compared with the tokens that the target committed after its prefix.
 
     hits, misses  accepted tokens of the best path, and 1 if a rejection followed, else 0
     covered       committed tokens on a path from the root
@@ -93,7 +93,7 @@ class DrafterTree(msgspec.Struct, frozen=True):
         return DrafterTree(self.node_id, self.prefix_len - len(trunk), tree, trunk=len(trunk))
 
     def compare(self, truth: Sequence[int]) -> Comparison:
-        """The draft beside the tokens that follow its prefix."""
+        """Compare the draft with the tokens that follow its prefix."""
         tree, at, judged = self.tree, ROOT, list[tuple[float, bool]]()
         hits = misses = covered = 0
         for token in truth:

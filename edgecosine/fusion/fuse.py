@@ -19,7 +19,7 @@ class DraftUnion:
     """The union of drafts on shared prefixes.
 
     `probabilities` holds, for each draft, the calibrated probability of each token given that its
-    parent is accepted. A draft says nothing about its trunk, so it adds no probability there.
+    parent is accepted. A draft has no evidence about its trunk, so it adds no probability there.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Who may use the HTTP frontend: clients with a key, and browsers on pages of known origins."""
+"""Access to the HTTP frontend: for clients with a key, and for pages of known origins."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Keys(Protocol):
 
 
 class NoKeys:
-    """There are no keys, so that none is needed."""
+    """The absence of keys: requests need none."""
 
     def __len__(self) -> int:
         return 0
@@ -54,7 +54,7 @@ class NoKeys:
 
 
 class AccessControl:
-    """Refuses requests without a key where there are keys, and those of pages of other origins.
+    """Refuses requests without a key if there are keys, and those of pages of other origins.
 
     `origins` may be `*`; `is_local`: the server listens on a loopback address.
     """
@@ -100,7 +100,7 @@ class AccessControl:
             return False
         if origin is not None and origin not in self._origins and _netloc(origin) != host:
             return True
-        # Without keys, a page could ask through a name of its own that points here.
+        # Without keys, a page could send requests through a name of its own that points here.
         return self._is_local and not len(self._keys) and _host(host) not in self._hosts
 
 

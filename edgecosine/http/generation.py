@@ -135,7 +135,7 @@ async def _events(
 
 
 def _warning(kind: RequestKind, body: Mapping[str, object]) -> Mapping[str, str]:
-    """A header that names fields without effect; empty where there are none."""
+    """A header that names the fields without effect; empty if there are none."""
     known = field_names(ChatBody if kind == "chat" else CompletionBody)
     ignored = [name for name in body if name not in known and is_identifier(name)]
     if not ignored:

@@ -153,7 +153,7 @@ def _own(measured: Measurements, state: NodeState, version: str) -> Iterator[_Ro
 
 
 def _committee(state: NodeState) -> Iterator[_Row]:
-    """Of a target that leads a committee; nothing otherwise."""
+    """Metrics of a target that leads a committee; none for other targets."""
     members: Mapping[str, Mapping[str, Any]] = state.get("members", {})
     if not members:
         return

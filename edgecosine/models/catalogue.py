@@ -10,7 +10,7 @@ from typing import Final
 DRAFTERS: Final = Path(__file__).parent.parent / "drafters"
 """Drafters that come with the package, as TARGET/NAME.gguf."""
 NGRAM_FILE: Final = "ngrams.npz"
-"""The n-grams of a target's text, beside its drafters."""
+"""Name of the file of a target's n-grams, in the directory of its drafters."""
 _PACKAGED: Final = re.compile(r"[a-z0-9][a-z0-9.-]*/[a-z0-9][a-z0-9.-]*", re.ASCII)
 
 

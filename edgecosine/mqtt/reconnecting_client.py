@@ -76,7 +76,7 @@ class ReconnectingClient:
         self._receive = receive
         self._filters = filters
         self.will = will
-        """What the broker publishes when a connection is lost; read at each connection."""
+        """The message that the broker publishes when a connection is lost, read at each one."""
         self._announce = announce
         self._disconnect_messages = disconnect_messages
         self._lost, self._session_s = lost, session_s
@@ -287,7 +287,7 @@ class ReconnectingClient:
             self._settle(number, message, await connection.publish(message))
 
     def _is_written(self, connection: Connection, number: int, message: Outgoing) -> bool:
-        """Send a message of QoS 0 of the outbox, if nothing has to be awaited for that."""
+        """Send a message of QoS 0 of the outbox if that needs no wait; returns whether it did."""
         if self._is_refused(connection, message):
             self._outbox.settle(number)
             return True

@@ -109,7 +109,7 @@ class Signer:
         return self._issue(hosts[0][:64], names, key, now, BROKER_LIFE, _SERVER)
 
     def revocation_list(self, serials: Iterable[int], number: int, now: datetime) -> str:
-        """A signed list of certificates of this authority that count no more, as PEM."""
+        """A signed list of revoked certificates of this authority, as PEM."""
         builder = x509.CertificateRevocationListBuilder(
             issuer_name=self.certificate.subject,
             last_update=now - _BACKDATED,

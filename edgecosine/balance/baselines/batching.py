@@ -1,4 +1,4 @@
-"""Which of the works that are ready share the next pass, by the policies that restrict it."""
+"""Chooses the works that share the next pass, for policies that restrict batches."""
 
 from __future__ import annotations
 

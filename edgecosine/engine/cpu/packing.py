@@ -142,8 +142,8 @@ def pack(
     form: WeightForm = "bfloat16",
     take: Callable[[int], torch.Tensor] = _own_memory,
 ) -> Packed:
-    """Pack matrices [outputs, inputs] as one with all their outputs. Their dtype is the one that
-    the model computes in; `take` allocates memory.
+    """Pack matrices [outputs, inputs] as one with all their outputs. Their dtype is that of the
+    model's computations; `take` allocates memory.
 
     The list is emptied, so a matrix without other references is freed once it is packed.
     """

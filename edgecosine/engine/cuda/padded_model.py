@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 MAX_GRAPHS = 96
 """Most recorded shapes, each some MiB of driver memory; others run operation by operation."""
 RUNS_TO_REPLAY = 3
-"""Forward passes of a shape, of which the last is a replay of a recording that ran before."""
+"""Forward passes of a shape until a recording is replayed: the last one of them is a replay."""
 _ALIGNMENT = 64
 """In KV positions; the attention kernels copy masks of other lengths."""
 

@@ -24,7 +24,7 @@ PLAIN_NODES = 48
 
 @dataclass(slots=True)
 class PromptReading:
-    """How well the drafter predicted tokens of the sequence that it read."""
+    """The drafter's predictions of the tokens that it read, and their log-likelihood."""
 
     is_top1: list[bool] = field(default_factory=list)
     nll: float = 0.0
@@ -59,12 +59,12 @@ class DraftProgress:
 
     @property
     def num_pending(self) -> int:
-        """How many these are."""
+        """Number of tokens of the sequence that are not in the cache."""
         return len(self.work.tokens) - len(self.slot.tokens)
 
     @property
     def num_scored(self) -> int:
-        """How many of them the model predicts while it reads them, and is scored by."""
+        """Number of pending tokens whose predictions count in the prompt score."""
         return min(max(0, self.num_pending - 1), MAX_SCORED_TOKENS)
 
     def end_prefill(self) -> None:

@@ -1,4 +1,4 @@
-"""Loads what a model needs beside its weights: the tokenizer, the chat template, the end tokens."""
+"""Loads the parts of a model besides its weights: tokenizer, chat template and end tokens."""
 
 from __future__ import annotations
 

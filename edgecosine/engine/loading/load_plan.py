@@ -226,7 +226,7 @@ def _dtype(asked: str, form: WeightForm, device: str, config: Any) -> torch.dtyp
 
 
 def _default_dtype(device: str, config: Any) -> torch.dtype:
-    """bfloat16 where the processor has units for it and the checkpoint no more precision.
+    """bfloat16 if the processor has units for it and the checkpoint has no more precision.
 
     Otherwise the kernels compute in float32 on a CPU, with bfloat16 weights unchanged.
     """
@@ -244,7 +244,7 @@ def _cache_dtype(config: Any, device: str, dtype: torch.dtype) -> torch.dtype:
 
 
 def context_of(config: Any, wanted: int) -> int:
-    """Most tokens of a sequence, of which `wanted` are asked for; 0: as the model allows."""
+    """Maximum tokens of a sequence if `wanted` are requested; 0 requests the model's default."""
     text = config.get_text_config()
     most = int(getattr(text, "max_position_embeddings", 0) or 2048)
     return min(wanted, most) if wanted else min(most, 4096)

@@ -40,9 +40,9 @@ _TREE, _REST = 12, 6
 _LONGEST_LIMIT = 256
 """The sequence exceeds limits up to this one; a longer one would slow down every load."""
 _SHORT = 6
-"""Longer limits are set to this in a test of their own."""
+"""Longer limits are set to this in a separate test."""
 _FAR = 16
-"""Tokens of that test, and of the one at the last positions of the context."""
+"""Tokens of that test, and of the test at the last positions of the context."""
 _NARROW, _FLOAT32, _WIDE = 5.0, 100.0, 0.01
 """Limits of our error in units of the stock model's: as served in a narrow type; as served in
 float32; computed in float32 where the stock model is narrow. Twelve families of 24 to 36 layers

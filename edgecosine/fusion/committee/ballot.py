@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 SCORE_SLACK = 1e-4
 """Added to a member's score bound: its device may compute the noise with other rounding."""
 MASS_SLACK = 1e-3
-"""By how much the listed probabilities may exceed 1: lse is rounded to float32."""
+"""Amount by which the listed probabilities may exceed 1, since lse is rounded to float32."""
 
 
 @dataclass(frozen=True, slots=True)

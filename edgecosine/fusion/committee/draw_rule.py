@@ -16,13 +16,13 @@ from edgecosine.fusion.shared_noise import gumbel
 from edgecosine.protocol.api.request import Sampling
 
 Reconstruction = Literal["", "renormalise", "uniform"]
-"""The exact rule, or how SpecFed replaces what a member did not upload."""
+"""Empty: the exact rule; otherwise SpecFed's replacement for tokens that a member did not list."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrawRule:
     """`offsets` are added to the log-probabilities of some tokens: penalties, bias, -inf for a
-    ban. `num_top` alternatives are reported beside the drawn token; None: no log-probabilities.
+    ban. `num_top` alternatives to the drawn token are reported; None: no log-probabilities.
     `allowed` [vocabulary] are the tokens that can be drawn; None: all."""
 
     sampling: Sampling

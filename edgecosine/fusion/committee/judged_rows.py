@@ -12,8 +12,8 @@ from edgecosine.protocol.wire.messages import Judgement
 
 
 class JudgedRows:
-    """The rows of a message, the root's first; `also` are the tokens that the request named beside
-    the lists.
+    """The rows of a message, the root's first; `also` are the tokens that the request named in
+    addition to the lists.
 
     A member's rows may be longer than the vocabulary, as models of one family have outputs for
     tokens that do not exist: these have no part in the mixture.

@@ -1,4 +1,4 @@
-"""The queue beside requests that came over HTTP, which their target serves itself.
+"""The queue of requests that came over HTTP, which their target always serves itself.
 
 The client of such a request waits on a connection to this target, so another target could not
 reply to it. The client repeats the request at another target if this one fails.

@@ -38,7 +38,8 @@ _RENEW_TICKS: Final = round(RENEW_S / TICK_S)
 
 
 class TargetMembership:
-    """Publishes our status with `send`, and `apply`s what the others' statuses cause."""
+    """Publishes our status with `send`, and passes the actions that other statuses cause to
+    `apply`."""
 
     def __init__(
         self,
@@ -53,7 +54,7 @@ class TargetMembership:
         self.joined = asyncio.Event()
         """Set once a connection has been joined for the first time."""
         self.conflict: asyncio.Future[ConfigError] | None = None
-        """Result: why this target cannot serve beside another one."""
+        """Its result is the reason why this target cannot serve together with another one."""
         self._is_remembered = False
         """Whether the broker retained a status of ours in this connection."""
         self._num_echoes = 0
@@ -167,7 +168,7 @@ class TargetMembership:
             self.send_status()
 
     def _on_other_model(self, status: MembershipStatus) -> None:
-        """Handle a target with other answers; the one that came later has to end."""
+        """Handle a target whose answers differ from ours; the one that started later ends."""
         us = self._state.us
         was_before_us = self._leases.is_unconfirmed(status.node) and not self.joined.is_set()
         self._leases.end(status.node)

@@ -1,4 +1,4 @@
-"""Time that outlives a process: how long ago something happened, also after a restart.
+"""Time that outlives a process: measures how long ago something happened, also after a restart.
 
 Wall clocks are stepped. Within one boot the machine's own clock counts, which includes sleep and
 cannot be set. Across boots, or on another machine, the wall clock is used.

@@ -82,7 +82,7 @@ class Journal(Protocol):
 
 
 class NoJournal:
-    """Records nothing, at once."""
+    """A journal that records nothing and reports success at once."""
 
     is_durable = False
 

@@ -42,7 +42,7 @@ _MAX_UNWRITTEN = 4096
 """Ends of requests that are kept for a disk that fails."""
 _STUCK_S = 5.0
 _HOLD_S = 10.0
-"""How long a final waits for a disk that fails to write the end of its request."""
+"""Seconds for which a final waits for a disk that fails to write the end of its request."""
 _CHECK_S = 1.0
 
 
@@ -78,7 +78,7 @@ class DiskJournal:
         self._now, self._stuck_s, self._hold_s = now, stuck_s, hold_s
         self._first = self.store.first_moment(now())
         self.num_starts = self.store.count_start()
-        """How often a node has started with this journal, including this time."""
+        """Number of starts of a node with this journal, including this one."""
         self._records: queue.SimpleQueue[_Record | None] = queue.SimpleQueue()
         self._unwritten: deque[_Record] = deque(maxlen=_MAX_UNWRITTEN)
         self._num_records = self._num_written = self._num_kept = 0

@@ -1,4 +1,4 @@
-"""Reads what a former process left in the journal: unfinished requests and kept finals."""
+"""Reads the journal of a former process: unfinished requests and kept finals."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ NOTHING_RECOVERED = RecoveredState()
 
 
 def recover(journal: DiskJournal, model: str, now: BootTime) -> RecoveredState:
-    """Return what a former process left; requests for another model than `model` have a fault.
+    """Return the requests and finals of a former process; requests for a model other than `model`
+    have a fault.
 
     Raises JournalLost.
     """

@@ -159,7 +159,7 @@ class RequestManager:
         return True
 
     def _recall(self, ticket: ReplyAddress) -> RequestRecord | FinishedRequest | None:
-        """Return what is known of a request; None if it is new.
+        """Return the active or finished request of this key; None if it is new.
 
         Raises RequestError if the key belongs to another request.
         """

@@ -128,7 +128,7 @@ class RequestRunner:
             logger.info("request left to another target: request=%s", record.key)
         elif self._journal.is_durable:
             logger.info("request left to the next start: request=%s", record.key)
-            # After an engine failure each of them may be the cause, as after a crash.
+            # After an engine failure any running request may be the cause, as after a crash.
             if not self._service.has_broken:
                 self._journal.leave(record.key)
         else:

@@ -41,7 +41,7 @@ class Dialler:
 
     async def _dial(self, dial: Dial, on_outcome: Callable[[Dial, Link | LinkError], None]) -> None:
         try:
-            # Unknown peers, of which any number can be announced, have slots of their own.
+            # Any number of unknown peers can be announced, so they have separate slots.
             async with self._known_slots if dial.is_known else self._slots:
                 outcome = await self._connect(dial)
         finally:

@@ -42,7 +42,7 @@ class PeerBudget:
         return f"<PeerBudget {self._left} messages>"
 
     def earn(self, messages: int = 1) -> None:
-        """Allow so many more messages."""
+        """Allow this many more messages."""
         self._left = min(MAX_EARNED_MESSAGES, self._left + messages)
 
     def beat(self) -> None:
@@ -63,7 +63,7 @@ class LoopShare:
         self._at = 0.0
 
     def spend(self, seconds: float, now: float) -> float:
-        """Charge a message that took so many seconds and ended at `now` (of any monotonic clock).
+        """Charge a message that took `seconds` and ended at `now` (of any monotonic clock).
 
         Returns the seconds for which to pause reading.
         """

@@ -222,7 +222,7 @@ class MemberWorker:
 
 
 def _wanted(request: JudgeRequest, num_rows: int) -> Wanted:
-    """What a request wants of each row, within what a judgement holds."""
+    """The lists that a request wants of each row, limited to the size of a judgement."""
     most = MAX_PREFIX_TOKENS // num_rows
     num_scores = 0 if request.coupling.is_greedy else min(request.num_scores, most)
     return Wanted(

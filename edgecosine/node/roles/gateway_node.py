@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PATIENCE_S: Final = 30.0
-"""How long a request waits for a target that went away; HTTP clients repeat it themselves."""
+"""Seconds for which a request waits for a target that is offline; HTTP clients repeat it then."""
 
 
 async def run_gateway(config: NodeConfig, drain: Drain) -> None:

@@ -1,4 +1,4 @@
-"""What a target's texts depend on, and the name under which they are served."""
+"""The identity of all that a target's texts depend on, and the name under which it is served."""
 
 from __future__ import annotations
 

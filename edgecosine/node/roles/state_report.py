@@ -90,7 +90,7 @@ def target_state(
 
 
 def committee_view(links: CommitteeLinks | None) -> dict[str, Any]:
-    """What a target reports of its committee; nothing without one."""
+    """The part of a target's state that describes its committee; empty without a committee."""
     if links is None:
         return {}
     totals = links.committee.totals

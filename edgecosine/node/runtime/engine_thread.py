@@ -24,7 +24,7 @@ class _Call(msgspec.Struct, frozen=True):
 
 
 class EngineThread:
-    """Runs calls of one engine in a thread, one after the other.
+    """Runs calls of one engine in a thread, one after another.
 
     A running call cannot be cancelled; if its caller is cancelled, the result is dropped. A call
     that has not started is skipped if its caller is cancelled or the thread ends. An executor of
@@ -34,7 +34,7 @@ class EngineThread:
     def __init__(self, name: str) -> None:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self.ending = threading.Event()
-        """Set when no more calls start."""
+        """Set when no further call will start."""
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 

@@ -9,8 +9,8 @@ from edgecosine.protocol.wire.messages import DraftRequest, JudgeRequest, unpack
 from edgecosine.protocol.wire.prefix import Prefix
 
 MAX_REQUESTS = 1024
-"""Requests whose prefixes are kept; the target with the most of them loses its least recently used
-one first."""
+"""Number of requests whose prefixes are kept. Beyond it the target with the most of them loses its
+least recently used one."""
 
 MAX_TOKEN = 1 << 32
 
@@ -55,8 +55,11 @@ class HeldPrefixes:
         return list(self._prefixes)
 
     def update(self, key: str, message: DraftRequest | JudgeRequest) -> Sequence[int] | int:
-        """Make the prefix equal to the message's; returns its tokens, or, where it cannot follow,
-        how many of the target's tokens it may have in common."""
+        """Make the prefix equal to the message's; returns its tokens.
+
+        If tokens are missing, returns the number of tokens that it may have in common with the
+        target's.
+        """
         prefix = self._prefixes.setdefault(key, Prefix())
         self._prefixes.move_to_end(key)
         new_tokens = unpack_tokens(message.new_tokens)

@@ -34,7 +34,7 @@ class AskedDraft(msgspec.Struct, eq=False):
     tree: DrafterTree | None = None
     """None while it is awaited, and for a draft that is late or lost with its link."""
     error: Exception | None = None
-    """What the handling of its reply raised."""
+    """The exception that the handling of its reply raised, if any."""
 
     @property
     def is_ahead(self) -> bool:
@@ -62,7 +62,7 @@ class DraftWait:
     async def any_or(
         self, verification: asyncio.Future[VerificationResult], drafts: Collection[AskedDraft]
     ) -> None:
-        """Wait for the first of these drafts, or for the verification result beside them."""
+        """Wait for the first of these drafts or for the verification result."""
         if not drafts:
             return
         verification.add_done_callback(lambda _: self.ended())
@@ -85,7 +85,7 @@ class DraftWait:
                 timer.cancel()
 
     def ended(self) -> None:
-        """A draft has ended, or what is awaited beside the drafts."""
+        """Wake the waiting session if the draft or result that has ended is enough."""
         if self._woken is not None and self._is_enough is not None and self._is_enough():
             _wake(self._woken)
 

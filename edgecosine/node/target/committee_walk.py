@@ -35,7 +35,7 @@ from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT
 Result = TypeVar("Result")
 
 GROWTH: Final = 4
-"""How many times longer the lists are that a second and a third request ask for."""
+"""Factor by which the lists of a second and of a third request are longer than the former ones."""
 MAX_LONGER: Final = 2
 """Requests for longer lists before whole rows are requested."""
 
@@ -100,9 +100,9 @@ class CommitteeWalk:
         )
 
     async def run(self) -> VerificationResult:
-        """The accepted path and the bonus token; `round` then has what it took.
+        """The accepted path and the bonus token; `round` then has times and counts.
 
-        Raises Rejudge where a node that judged cannot say more.
+        Raises Rejudge when a node that judged has no further values.
         """
         work, path, accepted = self._work, list[int](), list[int]()
         # A member whose logits in the tree are undefined lists the root's row alone.
@@ -120,7 +120,7 @@ class CommitteeWalk:
             accepted.append(drawn.token)
 
     async def _draw(self, node: int, accepted: Sequence[int]) -> Drawn:
-        """The mixture's draw at a node, after as many requests as its proof needs."""
+        """The mixture's draw at a node, after the further requests that its proof needs."""
         rule = self._rule(accepted)
         if self._work.reconstruction:
             return self._draw_reconstructed(node, rule)

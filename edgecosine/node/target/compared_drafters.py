@@ -1,4 +1,4 @@
-"""The drafters that are compared for one session, so that a round does not look at all of them."""
+"""The drafters that are compared for one session, so that a round does not examine all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgecosine.balance.statistics import Statistics
 from edgecosine.node.target.draft_client import DraftClient
 
 COMPARED_FOR = 16
-"""Rounds after which they are chosen again; a change of the number of links does so at once."""
+"""Rounds after which they are chosen again, or earlier if the number of links changes."""
 
 
 class ComparedDrafters:
@@ -26,7 +26,7 @@ class ComparedDrafters:
         return f"<ComparedDrafters {len(self._names)} of {self._num_links}>"
 
     def choose(self) -> Sequence[str]:
-        """Their node ids, as of at most COMPARED_FOR calls ago."""
+        """The node ids of the shortlist, which is at most COMPARED_FOR calls old."""
         links = self._draft_client.links
         if self._num_rounds % COMPARED_FOR == 0 or len(links) != self._num_links:
             names = self._statistics.shortlist(self._request, links)

@@ -1,4 +1,4 @@
-"""What a session needs of the links to drafters."""
+"""The part of a link to a drafter that sessions use."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class Drafting:
         return plan if self._client.able(plan.drafters) == [*plan.drafters] else None
 
     def make_plan(self, room: int) -> Plan:
-        """A plan by what is known now, with `room` tokens to generate."""
+        """The plan of the next round, by the present statistics, with `room` tokens to generate."""
         client = self._client
         asked = client.ready if self._request.policy.is_adaptive else client.linked
         return client.explain(self._planner.plan(self._request, asked, room))
@@ -66,8 +66,8 @@ class Drafting:
     async def take(
         self, tree: TokenTree, drafts: Sequence[AskedDraft], patience_s: float, grace_s: float = 0.0
     ) -> tuple[list[DrafterTree], list[DrafterTree]]:
-        """After the pass of `tree`: the drafts that were made beside it, and those of probes that
-        end until `grace_s` from now."""
+        """The drafts that were made during the pass of `tree`, and those of probes that end within
+        `grace_s`, after the pass."""
         client = self._client
         self._verifier.expect(self._key, patience_s, 1 + len(tree))
         await client.wait.any_of(drafts, patience_s)

@@ -1,4 +1,4 @@
-"""Compiles response formats beside the event loop, and keeps the latest ones."""
+"""Compiles response formats outside of the event loop, and keeps the latest ones."""
 
 from __future__ import annotations
 

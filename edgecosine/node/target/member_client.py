@@ -35,7 +35,7 @@ MAX_ATTEMPTS = 4
 
 
 class MemberLink(Protocol):
-    """What a committee needs of a link to a member's node."""
+    """The part of a link to a member's node that a committee uses."""
 
     async def judge(self, request: JudgeRequest | Reveal) -> Judgement | OutOfStep:
         """Raises LinkError when the link ends."""
@@ -48,7 +48,7 @@ class MemberLink(Protocol):
 
 
 class CannotJudge(EdgecosineError):
-    """A member's node fails at this request, again and again."""
+    """A member's node fails at this request repeatedly."""
 
 
 class MemberAway(EdgecosineError):
@@ -57,7 +57,7 @@ class MemberAway(EdgecosineError):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is judged: a sequence and a tree, and what is listed of each row."""
+    """The work to judge: a sequence and a tree, and the lists that are requested of each row."""
 
     key: str
     prefix: Prefix
@@ -70,7 +70,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A judgement, the node that answered, and how long it took in seconds."""
+    """A judgement, the node that answered, and the seconds until its answer."""
 
     judgement: Judgement
     node_id: str

@@ -100,7 +100,7 @@ class RequestMetrics:
 
 
 def _by_drafter(drafters: Sequence[str], proposers: Sequence[int]) -> dict[str, int]:
-    """How many of the nodes with these proposers each drafter proposed."""
+    """The number of nodes that each drafter proposed, given the proposers of each node."""
     return {
         drafter: sum([each >> bit & 1 for each in proposers])
         for bit, drafter in enumerate(drafters)

@@ -1,4 +1,4 @@
-"""What a session counts of its rounds, and learns from them, while the next pass runs."""
+"""Counts a session's rounds and learns from them, while the next pass runs."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ class RoundLearning:
         self._statistics.acceptance.observe_text(self._request, committed)
 
     def note_times(self, ended: EndedRound) -> None:
-        """Learn a round's time outside of its pass and its wait for drafts, and what it took from
-        the end of the former one."""
+        """Learn a round's time besides its pass and its wait for drafts, and its whole time since
+        the end of the former round."""
         begun, statistics = ended.begun, self._statistics
         round_s = ended.ended_s - begun.began_s
         if statistics.num_active == 1:

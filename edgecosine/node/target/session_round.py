@@ -38,7 +38,7 @@ class BegunRound(msgspec.Struct, frozen=True):
     waited_s: float = 0.0
     ahead: Sequence[AskedDraft] = ()
     patience_s: float = 0.0
-    """How long drafts ahead are awaited after the pass."""
+    """Seconds for which drafts ahead are awaited after the pass."""
 
 
 class EndedRound(msgspec.Struct, frozen=True):

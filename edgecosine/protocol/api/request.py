@@ -121,9 +121,9 @@ class Request:
     policy: str = DEFAULT_POLICY
     """Name of the speculation policy; the text is the same under every policy."""
     top_logprobs: int | None = None
-    """Alternatives beside each token's log-probability; None for no log-probabilities."""
+    """Alternatives reported with each token's log-probability; None: no log-probabilities."""
     n: int = 1
-    """Choices wanted: independent samples, each from a seed of its own."""
+    """Number of choices: independent samples, each with its own seed."""
     choice: int = 0
     """Index of the choice that a session generates; 0 in the client's request."""
     priority: int = 0

@@ -19,13 +19,13 @@ class DrafterShare:
     proposed: int = 0
     """Tokens of its drafts that were in a verified tree."""
     accepted: int = 0
-    """Those of them that were committed."""
+    """Proposed tokens that were committed."""
     late: int = 0
     """Rounds in which its draft arrived after the deadline."""
     led: int = 0
     """Rounds whose plan named it first."""
     first: int = 0
-    """1 if it led the first round that had drafters; of several choices, how many of them."""
+    """1 if it led the first round that had drafters; with several choices, the number of those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ class ScoredToken:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """One generated token beside the most probable ones at its position.
+    """One generated token and the most probable ones at its position.
 
     Log-probabilities are the model's own: before penalties, bias, temperature and cuts.
     """
@@ -255,7 +255,7 @@ class Delta:
 
 
 Progress = Started | Committed | Delta | Answer
-"""What a request yields: `Started` once, any number of deltas, `Committed` for tokens that show no
+"""The steps of a request: `Started` once, any number of deltas, `Committed` for tokens that show no
 text yet, and one `Answer` last."""
 
 NodeState = Mapping[str, Any]

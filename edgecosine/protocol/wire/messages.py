@@ -283,7 +283,7 @@ PackedTree = tuple[bytes, bytes, bytes]
 
 
 def pack_tree(tree: TokenTree) -> PackedTree:
-    """Inverse of `read_tree`, but for the proposers."""
+    """The fields that `read_tree` reads; the proposers of nodes are not sent."""
     return pack_tokens(tree.tokens), pack_parents(tree.parents), pack_shares(tree.confidences)
 
 

@@ -1,4 +1,4 @@
-"""How well a drafter's model predicted tokens that it read."""
+"""The score of a drafter's model on tokens that it read: its predictions and their likelihood."""
 
 from __future__ import annotations
 
