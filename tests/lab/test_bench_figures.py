@@ -99,7 +99,7 @@ def test_identical_answers_are_those_that_the_target_gave_again() -> None:
     assert bench_figures(runs)["identical_share"].value == 0.75
 
 
-def test_hostile_figure_is_that_of_the_worst_harm() -> None:
+def test_hostile_figure_is_that_of_the_worst_hostile_drafter() -> None:
     speeds = {"wrong": 90.0, "turning": 99.0, "late": 80.0}
     runs = [
         made_run(f"hostile-{harm}", policy, speed, repeat)
@@ -115,7 +115,7 @@ def test_hostile_figure_is_that_of_the_worst_harm() -> None:
     assert "hostile_over_target_alone" not in bench_figures(without)
 
 
-def test_kernels_and_speculation_are_told_apart() -> None:
+def test_gain_of_kernels_and_gain_of_speculation_are_separate_figures() -> None:
     speeds = {"hf-plain": 20.0, "hf-assisted": 30.0, "target-alone": 100.0, "edgecosine": 250.0}
     figures = bench_figures([made_run("single", *pair) for pair in speeds.items()])
     assert figures["kernels_over_hf_plain"].value == 5.0

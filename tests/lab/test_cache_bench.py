@@ -8,7 +8,7 @@ from edgecosine import zoo
 from edgecosine.lab.bench.run_cache import FORMATS, run_cache_bench
 
 
-def test_figures_of_a_zoo_model() -> None:
+def test_shared_prompt_is_faster_and_rounded_caches_are_smaller() -> None:
     lines, kept = list[str](), list[Any]()
     found = run_cache_bench(zoo.TARGET, 1, lines.append, lambda *run: kept.append(run), each=1)
     assert found["shared_over_alone"].value < 0.8, "a prompt of 528 tokens, of which 16 are own"

@@ -104,11 +104,11 @@ def _faults_of(history: RequestHistory, **terms: Any) -> set[str]:
     return {kind for kind, names in result.faulty.items() if names}
 
 
-def test_good_history_is_clean() -> None:
+def test_correct_history_has_no_faults() -> None:
     assert _faults_of(good_history()) == set()
 
 
-def test_empty_run_is_clean() -> None:
+def test_empty_run_has_no_faults() -> None:
     assert check({}, ()).is_clean
 
 
@@ -153,17 +153,17 @@ DIFFERENT = [
 
 
 @pytest.mark.parametrize("history", LOST)
-def test_lost_is_detected(history: RequestHistory) -> None:
+def test_lost_request_is_detected(history: RequestHistory) -> None:
     assert "lost" in _faults_of(history)
 
 
 @pytest.mark.parametrize("history", DOUBLED)
-def test_doubled_is_detected(history: RequestHistory) -> None:
+def test_doubled_final_is_detected(history: RequestHistory) -> None:
     assert _faults_of(history) == {"doubled"}
 
 
 @pytest.mark.parametrize("history", DIFFERENT)
-def test_different_is_detected(history: RequestHistory) -> None:
+def test_different_text_is_detected(history: RequestHistory) -> None:
     assert "different" in _faults_of(history)
 
 
@@ -171,7 +171,7 @@ def test_hung_request_has_no_other_fault() -> None:
     assert _faults_of(changed(is_over=False, received=[], answer=None)) == {"hung"}
 
 
-def test_every_fault_is_found_among_others() -> None:
+def test_every_fault_is_detected_among_others() -> None:
     histories = {
         "good": good_history(),
         "lost": LOST[0],
@@ -278,7 +278,7 @@ def test_refusals_are_no_finals_and_gaps_of_a_stream_are_counted() -> None:
 
 
 @given(st.lists(st.integers(0, 13), max_size=12))
-def test_stream_of_the_text_is_clean_for_any_division_and_restart(
+def test_stream_of_the_text_has_no_fault_however_it_is_divided_or_restarted(
     ends: list[int],
 ) -> None:
     text, stream_parts, begin = TEXTS[0], [], 0
@@ -292,7 +292,7 @@ def test_stream_of_the_text_is_clean_for_any_division_and_restart(
 
 
 @given(st.integers(0, 12), st.characters(codec="ascii"))
-def test_one_wrong_character_in_a_stream_is_found(place: int, wrong: str) -> None:
+def test_wrong_character_in_a_stream_is_detected(place: int, wrong: str) -> None:
     text = TEXTS[0][:place] + wrong + TEXTS[0][place + 1 :]
     history = changed(stream_parts=[StreamPart(0, text, is_last=False)])
     assert ("different" in _faults_of(history)) == (text != TEXTS[0])

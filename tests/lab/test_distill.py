@@ -119,7 +119,7 @@ def test_student_recovers_the_loss_of_its_target(target: Path) -> None:
     assert healed > hurt
 
 
-def test_student_computes_the_same_on_a_gpus_path(target: Path) -> None:
+def test_student_has_equal_states_with_the_attention_of_a_gpu(target: Path) -> None:
     student = cut(load_stock(str(target), torch.float32), (0, 1), torch.arange(64))
     tokens = torch.arange(3, 43).view(2, 20)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_answers_are_the_targets_own(target: Path) -> None:
             assert (best - chosen).max() < 0.3
 
 
-def test_grid_writes_the_same_as_flat_passes(target: Path) -> None:
+def test_grid_generates_the_same_text_as_flat_passes(target: Path) -> None:
     """Greedy answers, by one token of each slot in a step or all at once, with reused slots."""
     from edgecosine.engine.slot_model import SlotModel
     from edgecosine.lab.distill.batch_runners import FlatFeeder, GridFeeder
@@ -302,7 +302,7 @@ def test_fresh_prompts_differ_and_alternate_the_domains(target: Path) -> None:
     assert prompts == fresh_prompts(str(target), 10)
 
 
-def test_writing_of_prompts_ends_when_it_is_cancelled(target: Path) -> None:
+def test_generation_of_prompts_ends_when_it_is_cancelled(target: Path) -> None:
     from edgecosine.lab.distill.fresh_prompts import write_prompts
 
     async def cancel_it() -> None:

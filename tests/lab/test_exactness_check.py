@@ -110,7 +110,7 @@ def _one_thread() -> Iterator[None]:
     ],
     ids=str,
 )
-def test_nothing_diverges_to_the_bit(
+def test_answers_and_logits_are_equal_to_the_bit_under_random_speculation(
     family: str, fused: bool, dtype: torch.dtype, cells: torch.dtype | None
 ) -> None:
     found = check(subject(family, fused=fused, dtype=dtype, cells=cells))
@@ -122,7 +122,7 @@ def test_nothing_diverges_to_the_bit(
     assert found.followups == 2
 
 
-def test_random_speculation_covers_all_events() -> None:
+def test_random_speculation_includes_every_kind_of_event() -> None:
     total, tested = CheckCounts(), subject(fused=KERNELS is not None)
     for seed in range(6):
         total.add(check(tested, num_answers=8, seed=seed))
@@ -156,7 +156,7 @@ class _Flipping:
         self._engine.release(key)
 
 
-def test_one_wrong_token_is_found() -> None:
+def test_wrong_token_is_detected() -> None:
     found = check(subject(engine=_Flipping))
     assert found.answers_diverging >= 1
     assert found.tokens_diverging >= 1
@@ -191,13 +191,15 @@ class _NoMoves(_CellOrder):
 
 
 @pytest.mark.parametrize("fault", [_CellOrder, _NoMoves])
-def test_trees_read_or_stored_in_cache_order_are_found(fault: type[ForwardModel]) -> None:
+def test_tree_that_is_attended_or_stored_in_cache_order_is_detected(
+    fault: type[ForwardModel],
+) -> None:
     found = check(subject(model=fault), num_answers=6)
     assert found.answers_diverging >= 1
     assert found.logits_diverging >= 1
 
 
-def test_sums_of_stock_kernels_show_in_the_logits() -> None:
+def test_rounding_of_stock_kernels_is_detected_in_the_logits() -> None:
     found = check(subject(kernels=None), num_answers=4)
     assert found.logits_diverging >= 1
 
@@ -210,7 +212,7 @@ def test_drafts_are_trees_of_known_tokens(mood: Mood, seed: int, coming: list[in
     assert all(0 <= token < 10 for token in tree.tokens)
 
 
-def test_good_drafts_hold_the_right_path() -> None:
+def test_good_drafts_contain_a_correct_path() -> None:
     coming, depths = list(range(100, 120)), []
     for seed in range(100):
         tree, node, depth = good(random.Random(seed), coming, 99), -1, 0

@@ -65,5 +65,5 @@ def test_drafters_that_cannot_pay_cost_little_at_first_and_hardly_anything_later
     assert warm >= 0.98
 
 
-def test_good_drafters_are_used() -> None:
+def test_good_drafters_are_used_by_a_fast_target() -> None:
     assert min(speedups(0.0)) > 1.15

@@ -43,7 +43,7 @@ def drafted(drafter: HostileDrafter, length: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize(("harm", "right"), [("wrong", 0), ("turning", TURN_TOKENS)])
-def test_tokens_are_wrong_always_or_by_turns(harm: Harm, right: int) -> None:
+def test_drafts_are_always_wrong_or_in_turn_right_and_wrong(harm: Harm, right: int) -> None:
     drafter = HostileDrafter(Counting(), harm, NUM_VOCABULARY)
     for number in range(0, 3 * TURN_TOKENS, 2):
         honest = (number % 10, (number + 1) % 10)
@@ -68,7 +68,7 @@ def test_late_drafter_waits_longer_while_its_tokens_are_committed() -> None:
     assert len(waits) == 23
 
 
-def test_release_reaches_the_honest_engine() -> None:
+def test_release_is_forwarded_to_the_wrapped_engine() -> None:
     honest = Counting()
     HostileDrafter(honest, "late", NUM_VOCABULARY, lambda _: None).release("a")
     assert honest.released == ["a"]

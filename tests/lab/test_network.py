@@ -191,7 +191,7 @@ def test_relay_refuses_loss_and_duplication() -> None:
     ],
     ids=["lost", "doubled"],
 )
-def test_frames_are_lost_and_doubled_by_share(
+def test_given_shares_of_frames_are_lost_and_doubled(
     conditions: NetworkConditions, expected: int, counter: str
 ) -> None:
     async def scenario() -> tuple[int, dict[str, Any]]:

@@ -36,7 +36,7 @@ def test_peak_share_counts_products_of_64_rows() -> None:
     assert pass_figures(runs, 5000)["peak_share"].value == 0.64
 
 
-def test_verdicts_name_bars_that_are_missed() -> None:
+def test_verdict_of_a_missed_bar_says_missed() -> None:
     runs = [
         _run("int8", cells.ROW, 0, 1.0),
         _run("int8", cells.EIGHT_ROWS, 0, 1.2),

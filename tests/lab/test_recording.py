@@ -53,14 +53,14 @@ def test_file_keeps_prompts_of_different_lengths_and_ends(tmp_path: Path) -> Non
     assert_equal(read_texts(tmp_path / "texts.npz", 0.8, REAL), made_up())
 
 
-def test_text_is_known_by_its_prompt_whatever_follows() -> None:
+def test_text_is_identified_by_its_prompt() -> None:
     texts = made_up()
     for number, tokens in enumerate(texts.lists):
         length = len(texts.prompts[number])
         assert [texts.text_of(tokens[:end]) for end in (length, length + 3)] == [number] * 2
 
 
-def test_recorder_keeps_what_target_and_drafters_said() -> None:
+def test_recording_has_the_targets_answers_and_the_drafters_guesses() -> None:
     """The zoo's target continues a text in the same way when a part of its answer is the prompt."""
     scene = Scene(zoo.TARGET, ("home", models.NGRAM), zoo.prompts(), is_chat=False)
     [*_, (domain, prompt)] = prompts = choose_prompts(scene, 1)
@@ -102,13 +102,13 @@ def test_every_cell_of_the_real_model_has_its_drafters_and_texts(temperature: fl
         assert len(set(prompts)) == len(prompts)
 
 
-def test_text_of_changing_domains_ends_where_a_piece_has_no_more() -> None:
+def test_text_of_changing_domains_ends_with_the_first_piece_that_ends() -> None:
     texts = replace(made_up(), ends=(30, 27))
     assert spliced(texts, 2).ends == (27, 30)
     assert spliced(made_up(), 2).ends == (24, 7)
 
 
-def test_texts_that_nobody_recorded_are_named_in_the_error(tmp_path: Path) -> None:
+def test_unknown_texts_are_refused_with_the_known_names(tmp_path: Path) -> None:
     command = ["bench", "map", "--costs", str(RECORDS / "simulation.json"), "--texts", "unknown"]
     refused = CliRunner().invoke(main, command)
     assert refused.exit_code == 1

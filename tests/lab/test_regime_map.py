@@ -36,7 +36,7 @@ def prompts(texts: Texts) -> set[tuple[int, ...]]:
     return set(texts.prompts)
 
 
-def test_every_cell_has_its_own_name_and_as_many_drafters_as_it_says() -> None:
+def test_cell_names_are_unique_and_every_cell_has_its_number_of_drafters() -> None:
     cells = all_cells()
     assert len({cell.name for cell in cells}) == len(cells)
     assert all(len(cell.models()) == cell.drafters for cell in cells)
@@ -89,9 +89,7 @@ def test_hardware_of_a_cell_replaces_passes_steps_and_round_trip_only() -> None:
     ("policy", "figure"),
     [(DRAFTING, "round_overhead_8_ms"), (PLAIN, "plain_round_overhead_8_ms")],
 )
-def test_rounds_cost_the_simulated_loop_what_they_were_measured_to_cost(
-    policy: str, figure: str
-) -> None:
+def test_simulated_loop_takes_the_measured_time_for_a_round(policy: str, figure: str) -> None:
     costs = costs_of(MIXED, read_costs(RECORDS / "simulation.json"))
     scenario = Scenario(TEXTS.drafters, has_device=True)
     [outcome] = simulate(scenario, [SimulatedLoad(policy, 8, 8, 48)], costs, TEXTS)
@@ -165,7 +163,7 @@ def test_renewed_cell_keeps_its_baselines_and_runs_edgecosine() -> None:
     assert renewed["repeats"][OURS][0][0] > 30
 
 
-def test_slowed_drafters_share_a_processor_but_not_their_sleep() -> None:
+def test_slowed_drafters_share_a_processor_only_while_they_compute() -> None:
     """A second drafter on the same processor computes a little, and sleeps beside the first one."""
     costs = replace(costs_of(MIXED, COSTS), step_s={1: 1e-5, 64: 2e-5}, least_step_s=0.006)
     outcomes = [

@@ -13,7 +13,7 @@ def run(policy: str, sessions: int, loop_ms: float, overhead_ms: float | None) -
     }  # fmt: skip
 
 
-def test_figures_tell_drafting_from_plain_rounds_and_one_session_from_eight() -> None:
+def test_figures_separate_drafted_from_plain_rounds_and_one_session_from_eight() -> None:
     runs = [
         run(DRAFTING, 1, 0.7, 0.9),
         run(PLAIN, 1, 0.2, 0.4),

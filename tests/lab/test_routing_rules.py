@@ -61,7 +61,7 @@ def test_accepted_lengths_end_at_the_first_wrong_guess() -> None:
         assert lengths[drafter, text, place] == expected
 
 
-def test_worth_of_an_expert_is_highest_in_its_domain() -> None:
+def test_specialist_has_the_highest_acceptance_in_its_domain() -> None:
     found = worth(EXPERTS, LENGTHS, ALL)
     assert found["a"]["x"] > 3 > found["b"]["x"]
     assert found["b"]["y"] > 3 > found["a"]["y"]
@@ -70,7 +70,7 @@ def test_worth_of_an_expert_is_highest_in_its_domain() -> None:
 @pytest.mark.parametrize(
     ("rule", "least"), [(PromptScoreRule(), 1.0), (Hedge(2, 1.0), 0.8), (Bandit(2, 0.1), 0.7)]
 )
-def test_rules_let_the_expert_lead(rule: Rule, least: float) -> None:
+def test_rules_choose_the_best_drafter_of_the_domain(rule: Rule, least: float) -> None:
     led = leaders(rule, EXPERTS, LENGTHS, ALL)
     right = led["a"]["x"]["led"] + led["b"]["y"]["led"]
     everything = [row for domains in led.values() for row in domains.values()]
@@ -84,7 +84,7 @@ def test_repetitions_measure_different_prompts_and_warm_up_on_others() -> None:
     assert settings.num_prompts == 600
 
 
-def test_own_figures_are_those_after_a_warm_up() -> None:
+def test_figures_of_edgecosine_are_those_after_a_warm_up() -> None:
     runs = [
         {"rule": rule, "state": state, "regret": regret, "first_right": 1 - regret}
         for rule, state, regret in (

@@ -18,7 +18,7 @@ from tests.lab.test_simulation import COSTS, TEXTS
 KINDS: tuple[Hardware, ...] = ("here", "flat")
 
 
-def test_passes_are_flat_on_one_kind_of_hardware_alone() -> None:
+def test_only_flat_hardware_has_passes_of_constant_time() -> None:
     here, flat = on_hardware("here", COSTS), on_hardware("flat", COSTS)
     assert here.target_pass(1) == flat.target_pass(1)
     assert here.target_pass(64) > 2 * here.target_pass(1)
@@ -28,7 +28,7 @@ def test_passes_are_flat_on_one_kind_of_hardware_alone() -> None:
     assert flat.target_pass(8, 8) == flat.target_pass(8, 1)
 
 
-def test_passes_run_beside_the_event_loop_on_one_kind_of_hardware_alone() -> None:
+def test_only_a_separate_device_computes_while_the_event_loop_runs() -> None:
     """Costs are flat on both, and a round costs the event loop as much as a pass takes."""
     costs = replace(COSTS.with_flat_passes(FLAT_ROWS), round_s=0.010)
     assert on_hardware("flat", costs) == costs
@@ -40,7 +40,7 @@ def test_passes_run_beside_the_event_loop_on_one_kind_of_hardware_alone() -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sweep_has_a_device_where_passes_are_flat(
+def test_sweep_uses_a_separate_device_on_flat_hardware(
     kind: Hardware, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look(scenario: Scenario, loads: object, costs: Costs, _: object) -> NoReturn:

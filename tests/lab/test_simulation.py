@@ -206,7 +206,7 @@ def test_specialists_are_best_in_their_domains() -> None:
         assert TEXTS.drafters[int(shares.argmax())] == best
 
 
-def test_guess_on_the_recorded_path_is_the_recorded_one() -> None:
+def test_draft_on_a_recorded_path_is_the_recorded_draft() -> None:
     tokens, start = TEXTS.lists[3], len(TEXTS.prompts[3])
     for length, below in ((start, 0), (start + 9, 4)):
         path = tokens[length : length + below]
@@ -219,7 +219,7 @@ def test_guess_on_the_recorded_path_is_the_recorded_one() -> None:
 
 @given(jobs=st.lists(st.tuples(st.floats(0, 10), st.floats(0.001, 5)), min_size=1, max_size=8))
 @few
-def test_core_gives_each_job_its_time(jobs: list[tuple[float, float]]) -> None:
+def test_core_runs_each_job_for_its_full_time(jobs: list[tuple[float, float]]) -> None:
     loop = VirtualLoop()
     core, ends = Core(loop), dict[int, float]()
 
@@ -261,7 +261,7 @@ def test_strand_runs_callbacks_one_by_one_while_others_continue() -> None:
     assert seen == [("busy 0", 0.0), ("free 0", 0.0), ("busy 1", 1.0), ("free 1", 1.0)]
 
 
-def test_time_goes_on_and_time_outs_end_waiting() -> None:
+def test_virtual_time_advances_to_the_next_timeout() -> None:
     loop = VirtualLoop()
 
     async def run() -> float:
@@ -283,7 +283,7 @@ def test_simulation_without_events_is_an_error() -> None:
         VirtualLoop().complete(run())
 
 
-def test_simulation_leaves_the_loop_alone_that_runs_around_it() -> None:
+def test_simulation_does_not_change_the_loop_that_calls_it() -> None:
     async def run() -> None:
         around = asyncio.get_running_loop()
         assert play("edgecosine", 1, MODELS[:1]).num_tokens == 128
@@ -293,7 +293,7 @@ def test_simulation_leaves_the_loop_alone_that_runs_around_it() -> None:
     asyncio.run(run())
 
 
-def test_sweeps_point_counts_a_window_and_is_drawn() -> None:
+def test_point_of_a_sweep_has_busy_shares_and_is_plotted() -> None:
     runs = [run_cell(SweepCell("here", drafters, 8), COSTS, TEXTS, seed=0) for drafters in (0, 2)]
     assert all(0.0 < run["target_busy"] <= 1.0 for run in runs)
     assert all(0.0 < run["loop_share"] <= 1.0 for run in runs)
@@ -302,7 +302,7 @@ def test_sweeps_point_counts_a_window_and_is_drawn() -> None:
     assert set(curves["throughput, passes as measured"].lines) == {"no drafters", "2 drafters"}
 
 
-def test_sweep_has_the_worst_load_beside_the_target_alone_of_the_same_hardware() -> None:
+def test_sweep_reports_its_least_ratio_to_the_target_alone_on_the_same_hardware() -> None:
     chosen = list(cells(is_quick=False, only=(16, 64)))
     assert {cell.sessions for cell in chosen} == {16, 64}
     assert {cell.targets for cell in chosen} == {1, 4}
@@ -319,7 +319,7 @@ def test_sweep_has_the_worst_load_beside_the_target_alone_of_the_same_hardware()
     assert found["sweep_over_target_alone_min"].value == pytest.approx(0.96)
 
 
-def test_costs_of_a_record_are_charged_again(tmp_path: Path) -> None:
+def test_costs_are_read_from_an_earlier_record(tmp_path: Path) -> None:
     record, report = tmp_path / "former.json", tmp_path / "new.json"
     record.write_text(json.dumps({"environment": {"costs": costs_record(COSTS)}}))
     assert read_costs(record) == COSTS
@@ -345,7 +345,7 @@ def test_comparison_takes_ratios_within_each_seed() -> None:
     assert found["flat_8_ablation_cooperation"].value == 1.0
 
 
-def test_sampled_drafts_are_taken_and_help(caplog: pytest.LogCaptureFixture) -> None:
+def test_sampled_drafts_are_accepted_and_raise_throughput(caplog: pytest.LogCaptureFixture) -> None:
     cell, texts = comparison.ComparisonCell("flat", 1, 0.8), load_texts(0.8)
     alone, helped = (
         comparison.run_policy(cell, policy, 0, COSTS, texts)["tokens_per_s"]

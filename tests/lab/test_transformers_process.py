@@ -45,7 +45,7 @@ def test_batched_and_assisted_generation_give_the_same_texts_of_the_given_length
         assert all(0 < answer.first_text_s <= answer.elapsed_s for answer in answers)
 
 
-def test_best_drafters_are_the_specialists() -> None:
+def test_best_drafter_of_a_domain_is_its_specialist() -> None:
     assert zoo.best_drafters() == {domain: domain for domain in zoo.prompts()}
 
 

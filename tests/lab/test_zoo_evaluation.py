@@ -34,7 +34,7 @@ def tiny(seed: int) -> LlamaForCausalLM:
     return model
 
 
-def test_accepted_per_round_on_a_scripted_text() -> None:
+def test_rounds_end_at_the_first_mismatch_or_the_draft_length() -> None:
     yes, no = True, False
     matches = [yes, yes, no, no, yes, yes, yes, yes, no, yes, yes]
     # Rounds start at 0, 3, 4 and 8, where three tokens still fit; a full chain skips one token.
@@ -68,13 +68,13 @@ def test_walk_equals_drafting_token_by_token() -> None:
     assert accepted_per_round(matches, gamma) == rounds
 
 
-def test_loop_share() -> None:
+def test_loop_share_counts_repeated_grams() -> None:
     assert loop_share(list(range(40))) == 0
     assert loop_share([1, 2, 3, 4] * 10) == 1
     assert loop_share([*range(8), *range(20, 44), *range(8)], gram=8) == 16 / 40
 
 
-def test_held_out_loss_of_an_uninformed_model() -> None:
+def test_loss_of_a_uniform_model_is_the_log_of_the_vocabulary() -> None:
     model = tiny(3)
     torch.nn.init.zeros_(model.lm_head.weight)
     rows = held_out_rows([i % VOCABULARY for i in range(100)], length=16, most=3)
