@@ -14,7 +14,7 @@ import pytest
 import edgecosine
 from edgecosine.balance.admission import AdmissionControl
 from edgecosine.protocol.api.request import Request
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.request_record import RequestRecord, RequestTicket
 from edgecosine.protocol.api.topics import Topics
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import Drafter, harness
@@ -101,7 +101,7 @@ def test_refused_and_failed_requests_have_a_line_each(caplog: pytest.LogCaptureF
             running = group.create_task(manager.run())
             await asyncio.sleep(0)
             for request_id in "12":
-                ticket = ReplyAddress(
+                ticket = RequestTicket(
                     "a", request_id, "completion", topics.response("a", request_id)
                 )
                 request = Request("a", request_id, "completion", "hm")

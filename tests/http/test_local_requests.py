@@ -10,7 +10,7 @@ from edgecosine.balance.admission import AdmissionControl
 from edgecosine.local.embedded_broker import EmbeddedBroker
 from edgecosine.node.durability.recovery import RecoveredState
 from edgecosine.protocol.api.request import Request
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord, local_client
+from edgecosine.protocol.api.request_record import RequestRecord, RequestTicket, local_client
 from tests.support.fakes import ScriptedService, request_manager
 from tests.support.http import http_harness
 from tests.support.mqtt import free_port, run, running
@@ -38,7 +38,7 @@ def test_target_serves_what_it_received_beside_another_target() -> None:
 @pytest.mark.parametrize("is_named", [True, False])
 def test_request_goes_on_after_a_restart_if_its_client_can_ask_for_it(is_named: bool) -> None:
     client_id = local_client("kitchen")
-    ticket = ReplyAddress(client_id, "1", "completion", f"{client_id}/1", is_named=is_named)
+    ticket = RequestTicket(client_id, "1", "completion", f"{client_id}/1", is_named=is_named)
     left = RequestRecord(ticket, Request(client_id, "1", "completion", "or not"))
     service = ScriptedService()
 

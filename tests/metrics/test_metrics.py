@@ -26,7 +26,7 @@ from edgecosine.node.gateway.reply_sink import MqttReplySink
 from edgecosine.node.gateway.request_manager import RequestManager
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.request import Request
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.request_record import RequestRecord, RequestTicket
 from edgecosine.protocol.api.topics import Topics
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import Drafter, harness
@@ -132,7 +132,7 @@ def test_ended_requests_are_counted_by_their_end_with_their_times() -> None:
 
         def ask(request_id: str, prompt: str) -> None:
             ended[request_id] = asyncio.Event()
-            ticket = ReplyAddress("a", request_id, "completion", topics.response("a", request_id))
+            ticket = RequestTicket("a", request_id, "completion", topics.response("a", request_id))
             manager.accept(RequestRecord(ticket, Request("a", request_id, "completion", prompt)))
 
         async with asyncio.TaskGroup() as group:

@@ -77,7 +77,7 @@ class ScriptedService:
         self.invalid: dict[str, BaseException] = {}
         self.requests: list[Request] = []
         self.num_closed = 0
-        self.has_broken = False
+        self.has_engine_failed = False
         self.tokenizer = None
         self._news = asyncio.Event()
 

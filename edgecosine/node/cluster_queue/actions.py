@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.request_record import ReplyAddress
+from edgecosine.protocol.api.request_record import RequestTicket
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class ClearClaim:
 class PublishKnown:
     """Publish that a request was answered or refused here."""
 
-    ticket: ReplyAddress
+    ticket: RequestTicket
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ from edgecosine.protocol.api.claim_messages import (
 )
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.replies import RequestEnd
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.request_record import RequestRecord, RequestTicket
 from edgecosine.protocol.api.topics import ClaimTopic, InboxTopic, MembershipTopic, Topics
 from edgecosine.security.client_ids import ClientIds
 
@@ -149,11 +149,11 @@ class QueueCoordinator:
         """Change our status. A draining target does not become ready again."""
         self._membership.set_status(state)
 
-    def has_other(self, ticket: ReplyAddress) -> bool:
+    def has_other(self, ticket: RequestTicket) -> bool:
         """Whether another request has this key."""
         return self.state.has_other(ticket)
 
-    def is_chosen(self, ticket: ReplyAddress) -> bool:
+    def is_chosen(self, ticket: RequestTicket) -> bool:
         """Whether this target is the one to claim a new request."""
         return self.state.is_chosen(ticket)
 
@@ -175,11 +175,11 @@ class QueueCoordinator:
         """Claim a request of a former process; `start` is called when it is ours."""
         self._apply(self.state.own.claim(self._claim_of(record), time.monotonic()))
 
-    def repeat(self, ticket: ReplyAddress) -> None:
+    def repeat(self, ticket: RequestTicket) -> None:
         """Announce to the other targets that a repeated request was finished here."""
         self._apply(self.state.repeat(ticket))
 
-    def withdraw(self, ticket: ReplyAddress) -> None:
+    def withdraw(self, ticket: RequestTicket) -> None:
         """Give up a request that was refused here."""
         self._apply(self.state.withdraw(ticket))
 

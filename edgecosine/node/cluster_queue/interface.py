@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from edgecosine.protocol.api.replies import RequestEnd
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.request_record import RequestRecord, RequestTicket
 
 
 class RequestQueue(Protocol):
@@ -16,10 +16,10 @@ class RequestQueue(Protocol):
     def has_ready_peer(self) -> bool:
         """Whether another target takes new requests."""
 
-    def has_other(self, ticket: ReplyAddress) -> bool:
+    def has_other(self, ticket: RequestTicket) -> bool:
         """Whether another request has this key."""
 
-    def is_chosen(self, ticket: ReplyAddress) -> bool:
+    def is_chosen(self, ticket: RequestTicket) -> bool:
         """Whether this target is the one to claim a new request."""
 
     def claim(self, record: RequestRecord, on_taken: Callable[[], None]) -> bool:
@@ -31,10 +31,10 @@ class RequestQueue(Protocol):
     def resume(self, record: RequestRecord) -> None:
         """Claim a request of a former process; it is started when it is ours."""
 
-    def repeat(self, ticket: ReplyAddress) -> None:
+    def repeat(self, ticket: RequestTicket) -> None:
         """Announce to the other targets that a repeated request was finished here."""
 
-    def withdraw(self, ticket: ReplyAddress) -> None:
+    def withdraw(self, ticket: RequestTicket) -> None:
         """Give up a request that was refused here."""
 
     def expect_delivery(self, key: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from edgecosine.node.cluster_queue.interface import RequestQueue
 from edgecosine.protocol.api.claim_messages import Claim
 from edgecosine.protocol.api.replies import RequestEnd
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord, is_local
+from edgecosine.protocol.api.request_record import RequestRecord, RequestTicket, is_local
 
 
 class LocalQueue:
@@ -23,10 +23,10 @@ class LocalQueue:
     def __init__(self, start: Callable[[Claim], None]) -> None:
         self._start = start
 
-    def has_other(self, ticket: ReplyAddress) -> bool:
+    def has_other(self, ticket: RequestTicket) -> bool:
         return False
 
-    def is_chosen(self, ticket: ReplyAddress) -> bool:
+    def is_chosen(self, ticket: RequestTicket) -> bool:
         return True
 
     def claim(self, record: RequestRecord, on_taken: Callable[[], None]) -> bool:
@@ -35,9 +35,9 @@ class LocalQueue:
     def resume(self, record: RequestRecord) -> None:
         self._start(Claim("", "", record.ticket, record.request, time.time() - record.age_s))
 
-    def repeat(self, ticket: ReplyAddress) -> None: ...
+    def repeat(self, ticket: RequestTicket) -> None: ...
 
-    def withdraw(self, ticket: ReplyAddress) -> None: ...
+    def withdraw(self, ticket: RequestTicket) -> None: ...
 
     def expect_delivery(self, key: str) -> None: ...
 
@@ -64,10 +64,10 @@ class RoutedQueue:
     def _of(self, key: str) -> RequestQueue:
         return self._local if is_local(key) else self._shared
 
-    def has_other(self, ticket: ReplyAddress) -> bool:
+    def has_other(self, ticket: RequestTicket) -> bool:
         return self._of(ticket.key).has_other(ticket)
 
-    def is_chosen(self, ticket: ReplyAddress) -> bool:
+    def is_chosen(self, ticket: RequestTicket) -> bool:
         return self._of(ticket.key).is_chosen(ticket)
 
     def claim(self, record: RequestRecord, on_taken: Callable[[], None]) -> bool:
@@ -76,10 +76,10 @@ class RoutedQueue:
     def resume(self, record: RequestRecord) -> None:
         self._of(record.key).resume(record)
 
-    def repeat(self, ticket: ReplyAddress) -> None:
+    def repeat(self, ticket: RequestTicket) -> None:
         self._of(ticket.key).repeat(ticket)
 
-    def withdraw(self, ticket: ReplyAddress) -> None:
+    def withdraw(self, ticket: RequestTicket) -> None:
         self._of(ticket.key).withdraw(ticket)
 
     def expect_delivery(self, key: str) -> None:

@@ -23,7 +23,7 @@ from edgecosine.node.cluster_queue.actions import (
 from edgecosine.node.cluster_queue.members import Members
 from edgecosine.protocol.api.claim_messages import Claim
 from edgecosine.protocol.api.replies import RequestEnd
-from edgecosine.protocol.api.request_record import ReplyAddress
+from edgecosine.protocol.api.request_record import RequestTicket
 
 ACK_TIMEOUT_S: Final = 0.5
 """How long a claim waits for an acknowledgement, before its target counts as unresponsive."""
@@ -102,7 +102,7 @@ class OwnClaims:
         actions = own.publish() if members.is_joined and not members.is_alone else []
         return [*actions, *self._start_if_free(own)]
 
-    def renew(self, ticket: ReplyAddress) -> None:
+    def renew(self, ticket: RequestTicket) -> None:
         """Update the reply address of a repeated request."""
         own = self._claims[ticket.key]
         own.claim = msgspec.structs.replace(own.claim, ticket=ticket)
@@ -216,7 +216,7 @@ class OwnClaims:
         """Whether a final of a former process may be undelivered."""
         return key in self._undelivered
 
-    def on_rival_of_undelivered(self, ticket: ReplyAddress) -> list[QueueAction]:
+    def on_rival_of_undelivered(self, ticket: RequestTicket) -> list[QueueAction]:
         """Keep a final of a former process that another target claims, and so has not sent."""
         self._undelivered[ticket.key] = True
         return [PublishKnown(ticket)]

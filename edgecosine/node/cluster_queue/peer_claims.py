@@ -14,7 +14,7 @@ import msgspec
 from edgecosine.balance.rendezvous_hash import weight
 from edgecosine.node.cluster_queue.members import Members
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.request_record import ReplyAddress
+from edgecosine.protocol.api.request_record import RequestTicket
 
 MAX_KEPT: Final = 4096
 
@@ -44,7 +44,7 @@ class PeerClaims:
             _put(self._claims, claim.key, claim)
         self._members.add_claimant(claim.node, now)
 
-    def renew(self, ticket: ReplyAddress) -> None:
+    def renew(self, ticket: RequestTicket) -> None:
         """Update the reply address of a repeated request, if it has the same body."""
         claim = self._claims[ticket.key]
         if claim.ticket.digest == ticket.digest:

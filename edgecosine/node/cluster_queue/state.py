@@ -33,7 +33,7 @@ from edgecosine.node.cluster_queue.own_claims import OwnClaims
 from edgecosine.node.cluster_queue.peer_claims import PeerClaims, rank
 from edgecosine.node.cluster_queue.unclaimed import UnclaimedRequests
 from edgecosine.protocol.api.claim_messages import Claim, MembershipState, MembershipStatus
-from edgecosine.protocol.api.request_record import ReplyAddress
+from edgecosine.protocol.api.request_record import RequestTicket
 
 UNCLAIMED_S: Final = 2.0
 """Time after which any target that received an unclaimed request claims it."""
@@ -67,12 +67,12 @@ class QueueState:
         """Whether this connection is joined and no other target is known."""
         return self.members.is_joined and self.members.is_alone
 
-    def has_other(self, ticket: ReplyAddress) -> bool:
+    def has_other(self, ticket: RequestTicket) -> bool:
         """Whether another request of ours has this key."""
         ours = self.own.get(ticket.key)
         return ours is not None and ours.ticket.digest != ticket.digest
 
-    def is_chosen(self, ticket: ReplyAddress) -> bool:
+    def is_chosen(self, ticket: RequestTicket) -> bool:
         """Whether this target is the one to claim a new request."""
         if self.is_lone:
             return True
@@ -104,12 +104,12 @@ class QueueState:
             self._unclaimed.add(claim, now)
         return []
 
-    def repeat(self, ticket: ReplyAddress) -> list[QueueAction]:
+    def repeat(self, ticket: RequestTicket) -> list[QueueAction]:
         """Announce to the other targets that a repeated request was finished here."""
         is_known = self.members.is_alone or ticket.key in self.own
         return [] if is_known else [PublishKnown(ticket)]
 
-    def withdraw(self, ticket: ReplyAddress) -> list[QueueAction]:
+    def withdraw(self, ticket: RequestTicket) -> list[QueueAction]:
         """Give up a request that was refused here, also for the other targets."""
         actions: list[QueueAction] = [] if self.members.is_alone else [PublishKnown(ticket)]
         if self.own.drop(ticket.key):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 
 from edgecosine.protocol.api.claim_messages import Claim
-from edgecosine.protocol.api.request_record import ReplyAddress
+from edgecosine.protocol.api.request_record import RequestTicket
 
 
 class UnclaimedRequests:
@@ -41,14 +41,14 @@ class UnclaimedRequests:
         if len(self._kept) > self._max_kept:
             self.drop(next(iter(self._kept)))
 
-    def use_early_claim(self, ticket: ReplyAddress) -> bool:
+    def use_early_claim(self, ticket: RequestTicket) -> bool:
         """Whether a request without an id was claimed before it arrived; uses up that claim."""
         if ticket.is_named or not self._early_claims[ticket.digest]:
             return False
         self._early_claims[ticket.digest] -= 1
         return True
 
-    def on_claim(self, ticket: ReplyAddress) -> None:
+    def on_claim(self, ticket: RequestTicket) -> None:
         """Remove a request that a target has claimed."""
         if ticket.is_named:
             self.drop(ticket.key)

@@ -114,12 +114,8 @@ class DraftWorker:
         if (dropped := self._prefixes.next_dropped()) is not None:
             self._drop(dropped)
         if isinstance(tokens, int):
-            have = tokens
-            logger.debug("out of step: request=%s have=%d", message.request_id, have)
-            _send(
-                reply,
-                OutOfStep(message.request_id, message.round, have, message.is_ahead),
-            )
+            logger.debug("out of step: request=%s have=%d", message.request_id, tokens)
+            _send(reply, OutOfStep(message.request_id, message.round, tokens, message.is_ahead))
             return
         tree = _verified_tree(message, self._num_vocabulary)
         self._drop_stale(key, message.round)
@@ -190,7 +186,7 @@ class DraftWorker:
             _send(each.reply, self._answer(each, result))
 
     def _resume(self, each: _WaitingRequest) -> bool:
-        """Let a draft ahead go on in the next batch, unless it is complete or replaced."""
+        """Queue a draft ahead again; return False if it is complete or replaced."""
         place, request = (each.key, True), each.request
         newer = any((each.key, is_ahead) in self._waiting for is_ahead in (False, True))
         is_over = each.num_steps >= request.num_tokens or each.key not in self._prefixes.keys

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.replies import FinalReply
 from edgecosine.protocol.api.request import Committed, Request
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestStatus
+from edgecosine.protocol.api.request_record import RequestStatus, RequestTicket
 
 KEEP_ANSWERS_S: Final = 3600.0
 MAX_KEPT_ANSWERS: Final = 1024
@@ -43,11 +43,11 @@ class Journal(Protocol):
         """Return seconds since 1970, by a clock that is not stepped if there is one."""
 
     def accept(
-        self, ticket: ReplyAddress, request: Request, model: str, on_written: OnWritten
+        self, ticket: RequestTicket, request: Request, model: str, on_written: OnWritten
     ) -> None:
         """Record a new request, which is accepted once this is written."""
 
-    def readdress(self, ticket: ReplyAddress) -> None:
+    def readdress(self, ticket: RequestTicket) -> None:
         """Record a new reply address of a repeated request."""
 
     def begin(self, key: str) -> None:
@@ -90,11 +90,11 @@ class NoJournal:
         return time.time()
 
     def accept(
-        self, ticket: ReplyAddress, request: Request, model: str, on_written: OnWritten
+        self, ticket: RequestTicket, request: Request, model: str, on_written: OnWritten
     ) -> None:
         on_written(True)
 
-    def readdress(self, ticket: ReplyAddress) -> None: ...
+    def readdress(self, ticket: RequestTicket) -> None: ...
 
     def begin(self, key: str) -> None: ...
 

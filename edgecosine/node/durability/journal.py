@@ -31,7 +31,7 @@ from edgecosine.node.durability.statements import Statements
 from edgecosine.node.durability.store import JournalStore
 from edgecosine.node.runtime.failures import cause_of
 from edgecosine.protocol.api.request import Committed, Request
-from edgecosine.protocol.api.request_record import ReplyAddress
+from edgecosine.protocol.api.request_record import RequestTicket
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class DiskJournal:
         return self._first.wall_s + (now or self._now()).since(self._first)
 
     def accept(
-        self, ticket: ReplyAddress, request: Request, model: str, on_written: OnWritten
+        self, ticket: RequestTicket, request: Request, model: str, on_written: OnWritten
     ) -> None:
         """Record a new request, which is accepted once this is written."""
         if self._is_full:
@@ -114,7 +114,7 @@ class DiskJournal:
         self._record(written, is_lasting=True)
         self._wait(on_written)
 
-    def readdress(self, ticket: ReplyAddress) -> None:
+    def readdress(self, ticket: RequestTicket) -> None:
         """Record a new reply address of a repeated request."""
         self._record(statements.readdress(ticket))
 

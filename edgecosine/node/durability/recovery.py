@@ -19,7 +19,7 @@ from edgecosine.node.runtime.failures import cause_of
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.replies import read_final
 from edgecosine.protocol.api.request import Committed, Logprobs, Request
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord, RequestStatus
+from edgecosine.protocol.api.request_record import RequestRecord, RequestStatus, RequestTicket
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ DEADLY = Refusal(
     code="internal_error",
     status=500,
 )
-_ticket = msgspec.msgpack.Decoder(ReplyAddress).decode
+_ticket = msgspec.msgpack.Decoder(RequestTicket).decode
 _request = msgspec.msgpack.Decoder(Request).decode
 _moment = msgspec.msgpack.Decoder(BootTime).decode
 _committed = msgspec.msgpack.Decoder(Committed).decode

@@ -11,7 +11,7 @@ from edgecosine.node.durability.interface import MAX_KEPT_ANSWERS, MAX_KEPT_BYTE
 from edgecosine.node.durability.store import Statement
 from edgecosine.protocol.api.replies import final_message
 from edgecosine.protocol.api.request import Committed, Request
-from edgecosine.protocol.api.request_record import ReplyAddress
+from edgecosine.protocol.api.request_record import RequestTicket
 
 Statements = tuple[Statement, ...]
 
@@ -42,13 +42,13 @@ _TRIM: Final = """
 _DELIVER: Final = "UPDATE answers SET is_delivered = 1, parts = x'90' WHERE key = ?"
 
 
-def accept(ticket: ReplyAddress, request: Request, model: str, now: BootTime) -> Statements:
+def accept(ticket: RequestTicket, request: Request, model: str, now: BootTime) -> Statements:
     """Add a request, without tokens."""
     values = (ticket.key, model, *map(_encode, (now, ticket, request)))
     return ("DELETE FROM rounds WHERE key = ?", (ticket.key,)), (_ACCEPT, values)
 
 
-def readdress(ticket: ReplyAddress) -> Statements:
+def readdress(ticket: RequestTicket) -> Statements:
     """Replace the reply address of a request."""
     return (("UPDATE jobs SET ticket = ? WHERE key = ?", (_encode(ticket), ticket.key)),)
 

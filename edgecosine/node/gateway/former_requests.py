@@ -23,7 +23,7 @@ from edgecosine.node.gateway.service import Service, model_of
 from edgecosine.node.runtime.clock import loop_time
 from edgecosine.protocol.api.claim_messages import Claim
 from edgecosine.protocol.api.replies import RequestEnd
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.request_record import RequestRecord, RequestTicket
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class FormerRequests:
         queue: RequestQueue,
         keep_answers_s: float,
         counters: Counters,
-        guarded: Callable[[ReplyAddress], AbstractContextManager[None]],
+        guarded: Callable[[RequestTicket], AbstractContextManager[None]],
     ) -> None:
         self._service, self._table, self._runner = service, table, runner
         self._publisher, self._journal, self._queue = publisher, journal, queue
@@ -145,7 +145,7 @@ class FormerRequests:
             self._runner.start(record)
 
 
-def is_lost_with_process(ticket: ReplyAddress) -> bool:
+def is_lost_with_process(ticket: RequestTicket) -> bool:
     """Whether no client can request the answer once this process has ended."""
     return ticket.is_local and not ticket.is_named
 

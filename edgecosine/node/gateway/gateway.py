@@ -1,9 +1,11 @@
 """Connects the cluster's MQTT topics to a target's requests.
 
-Load is refused here alone. Each accepted request gets exactly one final: an answer or an error, or
+A message takes this way: the client's inbox (`mqtt/inbox.py`), `RequestParser`, `RequestManager`
+(admission, cluster queue, journal), `RequestRunner` (queue position, session), `ReplyPublisher`,
+and back to the client. Each accepted request gets exactly one final: an answer or an error, or
 notice that it was cancelled or expired. Sessions outlast a lost broker, and their replies are sent
-after reconnection. The gateway owns the cluster's `status` topic and its last will; a node's own
-status has a `NodeStatusPublisher`.
+after reconnection. The gateway owns the cluster's `status` topic and its last will;
+`NodeStatusPublisher` publishes the status of the node.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from edgecosine.protocol.api.answers import StreamPart, parse_final, parse_piece
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
 from edgecosine.protocol.api.replies import FinalReply
 from edgecosine.protocol.api.request_record import (
-    ReplyAddress,
     RequestRecord,
     RequestStatus,
+    RequestTicket,
     is_local,
 )
 
@@ -62,14 +62,14 @@ class LocalReplySink:
         return key in self._readers
 
     def send_state(
-        self, ticket: ReplyAddress, state: RequestStatus, stall: str | None = None
+        self, ticket: RequestTicket, state: RequestStatus, stall: str | None = None
     ) -> None:
         for reader in self._readers.get(ticket.key, ()):
             reader.is_accepted = True
             reader.wake()
 
     def render_parts(
-        self, ticket: ReplyAddress, parts: Iterable[StreamPart]
+        self, ticket: RequestTicket, parts: Iterable[StreamPart]
     ) -> tuple[Outgoing, ...]:
         return tuple(Outgoing(ticket.reply_topic, render_piece(part)) for part in parts)
 
@@ -98,12 +98,12 @@ class RoutedReplySink:
         return self._local if is_local(topic) else self._mqtt
 
     def send_state(
-        self, ticket: ReplyAddress, state: RequestStatus, stall: str | None = None
+        self, ticket: RequestTicket, state: RequestStatus, stall: str | None = None
     ) -> None:
         self._of(ticket.key).send_state(ticket, state, stall)
 
     def render_parts(
-        self, ticket: ReplyAddress, parts: Iterable[StreamPart]
+        self, ticket: RequestTicket, parts: Iterable[StreamPart]
     ) -> tuple[Outgoing, ...]:
         return self._of(ticket.key).render_parts(ticket, parts)
 
@@ -143,7 +143,7 @@ class LocalRequests:
         Raises RequestError.
         """
         request, reader = call.request, Reader(call.request)
-        ticket = ReplyAddress(
+        ticket = RequestTicket(
             client_id=request.client_id,
             request_id=request.request_id,
             kind=request.kind,

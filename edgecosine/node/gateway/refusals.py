@@ -13,7 +13,7 @@ from edgecosine.node.gateway.reply_publisher import ReplyPublisher
 from edgecosine.node.runtime.clock import loop_time
 from edgecosine.node.runtime.failures import log_failure
 from edgecosine.protocol.api.replies import FinalReply, error_reply
-from edgecosine.protocol.api.request_record import ReplyAddress
+from edgecosine.protocol.api.request_record import RequestTicket
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Refusals:
         return f"<Refusals [{len(self._undelivered)} undelivered]>"
 
     def send(
-        self, ticket: ReplyAddress, error: RequestError | Refusal, cause: Exception | None = None
+        self, ticket: RequestTicket, error: RequestError | Refusal, cause: Exception | None = None
     ) -> None:
         """Refuse a request. `cause` is an unexpected exception, for the log."""
         if cause is not None:

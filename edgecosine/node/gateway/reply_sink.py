@@ -13,7 +13,7 @@ from edgecosine.protocol.api.replies import (
     piece_message,
     state_message,
 )
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestStatus
+from edgecosine.protocol.api.request_record import RequestStatus, RequestTicket
 from edgecosine.protocol.api.topics import Topics
 
 
@@ -28,12 +28,12 @@ class ReplySink(Protocol):
     """Longest body of a final reply."""
 
     def send_state(
-        self, ticket: ReplyAddress, state: RequestStatus, stall: str | None = None
+        self, ticket: RequestTicket, state: RequestStatus, stall: str | None = None
     ) -> None:
         """Send a request's state."""
 
     def render_parts(
-        self, ticket: ReplyAddress, parts: Iterable[StreamPart]
+        self, ticket: RequestTicket, parts: Iterable[StreamPart]
     ) -> tuple[Outgoing, ...]:
         """Return parts of a stream in the form that the journal keeps.
 
@@ -56,12 +56,12 @@ class MqttReplySink:
         self._topics, self._publish = topics, publish
 
     def send_state(
-        self, ticket: ReplyAddress, state: RequestStatus, stall: str | None = None
+        self, ticket: RequestTicket, state: RequestStatus, stall: str | None = None
     ) -> None:
         self._publish(state_message(self._topics, ticket, state, stall))
 
     def render_parts(
-        self, ticket: ReplyAddress, parts: Iterable[StreamPart]
+        self, ticket: RequestTicket, parts: Iterable[StreamPart]
     ) -> tuple[Outgoing, ...]:
         messages = (piece_message(self._topics, ticket, part) for part in parts)
         return tuple(message for message in messages if len(message.payload) <= MAX_PAYLOAD_BYTES)

@@ -42,7 +42,7 @@ from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.claim_messages import Claim
 from edgecosine.protocol.api.mqtt_message import nothing
 from edgecosine.protocol.api.replies import FinalReply, RequestEnd, error_reply
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.request_record import RequestRecord, RequestTicket
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class RequestManager:
                 self._admit(record)
         on_taken()
 
-    def _is_duplicate(self, ticket: ReplyAddress) -> bool:
+    def _is_duplicate(self, ticket: RequestTicket) -> bool:
         """Whether the key is known; then a repeated request is answered, another one refused."""
         try:
             known = self._recall(ticket)
@@ -158,7 +158,7 @@ class RequestManager:
             self.refusals.send(ticket, fault_of(error), error)
         return True
 
-    def _recall(self, ticket: ReplyAddress) -> RequestRecord | FinishedRequest | None:
+    def _recall(self, ticket: RequestTicket) -> RequestRecord | FinishedRequest | None:
         """Return the active or finished request of this key; None if it is new.
 
         Raises RequestError if the key belongs to another request.
@@ -197,7 +197,7 @@ class RequestManager:
                 self.publisher.send_state(record)
                 self.runner.start(record)
 
-    def _refuse_claimed(self, ticket: ReplyAddress, error: RequestError) -> None:
+    def _refuse_claimed(self, ticket: RequestTicket, error: RequestError) -> None:
         """Refuse a request, unless another target took it over while the journal was awaited."""
 
         def refuse() -> None:
@@ -208,7 +208,7 @@ class RequestManager:
         self._queue.when_owned(ticket.key, end, refuse)
 
     @contextlib.contextmanager
-    def _guarded(self, ticket: ReplyAddress) -> Iterator[None]:
+    def _guarded(self, ticket: RequestTicket) -> Iterator[None]:
         """Confine an exception to the request: it ends the request if active, else refuses it."""
         try:
             yield
@@ -223,7 +223,7 @@ class RequestManager:
             self._queue.withdraw(ticket)
             self.refusals.send(ticket, fault_of(error), error)
 
-    def _repeat(self, ticket: ReplyAddress, known: RequestRecord | FinishedRequest) -> None:
+    def _repeat(self, ticket: RequestTicket, known: RequestRecord | FinishedRequest) -> None:
         """Answer a repeated request, which may come from a new connection, at its new address."""
         self._counters.count("repeated")
         if isinstance(known, FinishedRequest):

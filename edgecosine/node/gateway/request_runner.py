@@ -114,7 +114,7 @@ class RequestRunner:
             task.cancel()
 
     def cancel(self, record: RequestRecord) -> None:
-        """End a request at its client's wish."""
+        """End a request that its client cancels."""
         deadline = self._deadlines.get(record)
         if deadline is None:
             record.is_cancelled = True
@@ -129,7 +129,7 @@ class RequestRunner:
         elif self._journal.is_durable:
             logger.info("request left to the next start: request=%s", record.key)
             # After an engine failure any running request may be the cause, as after a crash.
-            if not self._service.has_broken:
+            if not self._service.has_engine_failed:
                 self._journal.leave(record.key)
         else:
             self.fail(record, "failed", LEAVING)
@@ -263,7 +263,7 @@ class RequestRunner:
             self.fail(record, "expired", EXPIRED)
 
     def _interrupt(self, record: RequestRecord) -> None:
-        """End a request after its engine, unless the journal lets the next process continue it.
+        """End a request whose engine stopped, unless the journal lets the next process continue it.
 
         This process ends as well, since it cannot run without an engine.
         """

@@ -14,7 +14,7 @@ from edgecosine.node.durability.interface import MAX_KEPT_ANSWERS, MAX_KEPT_BYTE
 from edgecosine.node.runtime.failures import DUPLICATE
 from edgecosine.protocol.api.parse_request import ANONYMOUS
 from edgecosine.protocol.api.replies import FinalReply
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord, RequestStatus
+from edgecosine.protocol.api.request_record import RequestRecord, RequestStatus, RequestTicket
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class RequestTable:
         return self._active.pop(key, None)
 
     def recall(
-        self, ticket: ReplyAddress, now: float = 0.0
+        self, ticket: RequestTicket, now: float = 0.0
     ) -> RequestRecord | FinishedRequest | None:
         """Return what is known of a request; None if it is new.
 

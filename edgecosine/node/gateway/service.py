@@ -29,8 +29,8 @@ class Service(Protocol):
         """Most sessions that may run at the same time."""
 
     @property
-    def has_broken(self) -> bool:
-        """Whether the engine failed during a request, maybe because of it."""
+    def has_engine_failed(self) -> bool:
+        """Whether the engine failed during a request, which may be the cause."""
 
     def check(self, request: Request) -> None:
         """Check all that the model asks of a request: policy, tokens, template, context length.

@@ -55,10 +55,10 @@ class HeldPrefixes:
         return list(self._prefixes)
 
     def update(self, key: str, message: DraftRequest | JudgeRequest) -> Sequence[int] | int:
-        """Make the prefix equal to the message's; returns its tokens.
+        """Make the prefix equal to the message's; return its tokens.
 
-        If tokens are missing, returns the number of tokens that it may have in common with the
-        target's.
+        If tokens are missing, return the number of tokens that it may have in common with the
+        target's, which the target is told by `OutOfStep`.
         """
         prefix = self._prefixes.setdefault(key, Prefix())
         self._prefixes.move_to_end(key)

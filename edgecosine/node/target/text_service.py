@@ -98,7 +98,7 @@ class TextService:
         return self._max_sessions
 
     @property
-    def has_broken(self) -> bool:
+    def has_engine_failed(self) -> bool:
         """Whether the engine has failed."""
         return self._verifier.has_failed
 
@@ -124,7 +124,7 @@ class TextService:
             planner=self._planner,
             drafters=self._drafters,
             measurements=self._measurements,
-            constraint=await self._grammars.constraint(self._form(request, in_reasoning)),
+            constraint=await self._grammars.constraint(self._answer_form(request, in_reasoning)),
             dialect=self._dialect_of(request),
             in_reasoning=in_reasoning,
         )
@@ -183,7 +183,7 @@ class TextService:
         described = ChatMessage("system", describe_tools(use, self._dialect.tools))
         return self._codec.render_chat([described, *messages])
 
-    def _form(self, request: Request, in_reasoning: bool) -> AnswerForm:
+    def _answer_form(self, request: Request, in_reasoning: bool) -> AnswerForm:
         dialect = self._dialect_of(request)
         return AnswerForm(request.form, request.tools, dialect, in_reasoning)
 

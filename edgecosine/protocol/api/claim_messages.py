@@ -14,7 +14,7 @@ from edgecosine.errors import ConfigError
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.replies import RequestEnd
 from edgecosine.protocol.api.request import Request
-from edgecosine.protocol.api.request_record import ReplyAddress
+from edgecosine.protocol.api.request_record import RequestTicket
 from edgecosine.protocol.api.topics import Topics
 
 MembershipState = Literal["ready", "unavailable", "draining", "left", "lost"]
@@ -52,7 +52,7 @@ class Claim(msgspec.Struct, frozen=True, tag="claim"):
 
     node: str
     session: str
-    ticket: ReplyAddress
+    ticket: RequestTicket
     request: Request
     asked_s: float
     generation: int = 0
@@ -121,7 +121,7 @@ def clearance(topics: Topics, client_id: str, request_id: str) -> Outgoing:
     return Outgoing(topics.work(client_id, request_id), b"", retain=True)
 
 
-def known_notice(topics: Topics, ticket: ReplyAddress, node_id: str) -> Outgoing:
+def known_notice(topics: Topics, ticket: RequestTicket, node_id: str) -> Outgoing:
     """The publication that a request was answered or refused."""
     topic = topics.work(ticket.client_id, ticket.request_id)
     digest = b"" if ticket.is_named else ticket.digest

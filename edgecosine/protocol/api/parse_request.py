@@ -23,7 +23,7 @@ from edgecosine.protocol.api.openai import (
     parse_request,
 )
 from edgecosine.protocol.api.request import Request, RequestKind
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.request_record import RequestRecord, RequestTicket
 from edgecosine.protocol.api.topics import ResponseTopic, Topics, is_identifier
 
 ANONYMOUS = "anon"
@@ -33,7 +33,7 @@ ANONYMOUS = "anon"
 class RefusedRequest:
     """An invalid request; `ticket` is where the error goes."""
 
-    ticket: ReplyAddress
+    ticket: RequestTicket
     error: Refusal
     cause: Exception | None = None
     """An unexpected exception, for the log."""
@@ -105,13 +105,13 @@ class RequestParser:
 
     def _ticket(
         self, kind: RequestKind, body: Mapping[str, object], message: Incoming
-    ) -> ReplyAddress:
+    ) -> RequestTicket:
         client_id = message.client if message.client and is_identifier(message.client) else None
         client_id = client_id or _lenient("client", body)
         client_id = client_id or self._addressed(message.response_topic) or ANONYMOUS
         name = _lenient("id", body) or _as_identifier(message.correlation)
         request_id = name or self._draw_id()
-        return ReplyAddress(
+        return RequestTicket(
             client_id=client_id,
             request_id=request_id,
             kind=kind,
@@ -127,7 +127,7 @@ class RequestParser:
                 return client_id
         return None
 
-    def _with_reply(self, ticket: ReplyAddress, topic: object) -> ReplyAddress:
+    def _with_reply(self, ticket: RequestTicket, topic: object) -> RequestTicket:
         if topic is None:
             return ticket
         if not isinstance(topic, str):
@@ -147,7 +147,7 @@ class RequestParser:
         return replace(ticket, reply_topic=topic)
 
     def _request(
-        self, ticket: ReplyAddress, body: Mapping[str, object], text: str, limits: RequestLimits
+        self, ticket: RequestTicket, body: Mapping[str, object], text: str, limits: RequestLimits
     ) -> Request:
         if ticket.kind == "ask":
             return ask_request(

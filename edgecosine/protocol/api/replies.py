@@ -14,7 +14,7 @@ from edgecosine.errors import Refusal, RequestError
 from edgecosine.protocol.api.answers import StreamPart, render_error, render_final, render_piece
 from edgecosine.protocol.api.mqtt_message import JSON_TYPE, TEXT_TYPE, Outgoing
 from edgecosine.protocol.api.request import Request
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestStatus
+from edgecosine.protocol.api.request_record import RequestStatus, RequestTicket
 from edgecosine.protocol.api.result import Answer
 from edgecosine.protocol.api.topics import Topics
 
@@ -55,7 +55,7 @@ class RequestEnd:
 
 
 def answer_reply(
-    ticket: ReplyAddress, request: Request, answer: Answer, *, created_s: int
+    ticket: RequestTicket, request: Request, answer: Answer, *, created_s: int
 ) -> FinalReply:
     """Return the final reply with an answer: bare text where bare text was requested, else JSON."""
     if ticket.kind == "ask":
@@ -63,7 +63,7 @@ def answer_reply(
     return _final(ticket, render_final(request, answer, created_s=created_s), _OK, JSON_TYPE)
 
 
-def error_reply(ticket: ReplyAddress, error: RequestError | Refusal) -> FinalReply:
+def error_reply(ticket: RequestTicket, error: RequestError | Refusal) -> FinalReply:
     """Return the final reply to a request that failed or was refused."""
     body = render_error(error, ticket.request_id)
     return _final(ticket, body, str(error.status), JSON_TYPE)
@@ -111,7 +111,7 @@ def read_final(message: Outgoing) -> FinalReply | None:
 
 
 def state_message(
-    topics: Topics, ticket: ReplyAddress, state: RequestStatus, stall: str | None = None
+    topics: Topics, ticket: RequestTicket, state: RequestStatus, stall: str | None = None
 ) -> Outgoing:
     """Return the publication of a request's state. The body names the client, as the topic cannot.
 
@@ -127,7 +127,7 @@ def state_message(
     )
 
 
-def piece_message(topics: Topics, ticket: ReplyAddress, piece: StreamPart) -> Outgoing:
+def piece_message(topics: Topics, ticket: RequestTicket, piece: StreamPart) -> Outgoing:
     """Return the publication of a stream part.
 
     Only the last part needs QoS 1: the final reply has all text.
@@ -140,7 +140,7 @@ def piece_message(topics: Topics, ticket: ReplyAddress, piece: StreamPart) -> Ou
     )
 
 
-def _final(ticket: ReplyAddress, body: bytes, status: str, content_type: str) -> FinalReply:
+def _final(ticket: RequestTicket, body: bytes, status: str, content_type: str) -> FinalReply:
     return FinalReply(
         request_id=ticket.request_id,
         reply_topic=ticket.reply_topic,

@@ -47,8 +47,8 @@ TextPlace = tuple[int, Channel]
 
 
 @dataclass(frozen=True, slots=True)
-class ReplyAddress:
-    """The names of a request and of its client, and where its replies go."""
+class RequestTicket:
+    """What identifies a request: its name and client, where its replies go, and its digest."""
 
     client_id: str
     request_id: str
@@ -76,7 +76,7 @@ class ReplyAddress:
 class RequestRecord:
     """A request and its progress. Times are in seconds."""
 
-    ticket: ReplyAddress
+    ticket: RequestTicket
     request: Request
     age_s: float = 0.0
     """Time from the first acceptance to the creation of this record."""

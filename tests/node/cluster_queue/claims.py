@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgecosine.node.cluster_queue.members import Members
 from edgecosine.protocol.api.claim_messages import Claim, MembershipState, MembershipStatus
 from edgecosine.protocol.api.request import Request
-from edgecosine.protocol.api.request_record import ReplyAddress
+from edgecosine.protocol.api.request_record import RequestTicket
 
 KEY = "u/1"
 
@@ -14,9 +14,9 @@ def status(node: str, state: MembershipState = "ready", life: int = 0) -> Member
     return MembershipStatus(node, f"{node}{life}", "x", "m", 0.0, state)
 
 
-def ticket(key: str = KEY, *, digest: bytes = b"body", reply_topic: str = "r") -> ReplyAddress:
+def ticket(key: str = KEY, *, digest: bytes = b"body", reply_topic: str = "r") -> RequestTicket:
     client, request_id = key.split("/")
-    return ReplyAddress(client, request_id, "completion", reply_topic, digest=digest)
+    return RequestTicket(client, request_id, "completion", reply_topic, digest=digest)
 
 
 def claim(node: str, key: str = KEY, *, life: int = 0, generation: int = 0) -> Claim:

@@ -26,7 +26,7 @@ from edgecosine.node.cluster_queue.state import UNCLAIMED_S, QueueState
 from edgecosine.protocol.api.claim_messages import Claim, KnownRequest, MembershipStatus
 from edgecosine.protocol.api.replies import FinalReply, RequestEnd
 from edgecosine.protocol.api.request import Request
-from edgecosine.protocol.api.request_record import ReplyAddress
+from edgecosine.protocol.api.request_record import RequestTicket
 
 NAMES = ("a", "b", "c")
 
@@ -133,7 +133,7 @@ class World:
 
     def offer(self, node: Node, key: str) -> Claim:
         client, request_id = key.split("/")
-        ticket = ReplyAddress(client, request_id, "completion", "r", digest=key.encode())
+        ticket = RequestTicket(client, request_id, "completion", "r", digest=key.encode())
         us = node.queue.us
         return Claim(
             us.node, us.session, ticket, Request(client, request_id, "completion", ""), 0.0

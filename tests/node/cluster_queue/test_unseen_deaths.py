@@ -28,7 +28,7 @@ from edgecosine.protocol.api.claim_messages import (
 )
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.request import Request, Sampling
-from edgecosine.protocol.api.request_record import ReplyAddress
+from edgecosine.protocol.api.request_record import RequestTicket
 from tests.mqtt.own_mosquitto import own_mosquitto
 from tests.node.cluster_queue.test_coordinator import gateway
 from tests.support.fakes import ScriptedService
@@ -117,7 +117,7 @@ def test_later_target_of_another_model_is_refused() -> None:
 
 def test_requests_of_a_dead_target_are_taken_over() -> None:
     async def scenario() -> None:
-        ticket = ReplyAddress("cli", "1", "completion", HOME.response("cli", "1"))
+        ticket = RequestTicket("cli", "1", "completion", HOME.response("cli", "1"))
         request = Request("cli", "1", "completion", "or not", sampling=Sampling(seed=7))
         claim = Claim("ghost", "session", ticket, request, 0.0)
         async with (

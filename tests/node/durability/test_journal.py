@@ -27,7 +27,7 @@ from edgecosine.node.durability.store import FILE_NAME, JournalStore, Statement
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.replies import FinalReply, final_message, read_final
 from edgecosine.protocol.api.request import Committed, Logprobs, Request, Sampling
-from edgecosine.protocol.api.request_record import ReplyAddress
+from edgecosine.protocol.api.request_record import RequestTicket
 from tests.support.mqtt import run, running
 
 MODEL = "tiny"
@@ -35,9 +35,9 @@ NOW = BootTime(1000.0, "boot", 50.0)
 KEYS = ("a/1", "a/2", "b/1")
 
 
-def ticket(key: str, reply: str = "reply") -> ReplyAddress:
+def ticket(key: str, reply: str = "reply") -> RequestTicket:
     client_id, _, request_id = key.partition("/")
-    return ReplyAddress(
+    return RequestTicket(
         client_id, request_id, "completion", reply, b"c", wants_stream=True, digest=b"d"
     )
 
@@ -60,7 +60,7 @@ def recovered(journal: DiskJournal, now: BootTime = NOW) -> RecoveredState:
 class JournalModel:
     """What a journal holds, written a second time and simply."""
 
-    requests: dict[str, tuple[ReplyAddress, dict[int, list[int]]]] = field(default_factory=dict)
+    requests: dict[str, tuple[RequestTicket, dict[int, list[int]]]] = field(default_factory=dict)
     finals: dict[str, bool] = field(default_factory=dict)
 
 

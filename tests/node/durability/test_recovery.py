@@ -26,7 +26,7 @@ from edgecosine.node.gateway.service import Service, model_of
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.mqtt_message import Incoming, Outgoing
 from edgecosine.protocol.api.request import Committed, Request, Sampling
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.request_record import RequestRecord, RequestTicket
 from edgecosine.protocol.api.result import Progress
 from edgecosine.protocol.api.topics import Topics
 from tests.support.cluster import Drafter
@@ -131,7 +131,7 @@ async def live(
 
     past = recover(journal, model_of(service), BootTime.now())
     manager = request_manager(service, send, admission(service), journal=journal, recovered=past)
-    ticket = ReplyAddress("a", "1", request.kind, FINAL, wants_stream=request.stream, digest=b"d")
+    ticket = RequestTicket("a", "1", request.kind, FINAL, wants_stream=request.stream, digest=b"d")
     try:
         async with asyncio.TaskGroup() as group:
             writing = group.create_task(journal.run())
@@ -251,7 +251,7 @@ class Harness:
     def take(self, name: str = "1", prompt: str = "hm", **fields: Any) -> None:
         reply = fields.pop("reply", HOME.response("a", name))
         is_stream = fields.get("stream", False)
-        ticket = ReplyAddress("a", name, "completion", reply, wants_stream=is_stream, digest=b"d")
+        ticket = RequestTicket("a", name, "completion", reply, wants_stream=is_stream, digest=b"d")
         request = Request("a", name, "completion", prompt, **fields)
         self.manager.accept(RequestRecord(ticket, request))
 
@@ -497,7 +497,7 @@ def test_request_that_always_breaks_the_engine_is_given_up(tmp_path: Path) -> No
                     at.take()
                 await at.expect_state("running")
                 assert not await at.expect(FINAL, 0)
-                service.has_broken = True
+                service.has_engine_failed = True
         async with harness(tmp_path) as at:
             [final] = await at.expect(FINAL)
             assert final["error"]["code"] == "internal_error"

@@ -16,7 +16,7 @@ from edgecosine.node.gateway.service import Service
 from edgecosine.protocol.api.choices import choices_of
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.request import Request, Sampling
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.request_record import RequestRecord, RequestTicket
 from edgecosine.protocol.api.result import Delta, Progress, Started
 from edgecosine.protocol.api.topics import Topics
 from tests.support.cluster import Drafter, LinkFault
@@ -53,7 +53,7 @@ class Harness:
         return self.final
 
     def take(self, request: Request) -> None:
-        ticket = ReplyAddress(
+        ticket = RequestTicket(
             "a", "1", request.kind, HOME.response("a", "1"), wants_stream=request.stream
         )
         self.manager.accept(RequestRecord(ticket, request))
@@ -185,7 +185,7 @@ def test_choices_wait_for_slots_one_by_one() -> None:
         service = ScriptedService(max_sessions=2)
         gate = service.hold("hm")
         async with harness(service) as at:
-            other = ReplyAddress("b", "2", "completion", HOME.response("b", "2"))
+            other = RequestTicket("b", "2", "completion", HOME.response("b", "2"))
             at.manager.accept(RequestRecord(other, Request("b", "2", "completion", "hm")))
             at.take(request(2, "hm"))
             await service.begun(2)

@@ -19,7 +19,7 @@ from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.protocol.api.mqtt_message import MAX_PAYLOAD_BYTES, Outgoing
 from edgecosine.protocol.api.replies import RequestEnd
 from edgecosine.protocol.api.request import Request
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.request_record import RequestRecord, RequestTicket
 from edgecosine.protocol.api.result import Progress
 from edgecosine.protocol.api.topics import Topics
 from tests.support.fakes import ScriptedService, request_manager
@@ -65,7 +65,7 @@ class Harness:
     ) -> None:
         """Send a request."""
         reply = HOME.response("a", request_id)
-        ticket = ReplyAddress("a", request_id, "completion", reply, wants_stream=wants_stream)
+        ticket = RequestTicket("a", request_id, "completion", reply, wants_stream=wants_stream)
         request = Request("a", request_id, "completion", prompt, deadline_s=deadline_s, n=n)
         self.manager.accept(RequestRecord(ticket, request))
 
@@ -269,7 +269,7 @@ class RefusingJournal(NoJournal):
     """Cannot be written."""
 
     def accept(
-        self, ticket: ReplyAddress, request: Request, model: str, on_written: OnWritten
+        self, ticket: RequestTicket, request: Request, model: str, on_written: OnWritten
     ) -> None:
         on_written(False)
 

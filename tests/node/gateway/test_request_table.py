@@ -12,16 +12,16 @@ from edgecosine.node.gateway.request_table import (
 )
 from edgecosine.protocol.api.replies import FinalReply
 from edgecosine.protocol.api.request import Request
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.request_record import RequestRecord, RequestTicket
 
 FINAL = FinalReply("1", "t", b"text")
 
 
-def ticket(request_id: str, client_id: str = "a", digest: bytes = b"d") -> ReplyAddress:
-    return ReplyAddress(client_id, request_id, "ask", "reply", digest=digest)
+def ticket(request_id: str, client_id: str = "a", digest: bytes = b"d") -> RequestTicket:
+    return RequestTicket(client_id, request_id, "ask", "reply", digest=digest)
 
 
-def added(table: RequestTable, address: ReplyAddress) -> RequestRecord:
+def added(table: RequestTable, address: RequestTicket) -> RequestRecord:
     record = RequestRecord(address, Request("a", address.request_id, "ask", "x"))
     table.add(record, 0.0)
     return record

@@ -11,7 +11,7 @@ from edgecosine.node.durability.journal import DiskJournal
 from edgecosine.node.durability.recovery import RecoveredState
 from edgecosine.protocol.api.mqtt_message import Outgoing
 from edgecosine.protocol.api.request import Request
-from edgecosine.protocol.api.request_record import ReplyAddress, RequestRecord
+from edgecosine.protocol.api.request_record import RequestRecord, RequestTicket
 from edgecosine.protocol.api.topics import Topics
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import Drafter, LinkFault, harness
@@ -52,7 +52,7 @@ def test_resumed_request_is_counted() -> None:
             if message.topic == HOME.response("a", "1"):
                 is_sent.set()
 
-        ticket = ReplyAddress("a", "1", "completion", HOME.response("a", "1"))
+        ticket = RequestTicket("a", "1", "completion", HOME.response("a", "1"))
         job = RequestRecord(ticket, Request("a", "1", "completion", "x"), age_s=1.0)
         manager = request_manager(
             service, send, AdmissionControl(num_slots=1, max_queued=4), counters=counters,
