@@ -109,14 +109,14 @@ def cobatching_fault(model: ForwardModel, config: Any = None) -> str | None:
     for cut in (1, 4, _LENGTH - 1):
         for num_cobatched in (0, *_COBATCHED):
             if not torch.equal(probe.run(tokens, cut, num_cobatched), reference):
-                return f"bits of a row differ in pieces of {cut} rows beside {num_cobatched} others"
+                return f"bits of a row differ in pieces of {cut} rows with {num_cobatched} others"
     if not torch.equal(probe.run_tree(tokens), reference[1:]):
         return "the bits of a row differ in a token tree"
     return None
 
 
 class _Probe:
-    """Runs a sequence in slot 0, after tokens that are read once, beside other rows."""
+    """Runs a sequence in slot 0, after tokens that are read once, co-batched with other rows."""
 
     def __init__(self, model: ForwardModel, config: Any) -> None:
         text = None if config is None else config.get_text_config()
