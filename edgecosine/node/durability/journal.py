@@ -1,7 +1,8 @@
 """The durable journal: active requests, their committed tokens, and finals.
 
-A thread writes in batches; the event loop only appends to a queue and never blocks. A reply is sent
-after the records that it depends on are written (output commit: Elnozahy et al., ACM Computing
+A thread writes in batches; the event loop only appends to a queue and never blocks. Records of one
+iteration of the event loop go to the thread together, since each hand-over wakes it. A reply is
+sent after the records that it depends on are written (output commit: Elnozahy et al., ACM Computing
 Surveys 2002, section 2.6): `then` keeps that order. If the disk fails or hangs, new requests are
 refused and active ones continue without a journal. Their finals wait some time for the disk
 (`once_kept`): if the process is killed before an end is written, the client gets a second final
@@ -79,7 +80,9 @@ class DiskJournal:
         self._first = self.store.first_moment(now())
         self.num_starts = self.store.count_start()
         """Number of starts of a node with this journal, including this one."""
-        self._records: queue.SimpleQueue[_Record | None] = queue.SimpleQueue()
+        self._records: queue.SimpleQueue[list[_Record] | None] = queue.SimpleQueue()
+        self._newest: list[_Record] = []
+        """Records that are handed over at the end of this iteration of the event loop."""
         self._unwritten: deque[_Record] = deque(maxlen=_MAX_UNWRITTEN)
         self._num_records = self._num_written = self._num_kept = 0
         """Records so far; those written or failed; those before the first unwritten end."""
@@ -180,6 +183,7 @@ class DiskJournal:
                     raise self._crash
                 self._check_disk()
         finally:
+            self._hand_over()
             self._records.put(None)
             # The wait is bounded, since the disk may hang.
             thread.join(self._stuck_s)
@@ -202,7 +206,17 @@ class DiskJournal:
         must_keep: bool = False,
     ) -> None:
         self._num_records += 1
-        self._records.put(_Record(self._num_records, written, is_lasting, must_keep))
+        self._newest.append(_Record(self._num_records, written, is_lasting, must_keep))
+        if self._loop is None:
+            self._hand_over()
+        elif len(self._newest) == 1:
+            self._loop.call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        """Give the newest records to the thread."""
+        if self._newest:
+            self._records.put(self._newest)
+            self._newest = []
 
     def _wait(self, on_written: OnWritten) -> None:
         if self._is_stuck:
@@ -259,8 +273,8 @@ class DiskJournal:
         first = self._records.get()
         batch: list[_Record] = []
         while first is not None:
-            batch.append(first)
-            if len(batch) == _MAX_BATCH or self._records.empty():
+            batch += first
+            if len(batch) >= _MAX_BATCH or self._records.empty():
                 return batch
             first = self._records.get()
         if batch:

@@ -126,11 +126,13 @@ class JournalMachine(RuleBasedStateMachine):
         batch, self._pending = self._pending[:num_records], self._pending[num_records:]
         if not batch:
             return
-        records = [self._journal._records.get() for _ in batch]
+        handed_over = [self._journal._records.get() for _ in batch]
         with contextlib.ExitStack() as stack:
             if is_refused:
                 stack.enter_context(_full_disk(self._journal.store))
-            failure = self._journal._write([record for record in records if record])
+            failure = self._journal._write(
+                [each for records in handed_over for each in records or ()]
+            )
         assert (failure is not None) == is_refused
         if is_refused:
             self._unwritten += [each for each in batch if each[2]]
