@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 
 from edgecosine.balance.local_draft import SOURCES, LocalDraft
 from edgecosine.balance.plan import MAX_NODES
@@ -32,7 +32,7 @@ from edgecosine.node.target.drafting import Drafting
 from edgecosine.node.target.request_metrics import RequestMetrics
 from edgecosine.node.target.round_learning import RoundLearning
 from edgecosine.node.target.round_trace import RoundTrace
-from edgecosine.node.target.session_round import BegunRound, EndedRound
+from edgecosine.node.target.session_round import BegunRound, EndedRound, guessed_by
 from edgecosine.node.target.shared_noise import noise_of
 from edgecosine.node.target.verifier import Verifier
 from edgecosine.protocol.api.request import Committed, Request
@@ -330,7 +330,7 @@ class Session:
         committed = self._sequence.tokens
         self._local.observe(committed)
         self._local.learn(committed, len(committed) - len(tokens))
-        self._text.add(tokens, result.logprobs, _guessed_by(result.path, tree, proposers))
+        self._text.add(tokens, result.logprobs, guessed_by(result.path, tree, proposers))
 
     def _answer(self) -> Answer:
         self._metrics.plan = self._metrics.plan or self._statistics.why_plain(self._state.policy)
@@ -341,12 +341,3 @@ class Session:
             model=self._model,
             metrics=self._metrics.metrics(),
         )
-
-
-def _guessed_by(path: Sequence[int], tree: TokenTree, proposers: Sequence[str]) -> Iterator[str]:
-    """The drafters of each node of an accepted path, and of the target's own token behind it."""
-    for node in path:
-        yield "+".join(
-            name for bit, name in enumerate(proposers) if tree.proposers[node] >> bit & 1
-        )
-    yield ""

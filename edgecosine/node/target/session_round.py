@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -49,3 +49,12 @@ class EndedRound(msgspec.Struct, frozen=True):
     probed: Sequence[DrafterTree]
     ended_s: float
     pass_s: float
+
+
+def guessed_by(path: Sequence[int], tree: TokenTree, proposers: Sequence[str]) -> Iterator[str]:
+    """The drafters of each node of an accepted path, and of the target's own token behind it."""
+    for node in path:
+        yield "+".join(
+            name for bit, name in enumerate(proposers) if tree.proposers[node] >> bit & 1
+        )
+    yield ""
