@@ -64,8 +64,7 @@ class AcceptanceStatistics:
             state.record.self_report.observe(reported, hits, misses)
         _observe_score(request, draft)
         calibration = state.calibration(is_greedy=request.is_greedy)
-        for confidence, is_accepted in comparison.judged:
-            calibration.observe(confidence, is_accepted=is_accepted)
+        calibration.observe(comparison.judged)
 
     def _predict(self, request: RequestState) -> None:
         """Predict rates from the NLLs of drafters whose self-reports are trusted."""

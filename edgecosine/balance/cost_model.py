@@ -16,6 +16,8 @@ NOTICED = 0.01
 """Change of a smoothed time for which expected times are computed again."""
 SPARE_ROWS = 64
 """Rows beyond those of a plan for which times are computed at once, for the plans after it."""
+REMEMBERED_ROWS = 1024
+"""Rows of former plans for which times are computed, at most: a long prompt has many more."""
 _SIZE_BITS = 5
 """Significant bits of larger sizes."""
 
@@ -110,6 +112,8 @@ class PassCost:
         """The measurements that it was computed from."""
         self._times: list[float] = []
         """Expected times of passes of 0, 1, ... rows, by the curve."""
+        self._most_rows = 0
+        """Of the largest pass whose time was asked for, up to REMEMBERED_ROWS."""
 
     def observe(self, rows: int, elapsed_s: float) -> None:
         """Learn from one pass."""
@@ -124,11 +128,14 @@ class PassCost:
         """Expected times of `count` passes of first, first + 1, ... rows."""
         end = first + count
         if end > len(self._times):
-            # Plans of co-batched requests begin at many sizes between two passes.
+            # Plans of co-batched requests begin at many sizes between two passes: those of the
+            # passes before tell how many times are needed.
+            most = max(end, self._most_rows)
+            self._most_rows = min(most, REMEMBERED_ROWS)
             sizes, times = self._shortest()
-            beyond = max(end, *sizes, 0) + SPARE_ROWS
+            beyond = max(most, *sizes, 0) + SPARE_ROWS
             points = (*sizes, beyond), (*times, self.expected_s(beyond))
-            self._times = np.interp(np.arange(end + SPARE_ROWS), *points).tolist()
+            self._times = np.interp(np.arange(most + SPARE_ROWS), *points).tolist()
         return self._times[first:end]
 
     def expected_s(self, rows: int) -> float:

@@ -188,8 +188,7 @@ class LocalDraft:
 
     def _judge(self, guess: _Guess, token: int) -> bool:
         is_accepted = guess.token == token
-        calibration = self._calibration(guess.source)
-        calibration.observe(guess.confidence, is_accepted=is_accepted)
+        self._calibration(guess.source).observe([(guess.confidence, is_accepted)])
         return is_accepted
 
     def _calibration(self, source: str) -> Calibration:

@@ -206,5 +206,5 @@ class RequestRates:
 
     def judged(self, drafter: str) -> float:
         """The evidence without the prediction by the NLL, which only compares drafters."""
-        seen = (rates.get(drafter) for rates in (self.rates, self.reported))
-        return sum(rate.evidence for rate in seen if rate)
+        known = (self.rates, self.reported)
+        return sum([rates[drafter].evidence for rates in known if drafter in rates])

@@ -28,11 +28,13 @@ class Calibration:
     accepted: list[float] = field(default_factory=_zeros)
     judged: list[float] = field(default_factory=_zeros)
 
-    def observe(self, confidence: float, *, is_accepted: bool) -> None:
-        """Learn from one token whose parent was accepted."""
-        index = _bin(confidence)
-        self.accepted[index] = self.accepted[index] * _FADE + is_accepted
-        self.judged[index] = self.judged[index] * _FADE + 1.0
+    def observe(self, judged: Sequence[tuple[float, bool]]) -> None:
+        """Learn from tokens whose parents were accepted: the confidence of each, and whether it was
+        accepted."""
+        bins = _bins([confidence for confidence, _ in judged])
+        for index, (_, is_accepted) in zip(bins, judged, strict=True):
+            self.accepted[index] = self.accepted[index] * _FADE + is_accepted
+            self.judged[index] = self.judged[index] * _FADE + 1.0
 
     def probability(self, confidence: float) -> float:
         """Probability that a token of this confidence is accepted, given that its parent is."""
@@ -41,16 +43,15 @@ class Calibration:
     def probabilities(self, confidences: Sequence[float]) -> tuple[float, ...]:
         """`probability` of each of many confidences."""
         accepted, weights = self.accepted, [judged + PRIOR_WEIGHT for judged in self.judged]
-        last = BINS - 1
-        # Drafts have up to a hundred nodes; `_bin` would cost more than the rest.
-        bins = [index if (index := int(each * BINS)) < last else last for each in confidences]
         return tuple(
             [
                 (accepted[index] + PRIOR_WEIGHT * confidence) / weights[index]
-                for index, confidence in zip(bins, confidences, strict=True)
+                for index, confidence in zip(_bins(confidences), confidences, strict=True)
             ]
         )
 
 
-def _bin(confidence: float) -> int:
-    return min(BINS - 1, max(0, int(confidence * BINS)))
+def _bins(confidences: Sequence[float]) -> list[int]:
+    # Drafts have up to a hundred nodes; a call for each would cost more than the rest.
+    last = BINS - 1
+    return [index if (index := int(each * BINS)) < last else last for each in confidences]

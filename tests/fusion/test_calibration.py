@@ -17,7 +17,7 @@ def taught(confidence: float, accepted: int, of: int, times: int) -> Calibration
     """A calibration with `accepted` of each `of` tokens of this confidence accepted."""
     calibration = Calibration()
     for number in islice(cycle(range(of)), times):
-        calibration.observe(confidence, is_accepted=number < accepted)
+        calibration.observe([(confidence, number < accepted)])
     return calibration
 
 
@@ -29,8 +29,7 @@ def test_unknown_drafters_confidence_is_the_prior(confidence: float) -> None:
 @given(shares, st.lists(st.tuples(shares, st.booleans()), max_size=50))
 def test_probability_is_a_probability(confidence: float, judged: list[tuple[float, bool]]) -> None:
     calibration = Calibration()
-    for each, is_accepted in judged:
-        calibration.observe(each, is_accepted=is_accepted)
+    calibration.observe(judged)
     assert 0.0 <= calibration.probability(confidence) <= 1.0
 
 
@@ -62,6 +61,6 @@ def test_judged_tokens_change_their_own_bin_only(seen: int, asked: int) -> None:
 def test_old_judged_tokens_fade() -> None:
     calibration = taught(0.9, 1, 1, int(2 * MEMORY))
     for _ in range(int(3 * MEMORY)):
-        calibration.observe(0.9, is_accepted=False)
+        calibration.observe([(0.9, False)])
     assert calibration.probability(0.9) < 0.06
     assert calibration.judged[9] <= MEMORY

@@ -67,5 +67,4 @@ class PendingRequests:
 
 
 def _key(message: DraftRequest | JudgeRequest | Reveal | Reply) -> _Key:
-    is_ahead = isinstance(message, DraftRequest | Draft | OutOfStep) and message.is_ahead
-    return message.request_id, message.round, is_ahead
+    return message.request_id, message.round, getattr(message, "is_ahead", False)

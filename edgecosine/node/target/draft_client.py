@@ -100,13 +100,13 @@ class DraftClient:
 
     def able(self, node_ids: Iterable[str]) -> list[str]:
         """Those of `node_ids` that are linked and can read the whole sequence."""
-        links, able = self._links(), []
+        links, able, length = self._links(), list[str](), len(self._sequence)
         for node_id in node_ids:
             link = links.get(node_id)
             if link is None or link.is_leaving:
                 continue
             most = min(link.max_context or LONGEST_PREFIX, LONGEST_PREFIX)
-            if len(self._sequence) > most:
+            if length > most:
                 self._leave_out(node_id, most)
             else:
                 able.append(node_id)
