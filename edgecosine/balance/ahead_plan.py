@@ -1,4 +1,8 @@
-"""What drafters draft while the target verifies a tree: after its endpoints, for one pass."""
+"""What drafters draft while the target verifies a tree: after its endpoints, for one pass.
+
+Not those that share the target's processor: a fresh draft takes less of its time than one after all
+endpoints.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,11 @@ def plan_ahead(
     """The plan to draft after all endpoints of `tree`, with those of the plan's drafters that are
     among `drafters`; empty without any."""
     policy = request.policy
-    asked = tuple(node_id for node_id in plan.drafters if node_id in drafters)
+    asked = tuple(
+        node_id
+        for node_id in plan.drafters
+        if node_id in drafters and not statistics.contention.of(node_id)
+    )
     if not policy.is_ahead or not asked:
         return Plan()
     fewest, most = AHEAD_STEPS

@@ -35,6 +35,8 @@ class DrafterSpeed:
     """Compute per step, which makes the draft a token longer."""
     overhead_s: float | None = None
     """Request to answer without the compute: network, queue, both event loops."""
+    disturbed_overhead_s: float | None = None
+    """The lowest overhead of disturbed answers, before any other."""
     ahead_step_s: float | None = None
     """Compute per step of a draft ahead."""
     ahead_overhead_s: float = 0.0
@@ -61,6 +63,11 @@ class DrafterSpeed:
             self.overhead_s = smooth(self.overhead_s, overhead_s)
         elif self.overhead_s is not None:
             self.overhead_s = min(self.overhead_s, overhead_s)
+        else:
+            former_s = self.disturbed_overhead_s
+            self.disturbed_overhead_s = (
+                overhead_s if former_s is None else min(former_s, overhead_s)
+            )
 
     def observe_ahead(self, elapsed_s: float, compute_s: float, num_steps: int) -> None:
         """Learn from a draft ahead of `num_steps` steps."""
@@ -80,6 +87,13 @@ class DrafterSpeed:
         """Learn from a missed deadline: the overhead is at least the time waited."""
         self.overhead_s = smooth(self.overhead_s, max(waited_s, self.overhead_s or 0.0), 0.5)
 
+    def believed_overhead_s(self, *, is_alone: bool) -> float:
+        """The overhead to plan with. Disturbed answers only bound it from above: a request that is
+        alone would wait for it, and believes the bound; beside others it is to be tried."""
+        if self.overhead_s is None and is_alone:
+            return self.disturbed_overhead_s or 0.0
+        return self.overhead_s or 0.0
+
     def expected_s(self, num_tokens: int) -> float:
         """Request to answer for a draft of `num_tokens`; optimistic before a measurement."""
         return (self.overhead_s or 0.0) + num_tokens * (self.token_s or 0.0)
@@ -97,6 +111,8 @@ class PassReport(msgspec.Struct, frozen=True):
     """Of these, draft tokens."""
     num_prompt_rows: int = 0
     """Rows that read prompts."""
+    beside_s: float = 0.0
+    """Time of it in which drafters of the same machine had work."""
 
 
 class PassCost:

@@ -8,6 +8,7 @@ no pass is missed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from edgecosine.balance.plan import MAX_GAMMA, CoBatchedRequests
@@ -22,13 +23,15 @@ _MOST_ROWS = 2 * MAX_GAMMA + 1
 
 def waits_together(drafters: Iterable[str], statistics: Statistics) -> bool:
     """Whether none of these drafters makes `FEWEST_STEPS` while a pass of several requests runs, as
-    far as their steps were measured."""
+    far as their steps were measured. Those that share its processor draft nothing ahead."""
     if statistics.num_active < 2:
         return False
-    speeds = [statistics.drafter(node_id).speed for node_id in drafters]
+    speeds = [(statistics.drafter(node_id).speed, node_id) for node_id in drafters]
     times_s = [
-        (speed.overhead_s or 0.0) + FEWEST_STEPS * step_s
-        for speed in speeds
+        math.inf
+        if statistics.contention.of(node_id)
+        else (speed.overhead_s or 0.0) + FEWEST_STEPS * step_s
+        for speed, node_id in speeds
         if (step_s := speed.token_s or speed.ahead_step_s) is not None
     ]
     return bool(times_s) and min(times_s) > statistics.pass_s(statistics.num_active)

@@ -41,6 +41,8 @@ class Candidate(msgspec.Struct, frozen=True):
     is_measured: bool
     longest: int = MAX_GAMMA
     """Tokens of a draft, at most."""
+    contention: float = 0.0
+    """Seconds by which its steps delay passes, for each second."""
 
 
 class CoBatchedRequests(msgspec.Struct, frozen=True):
@@ -108,15 +110,30 @@ def choose_plan(
         for gamma in range(1, min(candidate.longest, room - 1, len(pass_s) - 2) + 1):
             path *= candidate.rate
             tokens += path
-            draft_s = candidate.overhead_s + gamma * candidate.token_s
             round_s = pass_s[gamma + 1]
-            wait_s = expected_wait_s(draft_s, round_s, overlap)
+            wait_s = _wait_s(candidate, gamma, round_s, co_batched, overlap)
             speed = speed_of(tokens, wait_s, round_s, co_batched)
             if speed > best_speed:
                 best_speed, best = speed, (candidate, gamma)
     if best is None or best_speed <= plain_speed:
         return Plan(speed=plain_speed, reason=_why_plain(best, best_speed, plain_speed, pass_s))
     return _plan_of_one(*best, best_speed, pass_s)
+
+
+def _wait_s(
+    candidate: Candidate,
+    gamma: int,
+    round_s: float,
+    co_batched: CoBatchedRequests,
+    overlap: float,
+) -> float:
+    """Expected wait for a draft. One that shares the target's processor is not made ahead, and
+    delays the passes of all requests."""
+    steps_s = gamma * candidate.token_s
+    draft_s = candidate.overhead_s + steps_s
+    if not candidate.contention:
+        return expected_wait_s(draft_s, round_s, overlap)
+    return max(draft_s, candidate.contention * steps_s * (1 + co_batched.requests))
 
 
 def _why_plain(
@@ -151,10 +168,37 @@ def _plan_of_one(candidate: Candidate, gamma: int, speed: float, pass_s: Sequenc
     )
 
 
+def worth_asking(
+    candidates: Sequence[Candidate],
+    pass_s: Sequence[float],
+    co_batched: CoBatchedRequests,
+    overlap: float,
+) -> Sequence[Candidate]:
+    """All but those that share the target's processor and would not be chosen if they were right as
+    often as the best one."""
+    others = [each for each in candidates if not each.contention]
+    if len(others) in (0, len(candidates)):
+        return candidates
+    best_rate = max(each.rate for each in candidates)
+
+    def may_lead(each: Candidate) -> bool:
+        rivals = [*others, replace(each, rate=best_rate)]
+        plan = choose_plan(rivals, pass_s, MAX_GAMMA, co_batched, overlap)
+        return each.node_id in plan.drafters
+
+    return [each for each in candidates if not each.contention or may_lead(each)]
+
+
 def ask_around(plan: Plan, candidates: Sequence[Candidate], most: int) -> Plan:
     """The plan with the best other drafters added, up to `most` in all, since its lead may not fit
-    the text any more; the next rounds show which drafter does."""
-    others = sorted(candidates, key=lambda candidate: -candidate.rate)
+    the text any more; the next rounds show which drafter does. Not those that are expected too
+    late, and not those that share the target's processor."""
+    in_time = [
+        each
+        for each in candidates
+        if not each.contention and each.overhead_s + plan.gamma * each.token_s <= plan.deadline_s
+    ]
+    others = sorted(in_time, key=lambda candidate: -candidate.rate)
     names = dict.fromkeys((*plan.drafters, *(candidate.node_id for candidate in others)))
     return replace(plan, drafters=tuple(names)[:most])
 
@@ -162,15 +206,16 @@ def ask_around(plan: Plan, candidates: Sequence[Candidate], most: int) -> Plan:
 def contenders(candidates: Sequence[Candidate]) -> list[Candidate]:
     """The candidates that may be the best at some draft length, in their order.
 
-    A candidate is dropped if another one is at least as good in rate, overhead and time per token;
-    of two equal ones the first stays.
+    A candidate is dropped if another one is at least as good in rate, overhead, time per token and
+    contention; of two equal ones the first stays.
     """
     kept: list[tuple[int, Candidate]] = []
     ranked = sorted(enumerate(candidates), key=lambda numbered: -numbered[1].rate)
     for place, candidate in ranked:
         overhead_s, token_s = candidate.overhead_s, candidate.token_s
         for _, other in kept:
-            if other.overhead_s <= overhead_s and other.token_s <= token_s:
+            is_as_quick = other.overhead_s <= overhead_s and other.token_s <= token_s
+            if is_as_quick and other.contention <= candidate.contention:
                 break
         else:
             kept.append((place, candidate))

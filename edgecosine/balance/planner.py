@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from msgspec.structs import replace
 
-from edgecosine.balance.ahead_plan import plan_ahead
+from edgecosine.balance.ahead_plan import AHEAD_WIDTH, plan_ahead
 from edgecosine.balance.baselines.planner import BaselinePlanner
 from edgecosine.balance.baselines.rules import Similarity, equality
 from edgecosine.balance.first_probes import first_asked
@@ -18,6 +18,7 @@ from edgecosine.balance.fixed_plan import fixed_plan
 from edgecosine.balance.fresh_draft_gain import pays_to_wait
 from edgecosine.balance.lock_step import as_one_request, waits_together
 from edgecosine.balance.plan import (
+    ALONE,
     MAX_GAMMA,
     MAX_NODES,
     PROBE_GAMMA,
@@ -29,6 +30,7 @@ from edgecosine.balance.plan import (
     best_speed,
     choose_plan,
     probe_plan,
+    worth_asking,
     worthwhile_nodes,
 )
 from edgecosine.balance.policy import FIXED_DRAFTERS, Policy
@@ -53,6 +55,10 @@ from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 MOST_IN_DOUBT = 8
 """Most requests beside each other that ask all drafters when in doubt: of more the messages would
 fill the target's event loop."""
+
+NEXT_TO_NOTHING = 1.05
+"""Time of a pass with as many rows as a wide step, over that with those of a narrow one, up to
+which the processor's memory bounds both."""
 
 
 class Planner:
@@ -128,7 +134,7 @@ class Planner:
             plan = self._afforded(request, plan, candidates, room)
         else:
             plan = fixed_plan(policy, candidates, room)
-        plan = replace(plan, width=max(1, policy.width))
+        plan = replace(plan, width=self._width(request, plan))
         self._last_reason = plan.reason
         return plan
 
@@ -176,7 +182,7 @@ class Planner:
         promising ones and some with the least evidence. Empty while no request speculates."""
         if not self.statistics.speculates(request):
             return Plan()
-        candidates = first_asked(request, self._candidates(request, drafters), self.statistics)
+        candidates = first_asked(request, self._worth_asking(request, drafters), self.statistics)
         budget = self.statistics.budget(request)
         if budget is not None:
             certain = [each for each in candidates if self._is_certain(request, each, room)]
@@ -276,8 +282,9 @@ class Planner:
         hosts = self.statistics.hosts(probed if is_due(since, pace * SHARED_PACE) else busy)
         others = [
             candidate
-            for candidate in self._candidates(request, set(drafters) - busy)
-            if self.statistics.drafter(candidate.node_id).host not in hosts
+            for candidate in self._worth_asking(request, drafters)
+            if candidate.node_id not in busy
+            and self.statistics.drafter(candidate.node_id).host not in hosts
         ]
         is_plain = not plan.drafters
         chosen = choose_probe(others, num_probes, since, pace, is_plain=is_plain)
@@ -310,6 +317,25 @@ class Planner:
             return ask_around(plan, candidates, request.policy.max_drafters)
         return plan
 
+    def _worth_asking(
+        self, request: RequestState, drafters: Collection[str]
+    ) -> Sequence[Candidate]:
+        """The drafters that plans may turn to."""
+        candidates = self._candidates(request, drafters)
+        co_batched = self.statistics.co_batched(request)
+        pass_s = self.statistics.pass_times(co_batched)
+        return worth_asking(candidates, pass_s, co_batched, request.overlap)
+
+    def _width(self, request: RequestState, plan: Plan) -> int:
+        """Nodes that a drafter reads per step. One that shares the target's processor reads as many
+        as drafts ahead, of which it makes none, where they cost that processor next to nothing."""
+        width = request.policy.width
+        if width and any(map(self.statistics.contention.of, plan.drafters)):
+            pass_s = self.statistics.pass_times(ALONE)
+            if pass_s[AHEAD_WIDTH] <= NEXT_TO_NOTHING * pass_s[width]:
+                return AHEAD_WIDTH
+        return max(1, width)
+
     def _candidates(self, request: RequestState, drafters: Collection[str]) -> list[Candidate]:
         """The drafters that may be asked, sorted by node id."""
         available = self.statistics.available(drafters)
@@ -323,9 +349,10 @@ class Planner:
             rate=request.rates.estimate(node_id, state.record),
             evidence=request.rates.evidence(node_id),
             token_s=step_s or 0.0,
-            overhead_s=state.speed.overhead_s or 0.0,
+            overhead_s=state.speed.believed_overhead_s(is_alone=self.statistics.num_active == 1),
             is_measured=state.speed.overhead_s is not None,
             longest=MAX_GAMMA if step_s is not None else TRIAL_GAMMA,
+            contention=self.statistics.contention.of(node_id),
         )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from edgecosine.balance.acceptance_statistics import AcceptanceStatistics
 from edgecosine.balance.batch_wait import ExpectedArrival, batch_wait_s
+from edgecosine.balance.contention import Contention
 from edgecosine.balance.cost_model import PassCost, PassReport, smooth
 from edgecosine.balance.drafter_table import SHORTLIST, DrafterState, DrafterTable
 from edgecosine.balance.fresh_draft_gain import FreshDraftGain
@@ -44,6 +45,7 @@ class Statistics:
         self.drafters = DrafterTable()
         self.acceptance = AcceptanceStatistics(self.drafters)
         self.fresh_draft_gain = FreshDraftGain()
+        self.contention = Contention()
         self._pass_cost = PassCost()
         self._bookkeeping_s = {True: 0.0, False: 0.0}
         """Per round of one request, by whether it is plain; smoothed."""
@@ -129,15 +131,17 @@ class Statistics:
         names = self.drafters.shortlist(request, self._num_plans)
         return [node_id for node_id in names if node_id in drafters]
 
-    def add_link(self, node_id: str, host: str = "") -> None:
+    def add_link(self, node_id: str, host: str = "", *, is_beside: bool = False) -> None:
         """A drafter of the machine `host` was linked, maybe as a new process: its former speed does
-        not count."""
+        not count. `is_beside`: it is the target's own machine."""
         self.drafters.add_link(node_id, host)
+        (self.contention.add if is_beside else self.contention.remove)(node_id)
         self._reconsider(has_new_drafter=True)
 
     def remove_link(self, node_id: str) -> None:
         """A drafter's link has ended; the evidence about it stays while there is room."""
         self.drafters.remove_link(node_id)
+        self.contention.remove(node_id)
 
     def count_plan(self) -> None:
         """Count a plan; the rests of late drafters are measured in plans."""
@@ -207,6 +211,10 @@ class Statistics:
         """Expected time of a pass."""
         return self._pass_cost.expected_s(num_rows)
 
+    def worked_beside_s(self, moment: float) -> float:
+        """Time until now in which drafters of the target's own machine had work."""
+        return self.contention.worked_s(moment)
+
     def batch_wait_s(self, num_rows: int, arrivals: Sequence[ExpectedArrival]) -> float | None:
         """How long to delay a pass of `num_rows` rows for expected arrivals; None to start it."""
         most = num_rows + sum(arrival.rows for arrival in arrivals)
@@ -214,7 +222,9 @@ class Statistics:
 
     def observe_pass(self, report: PassReport) -> None:
         """Learn from a forward pass."""
-        self._pass_cost.observe(report.num_rows, report.elapsed_s)
+        without_s = self._pass_cost.expected_s(report.num_rows)
+        delay_s = self.contention.observe(report.elapsed_s, report.beside_s, without_s)
+        self._pass_cost.observe(report.num_rows, report.elapsed_s - delay_s)
         if report.cycle_s > 0.0:
             self.busy_share = smooth(self.busy_share, report.elapsed_s / report.cycle_s)
         num_requests, expected_s = len(self._active), self._pass_cost.expected_s

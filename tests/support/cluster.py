@@ -258,6 +258,9 @@ class SteadyCosts:
     def observe_pass(self, report: PassReport) -> None:
         self.statistics.observe_pass(PassReport(report.num_rows, self.seconds))
 
+    def worked_beside_s(self, moment: float) -> float:
+        return 0.0
+
     def batch_wait_s(self, num_rows: int, arrivals: Sequence[ExpectedArrival]) -> float | None:
         return self.statistics.batch_wait_s(num_rows, arrivals)
 

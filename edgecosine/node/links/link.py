@@ -127,6 +127,11 @@ class Link(asyncio.Protocol):
         return self._socket.host
 
     @property
+    def is_within_machine(self) -> bool:
+        """Whether the peer runs on this machine."""
+        return self._socket.is_within_machine
+
+    @property
     def peercert(self) -> Mapping[str, Any] | None:
         """The peer's certificate in the format of the standard library; None on a plain link."""
         return self._socket.peercert

@@ -46,6 +46,12 @@ class LinkSocket:
         return str(peer[0]) if peer else "?"
 
     @property
+    def is_within_machine(self) -> bool:
+        """Whether both ends have one address."""
+        own = self._transport.get_extra_info("sockname") if self._transport else None
+        return own is not None and str(own[0]) == self.host
+
+    @property
     def peercert(self) -> Mapping[str, Any] | None:
         """The peer's certificate in the format of the standard library; None on a plain link."""
         if self._transport is None:

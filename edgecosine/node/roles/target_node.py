@@ -285,7 +285,9 @@ class TargetNode:
                 self._committee.add(link)
             return
         self._drafters[link.peer.node_id] = link
-        self._planner.statistics.add_link(link.peer.node_id, link.host)
+        self._planner.statistics.add_link(
+            link.peer.node_id, link.host, is_beside=link.is_within_machine
+        )
 
     def _on_lost(self, link: Link) -> None:
         count_lost(self._counters, link)

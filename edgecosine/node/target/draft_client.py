@@ -221,6 +221,7 @@ class DraftClient:
     ) -> AskedDraft:
         asked = AskedDraft(node_id, plan, now(), trunk, ahead)
         self._awaited[asked] = None
+        self._statistics.contention.begin(node_id, asked.asked_s)
         self._request(asked, link)
         return asked
 
@@ -305,7 +306,8 @@ class DraftClient:
 
     def _end(self, asked: AskedDraft, draft: Draft | None) -> None:
         asked.is_over = True
-        self._awaited.pop(asked, None)
+        if self._awaited.pop(asked, asked) is None:
+            self._statistics.contention.end(asked.node_id, now())
         self._metrics.trace.drafted(asked.node_id, asked.asked_s, draft)
         self.wait.ended()
 

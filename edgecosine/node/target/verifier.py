@@ -60,6 +60,9 @@ class PassCosts(Protocol):
     def pass_s(self, num_rows: int) -> float:
         """Expected time of a pass."""
 
+    def worked_beside_s(self, moment: float) -> float:
+        """Time until now in which drafters of the target's own machine had work."""
+
     def batch_wait_s(self, num_rows: int, arrivals: Sequence[ExpectedArrival]) -> float | None:
         """How long to delay a pass for expected arrivals; None to start it at once."""
 
@@ -237,6 +240,7 @@ class Verifier:
     async def _pass(self) -> StepResult:
         works = [envelope.message for envelope in self._batch]
         released, self._released = self._released, []
+        worked_s = self._costs.worked_beside_s(now())
         try:
             result, elapsed_s = await self._run_engine(works, released)
         except EngineError:
@@ -253,7 +257,8 @@ class Verifier:
         self.idle_s += cycle_s - elapsed_s
         self._ended, self.last_pass_s = ended, elapsed_s
         if result.num_rows:
-            self._costs.observe_pass(_report(works, result, elapsed_s, cycle_s))
+            beside_s = self._costs.worked_beside_s(ended) - worked_s
+            self._costs.observe_pass(_report(works, result, elapsed_s, cycle_s, beside_s))
         return result
 
     async def _one_by_one(self, works: list[VerifyWork], error: Exception) -> StepResult:
@@ -311,7 +316,11 @@ class Verifier:
 
 
 def _report(
-    works: Sequence[VerifyWork], result: StepResult, elapsed_s: float, cycle_s: float
+    works: Sequence[VerifyWork],
+    result: StepResult,
+    elapsed_s: float,
+    cycle_s: float,
+    beside_s: float,
 ) -> PassReport:
     verified = [outcome for outcome in result.outcomes if isinstance(outcome, VerificationResult)]
     num_accepted = sum(len(outcome.path) for outcome in verified)
@@ -322,6 +331,7 @@ def _report(
         num_tokens=len(verified) + num_accepted,
         num_accepted=num_accepted,
         num_prompt_rows=result.num_rows - _num_decoding(works, result),
+        beside_s=beside_s,
     )
 
 

@@ -49,6 +49,9 @@ class Costs:
     def pass_s(self, num_rows: int) -> float:
         return 1.0
 
+    def worked_beside_s(self, moment: float) -> float:
+        return 0.0
+
     def batch_wait_s(self, _num_rows: int, _arrivals: Sequence[ExpectedArrival]) -> float | None:
         if not self._batch_wait_s:
             return None

@@ -1,0 +1,121 @@
+"""Drafters on the target's machine: those that share its processor are noticed by its passes, and
+asked only where that pays."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgecosine.balance.contention import FEWEST_PASSES, Contention
+from edgecosine.balance.cost_model import PassReport
+from edgecosine.balance.plan import ALONE, Candidate, Plan, ask_around, choose_plan, worth_asking
+from edgecosine.balance.planner import Planner
+from edgecosine.balance.request_state import RequestState
+from edgecosine.protocol.wire.tree import EMPTY_TREE
+from tests.balance.test_planner import PASS_S, observe_draft, planner
+
+STEP_S = 0.004
+FLAT = [PASS_S] * 40
+
+
+def candidate(
+    node_id: str, *, rate: float = 0.7, contention: float = 0.0, far_s: float = 0.0
+) -> Candidate:
+    return Candidate(node_id, rate, 20.0, STEP_S, far_s, True, contention=contention)
+
+
+def beside(pass_s: float, *, passes: int = FEWEST_PASSES) -> Contention:
+    """Passes of 30 ms became as long as this while a drafter worked beside all of them."""
+    made = Contention()
+    made.add("d")
+    for _ in range(passes):
+        made.observe(pass_s, pass_s, PASS_S)
+    return made
+
+
+def test_work_is_the_time_in_which_any_drafter_of_the_machine_has_a_request() -> None:
+    made = Contention()
+    made.add("a")
+    made.add("b")
+    made.begin("a", 1.0)
+    made.begin("b", 2.0)
+    made.begin("remote", 2.0)
+    made.end("a", 3.0)
+    made.end("b", 5.0)
+    assert made.worked_s(9.0) == 4.0
+    made.end("b", 10.0)
+    made.begin("a", 10.0)
+    made.remove("a")
+    assert made.worked_s(20.0) == 4.0
+
+
+def test_drafter_that_takes_turns_with_the_passes_is_charged_its_steps() -> None:
+    assert beside(2 * PASS_S).of("d") == pytest.approx(1.0)
+    assert beside(2 * PASS_S).of("remote") == 0.0
+    assert beside(2 * PASS_S, passes=FEWEST_PASSES - 1).of("d") == 0.0
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.2, 0.5])
+def test_drafter_on_other_cores_is_not_charged(factor: float) -> None:
+    assert beside(factor * PASS_S).of("d") == 0.0
+
+
+def test_long_texts_are_not_laid_to_drafters() -> None:
+    """Passes that are longer than at first, with and without a drafter's work beside them."""
+    made = Contention()
+    made.add("d")
+    for _ in range(100):
+        made.observe(1.8 * PASS_S, 0.0, PASS_S)
+    for _ in range(20):
+        made.observe(1.8 * PASS_S, 1.8 * PASS_S, PASS_S)
+    assert made.of("d") == 0.0
+
+
+def contended() -> Planner:
+    made = planner()
+    made.statistics.add_link("d", is_beside=True)
+    for _ in range(20):
+        made.statistics.observe_pass(PassReport(5, 2 * PASS_S, beside_s=2 * PASS_S))
+    return made
+
+
+def test_delays_by_drafters_are_not_taken_for_the_time_of_passes() -> None:
+    assert contended().statistics.pass_s(5) == pytest.approx(PASS_S, rel=0.1)
+
+
+def test_drafter_that_shares_the_processor_drafts_nothing_ahead() -> None:
+    made, request, plan = contended(), RequestState(), Plan(drafters=("d", "far"), gamma=4)
+    assert made.ahead(request, ["d", "far"], plan, EMPTY_TREE).drafters == ("far",)
+    made.statistics.remove_link("d")
+    assert made.ahead(request, ["d", "far"], plan, EMPTY_TREE).drafters == ("d", "far")
+
+
+def test_drafter_that_shares_a_processor_with_free_rows_drafts_wider_trees() -> None:
+    for made, is_wider in ((contended(), True), (planner(), False)):
+        request = RequestState()
+        for _ in range(5):
+            observe_draft(made, request, "d", hits=4)
+        plan = made.plan(request, ["d"], 100)
+        assert plan.drafters == ("d",)
+        assert (plan.width > request.policy.width) == is_wider
+
+
+def test_of_two_drafters_that_are_as_quick_the_one_with_its_own_processor_is_asked() -> None:
+    shares, other = candidate("a", rate=0.8, contention=1.0), candidate("b", rate=0.79)
+    assert choose_plan([shares, other], FLAT, 100, overlap=0.9).drafters == ("b",)
+    far = candidate("b", rate=0.8, far_s=3 * PASS_S)
+    assert choose_plan([shares, far], FLAT, 100, overlap=0.5).drafters == ("a",)
+
+
+def test_drafter_that_would_not_lead_if_it_were_the_best_is_not_probed() -> None:
+    shares, other = candidate("a", rate=0.3, contention=1.0), candidate("b")
+    assert worth_asking([shares, other], FLAT, ALONE, 0.9) == [other]
+    far = candidate("b", far_s=3 * PASS_S)
+    assert worth_asking([shares, far], FLAT, ALONE, 0.5) == [shares, far]
+    assert worth_asking([shares], FLAT, ALONE, 0.9) == [shares]
+
+
+def test_request_in_doubt_asks_no_drafter_for_which_it_would_wait_in_vain() -> None:
+    lead = candidate("lead", contention=1.0)
+    plan = choose_plan([lead], FLAT, 100)
+    others = [candidate("near"), candidate("far", far_s=1.0), candidate("b", contention=1.0)]
+    assert ask_around(plan, [lead, *others], 4).drafters == ("lead", "near")
