@@ -18,6 +18,8 @@ take turns; within: each text changes its domain every `texts.SEGMENT` tokens.""
 
 PASS_S = 0.042
 """Duration of a target's forward pass: five times that of the zoo's target with its ballast."""
+ALL_REMOTE = "edgecosine-all-remote"
+"""EdgeCoSine without a drafter beside the target, in the cells where it has one."""
 ONE_DRAFTER = "edgecosine-one-drafter"
 """EdgeCoSine on a cluster of one drafter, whose model is the best one for the cell's texts."""
 SPECIALISTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -76,9 +78,15 @@ class MapCell:
         lines = (replace(centre, ratio=ratio) for ratio in ratios)
         return _PARTS if self in lines else ()
 
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """EdgeCoSine's drafter on the target's own accelerator: the one of `colocated`, where a
+        round trip takes longer than a pass."""
+        return (GENERALIST,) if self.rtt_ms > 1e3 * PASS_S else ()
+
     def models(self) -> tuple[str, ...]:
-        """Models of EdgeCoSine's drafters: four or more begin with the specialists, fewer with the
-        generalist."""
+        """Models of EdgeCoSine's remote drafters: four or more begin with the specialists, fewer
+        with the generalist."""
         known = self.specialists
         order = (*known, GENERALIST) if self.drafters >= 4 else (GENERALIST, *known)
         return tuple(order[place % len(order)] for place in range(self.drafters))

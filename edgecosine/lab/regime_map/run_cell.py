@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from edgecosine.lab.bench.cells import ALONE, COLOCATED, OURS, WITH_COPIES
 from edgecosine.lab.looping_share import loop_share
-from edgecosine.lab.regime_map.cells import ONE_DRAFTER, PASS_S, MapCell
+from edgecosine.lab.regime_map.cells import ALL_REMOTE, ONE_DRAFTER, PASS_S, MapCell
 from edgecosine.lab.regime_map.sweeps import SWEEPS, tune
 from edgecosine.lab.regime_map.texts import best_drafter, domain_of, measured, swept
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
@@ -36,6 +36,7 @@ def run_cell(
     """
     record = former or _with_baselines(cell, repeats, costs, texts)
     own = {OURS: OURS, ONE_DRAFTER: OURS}
+    own |= {ALL_REMOTE: OURS} if cell.beside else {}
     own |= {name: name for part in cell.parts for name in [f"{OURS}-without-{part}"]}
     measured_ones = _measure(cell, own, repeats, costs, texts)
     return {**record, "repeats": {**record["repeats"], **measured_ones}}
@@ -102,9 +103,10 @@ def play(
         models = (single,)
     elif name == ALONE:
         models = ()
-    if is_colocated := name == COLOCATED:
-        cell = replace(cell, rtt_ms=0.0)
-    scenario = Scenario(models, has_device=True, is_colocated=is_colocated)
+    beside = cell.beside if name == OURS else ()
+    if name == COLOCATED:
+        models, beside = (), models
+    scenario = Scenario(models, has_device=True, beside=beside)
     tokens = SWEPT_TOKENS if repeat is None else MAX_TOKENS
     load = SimulatedLoad(policy, cell.sessions, len(chosen.prompts), tokens)
     [outcome] = simulate(scenario, [load], costs_of(cell, costs), chosen)

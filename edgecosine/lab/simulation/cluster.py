@@ -33,8 +33,9 @@ class Scenario:
     """The machine of all drafters; empty: each drafter has a machine of its own."""
     has_device: bool = False
     """Whether a target's passes run beside its event loop, on an accelerator."""
-    is_colocated: bool = False
-    """Whether drafters share the one target's accelerator."""
+    beside: tuple[str, ...] = ()
+    """Recorded models of further drafters, which share the one target's accelerator and are
+    reached without a network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,16 +132,20 @@ class VirtualCluster:
         self._turns, self._numbers = texts.turns(), itertools.count()
         shared = Core(loop) if scenario.is_core_shared else None
         devices = [Core(loop) if scenario.has_device else None for _ in range(scenario.targets)]
-        beside = devices[0] if scenario.is_colocated else None
         self._is_core_shared = scenario.is_core_shared
         self._clients = Strand(loop, "askers", shared)
         """Broker and clients, as one sequential event loop."""
+        places: list[tuple[str, Core | None, Costs]] = [
+            *((model, None, costs) for model in scenario.drafters),
+            *((model, devices[0], costs.with_rtt(0.0)) for model in scenario.beside),
+        ]
         self.drafters = [
             SimulatedDrafterNode(
                 loop, f"{model}-{number}", model,
-                core=shared or beside or Core(loop), slots=scenario.slots, costs=costs, texts=texts,
+                core=beside or shared or Core(loop), slots=scenario.slots,
+                costs=own_costs, texts=texts, is_beside=beside is not None,
             )
-            for number, model in enumerate(scenario.drafters)
+            for number, (model, beside, own_costs) in enumerate(places)
         ]  # fmt: skip
         self.targets = [
             SimulatedTargetNode(

@@ -36,8 +36,10 @@ class SimulatedDrafterNode:
         slots: int,
         costs: Costs,
         texts: Texts,
+        is_beside: bool = False,
     ) -> None:
-        self.node_id = node_id
+        """`is_beside`: on the target's machine."""
+        self.node_id, self.costs, self.is_beside = node_id, costs, is_beside
         self.strand = Strand(loop, node_id, core)
         self.worker = SimulatedDraftWorker(
             engine=RecordedDrafter(texts, texts.drafters.index(model), slots=slots),
@@ -88,9 +90,9 @@ class SimulatedTargetNode:
         self._codec = TextCodec(_Letters(texts.num_vocabulary), ())
         self._links: dict[str, VirtualLink] = {}
         for drafter in drafters:
-            self.planner.statistics.add_link(drafter.node_id, host)
+            self.planner.statistics.add_link(drafter.node_id, host, is_beside=drafter.is_beside)
             self._links[drafter.node_id] = VirtualLink(
-                loop=loop, costs=costs, target=self.strand, drafter=drafter.strand,
+                loop=loop, costs=drafter.costs, target=self.strand, drafter=drafter.strand,
                 worker=drafter.worker, traffic_core=traffic_core,
             )  # fmt: skip
 
