@@ -7,6 +7,7 @@ cells; every second one runs them in reversed order.
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,12 @@ from edgecosine.models import drafters_of
 DRAFTING: Final = "edgecosine-without-adaptivity"
 """A policy with drafts of two drafters and drafts ahead in every round, even if they do not pay."""
 PLAIN: Final = "target-alone"
+IDLE: Final = "idle"
+"""In the place of a policy: no session runs."""
 SESSIONS: Final = (1, 8)
 _ANSWERS: Final = {1: 3, 8: 16}
 _MAX_TOKENS: Final = 96
+_IDLE_S: Final = 5.0
 
 Run = Mapping[str, Any]
 
@@ -64,6 +68,7 @@ async def run_rounds(settings: RoundSettings, notify: Notify, keep: Keep) -> dic
         for cell in cells:
             await _run(cluster, *cell)
         for repeat in range(settings.repeats):
+            runs.append({"repeat": repeat, **await _rest(cluster)})
             for policy, sessions in cells[:: -1 if repeat % 2 else 1]:
                 runs.append({"repeat": repeat, **await _run(cluster, policy, sessions)})
             keep(round_figures(runs), runs)
@@ -93,6 +98,15 @@ async def _run(cluster: LabCluster, policy: str, sessions: int) -> dict[str, Any
     }
 
 
+async def _rest(cluster: LabCluster) -> dict[str, Any]:
+    """A run without requests; its `loop_ms` is that of a second."""
+    pid = cluster.local.pid(TARGET)
+    started_s = loop_s(pid)
+    await asyncio.sleep(_IDLE_S)
+    loop_ms = 1e3 * (loop_s(pid) - started_s) / _IDLE_S
+    return {"policy": IDLE, "sessions": 0, "loop_ms": loop_ms, "overhead_ms": None}
+
+
 def round_figures(runs: Sequence[Run]) -> dict[str, Figure]:
     """Milliseconds for each round of a session; a figure without runs is left out.
 
@@ -100,6 +114,7 @@ def round_figures(runs: Sequence[Run]) -> dict[str, Figure]:
     round_loop_ms        processor time of the event loop with one session
     round_overhead_8_ms  processor time of the event loop with eight sessions
     plain_…              the same of rounds without drafts
+    idle_loop_ms         processor time of the event loop in a second without requests
     """
     samples = {
         f"{prefix}round_{name}": [
@@ -114,6 +129,7 @@ def round_figures(runs: Sequence[Run]) -> dict[str, Figure]:
             ("overhead_8_ms", "loop_ms", 8),
         )
     }
+    samples["idle_loop_ms"] = [run["loop_ms"] for run in runs if run["policy"] == IDLE]
     return {name: interval(values, unit="ms") for name, values in samples.items() if values}
 
 
