@@ -53,6 +53,8 @@ def test_nodes_greet_and_a_request_is_answered(host: str) -> None:
             assert link.peer.node_id == "drafter-1"
             assert their_end.peer.node_id == "target-1"
             assert (link.is_dialled, their_end.is_dialled) == (True, False)
+            assert link.is_within_machine
+            assert their_end.is_within_machine
             assert 0 < link.rtt_s < math.inf
             assert await link.ask(request(3)) == draft_for(request(3))
             link.close("done")

@@ -15,8 +15,8 @@ from tests.node.links.wire_fixtures import request, run
 class Recorder(asyncio.Transport):
     """Keeps what is written to it; `None` stands for the end."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **facts: object) -> None:
+        super().__init__(facts)
         self.written: list[bytes | None] = []
         self._is_closing = False
 
@@ -96,5 +96,19 @@ def test_nothing_is_written_to_a_dropped_link() -> None:
         socket.drop()
         await asyncio.sleep(0)
         assert transport.written == []
+
+    run(main())
+
+
+def test_ends_with_one_address_are_within_a_machine() -> None:
+    async def main() -> None:
+        for own, peer, is_within in (
+            (("::1", 1, 0, 0), ("::1", 2, 0, 0), True),
+            (("192.0.2.1", 1), ("192.0.2.2", 1), False),
+        ):
+            socket = LinkSocket(linger_s=5.0)
+            assert not socket.is_within_machine
+            socket.connected(Recorder(sockname=own, peername=peer), 1 << 20)
+            assert socket.is_within_machine == is_within
 
     run(main())
