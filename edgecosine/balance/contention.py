@@ -68,7 +68,7 @@ class Contention:
 
     def observe(self, elapsed_s: float, beside_s: float, expected_s: float) -> float:
         """Learn from a pass beside which drafters worked for `beside_s`, and which was expected to
-        take `expected_s` without them; returns by how much they delayed it."""
+        take `expected_s` without them; returns by how much they delayed it, 0 if they hardly do."""
         if not self._working or expected_s <= 0.0:
             return 0.0
         beside_s = min(beside_s, elapsed_s)
@@ -82,12 +82,13 @@ class Contention:
 
     @property
     def _share(self) -> float:
-        return max(0.0, min(0.5, self._delay_s / self._beside_s)) if self._beside_s else 0.0
+        """Delay of passes over the time of work beside them; 0 if it is not noticeable."""
+        share = min(0.5, self._delay_s / self._beside_s) if self._beside_s else 0.0
+        return share if share >= NOTICEABLE else 0.0
 
     def of(self, node_id: str) -> float:
         """Seconds by which passes are longer for each second of a drafter's steps, as long as the
         target's processor would do nothing else; 0 for one that hardly delays them."""
         if node_id not in self._working or self._num_passes < FEWEST_PASSES:
             return 0.0
-        share = self._share
-        return share / (1.0 - share) if share >= NOTICEABLE else 0.0
+        return self._share / (1.0 - self._share)
