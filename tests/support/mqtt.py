@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
+import os
 import shutil
 import socket
 from collections.abc import AsyncIterator, Coroutine
@@ -58,12 +60,20 @@ def run_patiently(scenario: Coroutine[Any, Any, T]) -> T:
     return uvloop.run(scenario)
 
 
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_ports = itertools.cycle(range(10_000 + 1_000 * _worker, 11_000 + 1_000 * _worker))
+"""Below the ports that Linux gives to outgoing connections, and each test worker has its own: a
+port that is free now is still free when a server opens it."""
+
+
 def free_port() -> int:
-    """Return a free port of the loopback interface."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a free port of the loopback interface, one that was not returned lately."""
+    for port in _ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("the ports never end")
 
 
 class Listener:
