@@ -21,7 +21,7 @@ from edgecosine.lab.cluster import LabCluster, LabPlan, NetworkKind, lab_cluster
 from edgecosine.lab.load_generator import ask
 from edgecosine.lab.network.conditions import IDEAL, NetworkConditions
 from edgecosine.lab.network.netns import namespaces
-from edgecosine.lab.simulation.processors import look
+from edgecosine.lab.simulation.processors import read_processor_times
 from tests.support.forked_nodes import spawn
 from tests.support.mqtt import run_patiently
 
@@ -65,13 +65,13 @@ def test_nodes_connect_and_answer_under_their_network_conditions(kind: NetworkKi
                 await cluster.client.changed()
             assert rtts["ngram-0"] >= 2 * FAR.delay_ms
 
-            before, prompt = look(cluster), zoo.prompts()["python"][0]
+            before, prompt = read_processor_times(cluster), zoo.prompts()["python"][0]
             texts = {
                 (await ask(cluster.client, prompt, domain="", policy=p, max_tokens=24)).text
                 for p in ("target-alone", "edgecosine")
             }
             assert len(texts) == 1
-            spent = look(cluster).since(before)
+            spent = read_processor_times(cluster).since(before)
             assert min(spent.target_loop_s, spent.drafter_loops_s, spent.traffic_s) > 0.0
 
             with pytest.raises(LabError, match="no drafter missing; there are ngram-0, ngram-1"):
