@@ -91,4 +91,5 @@ class Contention:
         target's processor would do nothing else; 0 for one that hardly delays them."""
         if node_id not in self._working or self._num_passes < FEWEST_PASSES:
             return 0.0
-        return self._share / (1.0 - self._share)
+        share = self._share
+        return share / (1.0 - share)

@@ -58,7 +58,7 @@ class HeldPrefixes:
         """Make the prefix equal to the message's; return its tokens.
 
         If tokens are missing, return the number of tokens that it may have in common with the
-        target's, which the target is told by `OutOfStep`.
+        target's; an `OutOfStep` sends this number to the target.
         """
         prefix = self._prefixes.setdefault(key, Prefix())
         self._prefixes.move_to_end(key)

@@ -306,7 +306,8 @@ class DraftClient:
 
     def _end(self, asked: AskedDraft, draft: Draft | None) -> None:
         asked.is_over = True
-        if self._awaited.pop(asked, asked) is None:
+        if asked in self._awaited:
+            del self._awaited[asked]
             self._statistics.contention.end(asked.node_id, now())
         self._metrics.trace.drafted(asked.node_id, asked.asked_s, draft)
         self.wait.ended()
