@@ -246,9 +246,9 @@ class DraftWork:
 
     num_tokens  steps of the model, one level of the tree each
     width       number of nodes that each step reads, the most probable ones
-    ahead       the tree that the target is verifying; the draft then continues all its nodes, and
-                ends early when other works are waiting
+    ahead       the tree that the target is verifying; the draft then continues all its nodes
     shares      weight (0 to 1) of the root and of each node of `ahead`; empty: all equal
+    num_steps   `num_steps` of the former, interrupted call for the same draft
     """
 
     key: str
@@ -258,20 +258,24 @@ class DraftWork:
     noise: SharedNoise
     ahead: TokenTree | None = None
     shares: tuple[float, ...] = ()
+    num_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class DraftResult:
-    """Draft tokens, parents before children; `parents` is empty for a chain."""
+    """Draft tokens, parents before children; `parents` is empty for a chain. A draft that is not
+    complete is continued by a call with its `num_steps`: those that grew its tree."""
 
     tokens: tuple[int, ...]
     confidences: tuple[float, ...]
     parents: tuple[int, ...] = ()
     prompt_score: PromptScore = NO_PROMPT_SCORE
+    is_complete: bool = True
+    num_steps: int = 0
 
 
-def never() -> bool:
-    """Always False: no work is waiting."""
+def never(num_complete: int) -> bool:  # noqa: ARG001 -- the signature of the callback
+    """Always False: a call ends when all drafts are complete."""
     return False
 
 
@@ -279,13 +283,14 @@ class DraftEngine(Protocol):
     """Drafts tokens. A draft affects the speed of an answer, never its text."""
 
     def draft(
-        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+        self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool] = never
     ) -> list[DraftResult]:
         """Draft tokens for every work, in steps that batch all works; an empty draft for a
         sequence longer than the engine's context.
 
-        Works ahead end early once `is_awaited` returns True. An error belongs to no single work;
-        the engine can be used afterwards.
+        `is_interrupted` is called after each step with the number of complete drafts; the call
+        ends when it returns True. An error belongs to no single work; the engine can be used
+        afterwards.
         """
 
     def release(self, key: str) -> None:

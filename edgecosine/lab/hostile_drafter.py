@@ -44,14 +44,14 @@ class HostileDrafter:
         """By request: the number of tokens before the last draft, and the draft's first tokens."""
 
     def draft(
-        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+        self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool] = never
     ) -> list[DraftResult]:
-        """Drafts of the honest engine, spoiled or delayed."""
-        results = self._honest.draft(batch, is_awaited)
+        """Drafts of the honest engine, spoiled or delayed once they are complete."""
+        results = self._honest.draft(batch, is_interrupted)
         if self._harm == "late":
             self._wait(batch, results)
             return results
-        return [self._falsified(result) for result in results]
+        return [self._falsified(each) if each.is_complete else each for each in results]
 
     def release(self, key: str) -> None:
         """End a request."""
@@ -67,7 +67,11 @@ class HostileDrafter:
         return replace(result, tokens=tuple(tokens))
 
     def _wait(self, batch: Sequence[DraftWork], results: Sequence[DraftResult]) -> None:
-        awaited = [pair for pair in zip(batch, results, strict=True) if pair[0].ahead is None]
+        awaited = [
+            (work, result)
+            for work, result in zip(batch, results, strict=True)
+            if work.ahead is None and result.is_complete
+        ]
         if not awaited:
             return
         for work, result in awaited:

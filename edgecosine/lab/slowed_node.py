@@ -50,16 +50,16 @@ class SlowedDrafter:
         self._engine, self._least_s = engine, least_s
 
     def draft(
-        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+        self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool] = never
     ) -> list[DraftResult]:
-        """`DraftEngine.draft`; an engine calls `is_awaited` after every step."""
+        """`DraftEngine.draft`; an engine calls `is_interrupted` after every step."""
         ends = time.perf_counter() + self._least_s
 
-        def after_step() -> bool:
+        def after_step(num_complete: int) -> bool:
             nonlocal ends
             _sleep_until(ends)
             ends = time.perf_counter() + self._least_s
-            return is_awaited()
+            return is_interrupted(num_complete)
 
         return self._engine.draft(batch, after_step)
 

@@ -25,11 +25,11 @@ class QuickEngine:
         return StepResult([], len(batch))
 
     def draft(
-        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+        self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool] = never
     ) -> list[DraftResult]:
         for _ in range(3):
             self.num_steps += 1
-            if is_awaited():
+            if is_interrupted(0):
                 break
         return []
 
@@ -51,9 +51,9 @@ def test_passes_and_steps_last_at_least_as_long_as_asked() -> None:
     assert spent_s(lambda: drafter.draft([])) >= 3 * LEAST_S
 
 
-def test_slowed_drafter_ends_early_when_it_is_awaited() -> None:
+def test_slowed_drafter_ends_early_when_it_is_interrupted() -> None:
     engine = QuickEngine()
-    SlowedDrafter(engine, LEAST_S).draft([], lambda: True)
+    SlowedDrafter(engine, LEAST_S).draft([], lambda _: True)
     assert engine.num_steps == 1
 
 

@@ -237,7 +237,7 @@ class ScriptedDrafter:
         self.batches: list[list[DraftWork]] = []
 
     def draft(
-        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+        self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool] = never
     ) -> list[DraftResult]:
         self.batches.append(list(batch))
         self.held.update(work.key for work in batch)

@@ -97,7 +97,12 @@ class DraftProgress:
     def proposal(self) -> DraftResult:
         """The draft as it is now."""
         most = PLAIN_NODES if self.work.ahead is None else MAX_DRAFT_TOKENS
-        return replace(self.tree.proposal(most), prompt_score=self.prompt.prompt_score())
+        return replace(
+            self.tree.proposal(most),
+            prompt_score=self.prompt.prompt_score(),
+            is_complete=self.is_done,
+            num_steps=self.num_steps,
+        )
 
 
 @dataclass(frozen=True, slots=True)

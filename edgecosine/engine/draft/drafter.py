@@ -60,10 +60,10 @@ class TransformerDrafter:
         self._chunk = chunk
 
     def draft(
-        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+        self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool] = never
     ) -> list[DraftResult]:
         """Draft tokens for every work; at most as many works as there are slots."""
-        steps = self.steps(batch, is_awaited)
+        steps = self.steps(batch, is_interrupted)
         while True:
             try:
                 next(steps)
@@ -71,7 +71,7 @@ class TransformerDrafter:
                 return cast(list[DraftResult], done.value)
 
     def steps(
-        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool]
+        self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool]
     ) -> Generator[int, None, list[DraftResult]]:
         """`draft` one step at a time; yields the number of rows of each forward pass."""
         fits = [len(work.tokens) <= self._max_context for work in batch]
@@ -82,9 +82,7 @@ class TransformerDrafter:
             while active := [progress for progress in all_progress if not progress.is_done]:
                 is_native = self._is_native(active)
                 yield self._native_step(active) if is_native else self._step(active)
-                if is_awaited() and all(
-                    progress.work.ahead is not None for progress in all_progress
-                ):
+                if is_interrupted(sum(progress.is_done for progress in all_progress)):
                     break
         except Exception:
             self._slots.empty(busy)
@@ -107,7 +105,7 @@ class TransformerDrafter:
             tree = DraftTree(len(work.tokens))
         self._trees[slot.index] = work.noise, tree
         seeded = tree.seed_with(work.ahead, work.shares) if work.ahead is not None else []
-        return DraftProgress(work, slot, tree, seeded)
+        return DraftProgress(work, slot, tree, seeded, work.num_steps)
 
     def _copy(self, source: int, target: int, start: int, end: int) -> None:
         """Copy a prefix from slot to slot, over the nodes of the target's tree."""
@@ -174,6 +172,7 @@ class TransformerDrafter:
             if pending := progress.pending[: self._chunk]:
                 self._feed(progress, pending, rows, logit_rows, scored)
                 continue
+            progress.num_steps += 1
             for node in progress.next_nodes(self._max_context - progress.tree.length):
                 path = progress.tree.read(node)
                 token = progress.tree.nodes.token[node]
@@ -181,7 +180,6 @@ class TransformerDrafter:
                     progress.slot.index, progress.tree.length, token, path, progress.slot.mark
                 )
                 logit_rows.append(LogitRow(progress, node, len(rows) - 1))
-            progress.num_steps += 1
         self._evaluate(rows, logit_rows, scored)
         return len(rows)
 

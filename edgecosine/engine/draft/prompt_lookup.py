@@ -23,7 +23,7 @@ class NgramDrafter:
         self._indexes: dict[str, SuffixIndex] = {}
 
     def draft(
-        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+        self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool] = never
     ) -> list[DraftResult]:
         """Draft the tokens that last followed the longest repeated suffix of each sequence."""
         return [self._draft(work) for work in batch]

@@ -225,10 +225,10 @@ class SimulatedDraftWorker(DraftWorker):
         return proposals, now() - started
 
     async def _grow(
-        self, works: list[DraftWork], is_awaited: Callable[[], bool]
+        self, works: list[DraftWork], is_interrupted: Callable[[int], bool]
     ) -> list[DraftResult]:
         await self._core.spend(len(works) * self._charges.work_s)
-        steps = self._recorded.steps(works, is_awaited)
+        steps = self._recorded.steps(works, is_interrupted)
         while True:
             try:
                 rows = next(steps)

@@ -16,7 +16,7 @@ from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.drafter_table import SHORTLIST
 from edgecosine.balance.plan import MAX_NODES
 from edgecosine.balance.planner import Planner
-from edgecosine.engine.base import DraftWork, TargetEngine, VerifyWork
+from edgecosine.engine.base import DraftWork, TargetEngine, VerifyWork, never
 from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.loading.load import load_drafter, load_target
 from edgecosine.engine.options import LoadOptions
@@ -178,7 +178,7 @@ def _timed_steps(
     drafter: TransformerDrafter, batch: list[DraftWork]
 ) -> Iterator[tuple[int, float]]:
     """Rows and seconds of each step; the last entry is the end of the call."""
-    steps = drafter.steps(batch, lambda: False)
+    steps = drafter.steps(batch, never)
     while True:
         started = time.perf_counter()
         rows = next(steps, None)

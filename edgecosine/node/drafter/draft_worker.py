@@ -13,7 +13,7 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgecosine.engine.base import DraftEngine, DraftResult, DraftWork
 from edgecosine.errors import LinkError
@@ -39,6 +39,7 @@ from edgecosine.protocol.wire.messages import (
     pack_tokens,
     read_tree,
 )
+from edgecosine.protocol.wire.prompt_score import NO_PROMPT_SCORE, PromptScore
 from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 logger = logging.getLogger(__name__)
@@ -55,11 +56,20 @@ class _WaitingRequest:
     request: DraftRequest
     tokens: Sequence[int]
     tree: TokenTree | None
-    """The tree that the target is verifying; None if the target waits for the answer."""
+    """The tree that the target is verifying; None for a draft after the prefix alone."""
     reply: Reply
     num_steps: int = 0
-    """Steps made before others interrupted the draft."""
+    """Steps of the batches that the draft was in until now."""
+    num_grown: int = 0
+    """Those of them that grew its tree."""
     spent_s: float = 0.0
+    score: PromptScore = NO_PROMPT_SCORE
+    """Of the tokens that these steps read."""
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a round of the target waits for the draft."""
+        return not (self.request.is_ahead or self.request.is_probe)
 
 
 class DraftWorker:
@@ -77,10 +87,12 @@ class DraftWorker:
         self._num_vocabulary = num_vocabulary
         self._prefixes = HeldPrefixes(num_vocabulary)
         self._waiting: OrderedDict[tuple[str, bool], _WaitingRequest] = OrderedDict()
-        self._is_awaited = self._may_join = False
-        """Whether a target waits for a draft, and whether a draft ahead may join those that are
-        made; read by the engine's thread between steps."""
-        self._num_steps, self._is_interrupted = 0, False
+        self._is_awaited = self._has_arrival = False
+        """Whether a target waits for a request that came after the running batch began, and whether
+        any came; read by the engine's thread between steps."""
+        self._serves_awaited = False
+        """Whether targets wait for the running batch."""
+        self._num_steps = 0
         """Of the running batch; written by the engine's thread."""
         self._counts_steps = False
         """Whether the engine has ever counted a step."""
@@ -119,9 +131,10 @@ class DraftWorker:
             return
         tree = _verified_tree(message, self._num_vocabulary)
         self._drop_stale(key, message.round)
-        self._waiting[key, message.is_ahead] = _WaitingRequest(key, message, tokens, tree, reply)
-        self._is_awaited |= not message.is_ahead
-        self._may_join = True
+        waiting = _WaitingRequest(key, message, tokens, tree, reply)
+        self._waiting[key, message.is_ahead] = waiting
+        self._is_awaited |= waiting.is_awaited
+        self._has_arrival = True
         self._arrived.set()
 
     def drop_all(self) -> None:
@@ -162,10 +175,11 @@ class DraftWorker:
                 self.num_stale += 1
 
     def _take(self) -> list[_WaitingRequest]:
-        """The next batch, oldest requests first: those that a target waits for, else those ahead;
-        round robin between targets."""
-        awaited = [key for key in self._waiting if not key[1]]
-        self._is_awaited = self._may_join = False
+        """The next batch, oldest requests first: those that a target waits for, else drafts ahead
+        and probes; round robin between targets."""
+        awaited = [key for key, each in self._waiting.items() if each.is_awaited]
+        self._is_awaited = self._has_arrival = False
+        self._serves_awaited = bool(awaited)
         keys = awaited or list(self._waiting)
         order = round_robin([key for key, _ in keys])[: self._max_batch]
         return [self._waiting.pop(keys[i]) for i in order]
@@ -177,37 +191,43 @@ class DraftWorker:
         works = [_work(each) for each in batch]
         results, elapsed_s = await self._draft_batch(works, released)
         self.busy_s += elapsed_s
+        unfinished = list[_WaitingRequest]()
         for each, result in zip(batch, results, strict=True):
             each.num_steps += self._num_steps
+            each.num_grown = result.num_steps
             each.spent_s += elapsed_s
-            if self._is_interrupted and self._resume(each):
-                continue
-            self.num_tokens += len(result.tokens)
-            _send(each.reply, self._answer(each, result))
+            each.score = each.score.joined(result.prompt_score)
+            if not result.is_complete and self._is_newest(each):
+                unfinished.append(each)
+            else:
+                self.num_tokens += len(result.tokens)
+                _send(each.reply, self._answer(each, result))
+        for each in reversed(unfinished):
+            self._waiting[each.key, each.request.is_ahead] = each
+            self._waiting.move_to_end((each.key, each.request.is_ahead), last=False)
 
-    def _resume(self, each: _WaitingRequest) -> bool:
-        """Queue a draft ahead again; return False if it is complete or replaced."""
-        place, request = (each.key, True), each.request
-        newer = any((each.key, is_ahead) in self._waiting for is_ahead in (False, True))
-        is_over = each.num_steps >= request.num_tokens or each.key not in self._prefixes.keys
-        if newer or is_over or not request.is_ahead:
-            return False
-        self._waiting[place] = each
-        self._waiting.move_to_end(place, last=False)
-        return True
+    def _is_newest(self, each: _WaitingRequest) -> bool:
+        """Whether the request has not ended, and no newer one has replaced it."""
+        is_replaced = any((each.key, is_ahead) in self._waiting for is_ahead in (False, True))
+        return not is_replaced and each.key in self._prefixes.keys
 
-    def _ends_early(self, *, is_full: bool) -> bool:
-        """Whether drafts ahead are interrupted after this step."""
+    def _ends_early(self, num_complete: int, *, is_full: bool) -> bool:
+        """Whether the batch ends after this step: to answer complete drafts, to let others join, or
+        since a target waits for another draft."""
         self._num_steps += 1
         self._counts_steps = True
-        if self._is_awaited or (self._may_join and not is_full):
-            self._is_interrupted = True
-        return self._is_interrupted
+        if num_complete:
+            return True
+        if self._serves_awaited:
+            return self._is_awaited and not is_full
+        return self._is_awaited or (self._has_arrival and not is_full)
 
     def _answer(self, each: _WaitingRequest, result: DraftResult) -> Draft:
         num_steps = each.num_steps if self._counts_steps else -1
         try:
-            return _draft(each.request, result, each.spent_s, num_steps)
+            return _draft(
+                each.request, replace(result, prompt_score=each.score), each.spent_s, num_steps
+            )
         except Exception as error:  # noqa: BLE001 -- a draft may not fit the wire format
             self._log_failure(each.request.request_id, error)
             return _draft(each.request, _EMPTY_DRAFT, each.spent_s, num_steps)
@@ -223,7 +243,6 @@ class DraftWorker:
                 self._log_failure(works[0].key if works else "none", error)
                 return [_EMPTY_DRAFT] * len(works), 0.0
         alone = [await self._draft_batch([work], []) for work in works]
-        self._is_interrupted = False
         return [result for [result], _ in alone], sum(elapsed_s for _, elapsed_s in alone)
 
     def _log_failure(self, key: str, error: Exception) -> None:
@@ -238,9 +257,9 @@ class DraftWorker:
         )
         return await self._thread.run(call)
 
-    def _interruption(self, size: int) -> Callable[[], bool]:
+    def _interruption(self, size: int) -> Callable[[int], bool]:
         """A function that returns, after each step, whether a batch of `size` works ends early."""
-        self._num_steps, self._is_interrupted = 0, False
+        self._num_steps = 0
         return functools.partial(self._ends_early, is_full=size >= self._max_batch)
 
 
@@ -265,7 +284,8 @@ def _work(waiting: _WaitingRequest) -> DraftWork:
     return DraftWork(
         key=waiting.key,
         tokens=waiting.tokens,
-        num_tokens=request.num_tokens - waiting.num_steps,
+        num_tokens=request.num_tokens,
+        num_steps=waiting.num_grown,
         width=request.width,
         noise=request.coupling,
         ahead=waiting.tree,
@@ -302,10 +322,10 @@ def _timed_draft(
     engine: DraftEngine,
     works: list[DraftWork],
     released: list[str],
-    is_awaited: Callable[[], bool],
+    is_interrupted: Callable[[int], bool],
 ) -> tuple[list[DraftResult], float]:
     for key in released:
         engine.release(key)
     start = time.perf_counter()
-    results = engine.draft(works, is_awaited) if works else []
+    results = engine.draft(works, is_interrupted) if works else []
     return results, time.perf_counter() - start

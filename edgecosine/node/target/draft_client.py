@@ -350,4 +350,5 @@ class DraftClient:
             tree_parents=parents,
             tree_confidences=confidences,
             outcome_shares=plan.shares.get(asked.node_id, b""),
+            is_probe=plan.is_probe,
         )

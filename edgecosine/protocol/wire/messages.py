@@ -149,6 +149,8 @@ class DraftRequest(Message, frozen=True, tag="draft?"):
     tree_parents: DraftBytes = b""
     tree_confidences: DraftBytes = b""
     outcome_shares: OutcomeBytes = b""
+    is_probe: bool = False
+    """Whether no round waits for the draft, so that it delays no other."""
 
 
 class Release(Message, frozen=True, tag="release"):

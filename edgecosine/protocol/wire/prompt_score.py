@@ -19,5 +19,13 @@ class PromptScore:
     top1_matches: tuple[bool, ...] = ()
     nll: float = 0.0
 
+    def joined(self, newer: PromptScore) -> PromptScore:
+        """The score of these tokens and of those that were read after them."""
+        count, more = len(self.top1_matches), len(newer.top1_matches)
+        if not count or not more:
+            return self if count else newer
+        nll = (count * self.nll + more * newer.nll) / (count + more)
+        return PromptScore((*self.top1_matches, *newer.top1_matches), nll)
+
 
 NO_PROMPT_SCORE = PromptScore()

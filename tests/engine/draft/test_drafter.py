@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import reduce
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from edgecosine.engine.draft.drafter import TransformerDrafter
 from edgecosine.engine.draft.prompt_lookup import NgramDrafter
 from edgecosine.engine.slot_model import SlotModel
 from edgecosine.protocol.wire.messages import MAX_DRAFT_TOKENS, SharedNoise
-from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS, NO_PROMPT_SCORE
+from edgecosine.protocol.wire.prompt_score import MAX_SCORED_TOKENS, NO_PROMPT_SCORE, PromptScore
 from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree, chain
 from tests.engine.models import VOCABULARY, build, prompt_of
 
@@ -76,7 +77,7 @@ def _trunk(proposal: DraftResult) -> list[int]:
 
 def _bare(proposal: DraftResult) -> DraftResult:
     """The draft without its prompt score."""
-    return replace(proposal, prompt_score=NO_PROMPT_SCORE)
+    return replace(proposal, prompt_score=NO_PROMPT_SCORE, num_steps=0)
 
 
 def _greedy(prompt: list[int], length: int) -> list[int]:
@@ -196,12 +197,31 @@ def test_nodes_of_other_drafters_are_read_and_continued() -> None:
     assert _knows(ahead, [*tree.tokens, *expected]) == 4
 
 
-def test_drafting_ahead_ends_when_other_work_waits() -> None:
+@pytest.mark.parametrize("ahead", [None, EMPTY_TREE])
+def test_interrupted_draft_continues_where_it_ended(ahead: TokenTree | None) -> None:
+    work = _work("a", prompt_of(24), 6, 4, ahead=ahead)
     model = _model(1)
     drafter = _drafter(1, context=250, model=model)
-    work = _work("a", prompt_of(24), 20, 4, ahead=EMPTY_TREE)
-    drafter.draft([work], lambda: model.num_forward_passes >= 5)
-    assert model.num_forward_passes == 5
+    found = list[DraftResult]()
+    while not found or not found[-1].is_complete:
+        made = found[-1].num_steps if found else 0
+        found += drafter.draft([replace(work, num_steps=made)], lambda _: True)
+        assert model.num_forward_passes == len(found)
+    undisturbed = _model(1)
+    [whole] = _drafter(1, context=250, model=undisturbed).draft([work])
+    assert replace(found[-1], prompt_score=whole.prompt_score) == whole
+    score = reduce(PromptScore.joined, (each.prompt_score for each in found))
+    assert score.top1_matches == whole.prompt_score.top1_matches
+    assert score.nll == pytest.approx(whole.prompt_score.nll)
+    assert len(found) == undisturbed.num_forward_passes
+
+
+def test_call_is_asked_after_each_step_whether_complete_drafts_end_it() -> None:
+    short, long = _work("a", prompt_of(24), 2), _work("b", prompt_of(24), 9)
+    complete = list[int]()
+    drafts = _drafter().draft([short, long], lambda count: complete.append(count) or count > 0)
+    assert [each.is_complete for each in drafts] == [True, False]
+    assert complete == [0] * (len(complete) - 1) + [1]
 
 
 def test_other_noise_starts_a_new_tree() -> None:

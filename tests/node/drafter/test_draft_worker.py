@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -26,6 +27,7 @@ from edgecosine.protocol.wire.messages import (
     prefix_digest,
     unpack_tokens,
 )
+from edgecosine.protocol.wire.prompt_score import PromptScore
 from edgecosine.protocol.wire.tree import EMPTY_TREE
 from tests.node.links.wire_fixtures import run
 from tests.support.engines import Language, ScriptedDrafter, babble
@@ -41,12 +43,13 @@ def ask(
     held: int = 0,
     number: int = 0,
     is_ahead: bool = False,
+    is_probe: bool = False,
     size: int = 3,
 ) -> DraftRequest:
     """A request for a prefix of which the drafter should hold `held` tokens."""
     return DraftRequest(
         key, number, len(prefix), prefix_digest(prefix), pack_tokens(prefix[held:]), size,
-        is_ahead=is_ahead,
+        is_ahead=is_ahead, is_probe=is_probe,
     )  # fmt: skip
 
 
@@ -87,34 +90,40 @@ class PatientDrafter(ScriptedDrafter):
         self.begun = threading.Event()
 
     def draft(
-        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+        self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool] = never
     ) -> list[DraftResult]:
         if batch[0].ahead is not None:
             self.begun.set()
-            while not is_awaited():
+            while not is_interrupted(0):
                 pass
         return super().draft(batch)
 
 
 class SteppingDrafter(ScriptedDrafter):
-    """Waits after each step until a target waits or a draft joins; records the batches."""
+    """Makes steps that complete no draft until it is interrupted, after the first of which another
+    request comes; records the batches."""
 
     def __init__(self, language: Language) -> None:
         super().__init__(language)
         self.begun = threading.Event()
         self.has_joined = threading.Event()
-        self.lengths: list[list[tuple[str, int]]] = []
+        self.steps: list[list[tuple[str, int]]] = []
 
     def draft(
-        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+        self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool] = never
     ) -> list[DraftResult]:
-        self.lengths.append([(work.key, work.num_tokens) for work in batch])
+        self.steps.append([(work.key, work.num_steps) for work in batch])
         self.begun.set()
-        if len(self.lengths) == 1:
-            assert not is_awaited()
-            assert self.has_joined.wait(10)
-            assert is_awaited()
-        return super().draft(batch)
+        drafts = super().draft(batch)
+        if len(self.steps) > 1:
+            return drafts
+        assert not is_interrupted(0)
+        assert self.has_joined.wait(10)
+        assert is_interrupted(0)
+        score = PromptScore((True, False), 3.0)
+        return [
+            replace(each, is_complete=False, num_steps=1, prompt_score=score) for each in drafts
+        ]
 
 
 def drafting_with(engine: DraftEngine, thread: EngineThread, max_batch: int = 4) -> DraftWorker:
@@ -141,7 +150,8 @@ def test_draft_is_the_engines_continuation_of_the_prefix() -> None:
     run(main())
 
 
-def test_draft_ahead_joins_another_one_between_two_steps() -> None:
+@pytest.mark.parametrize("is_probe", [False, True])
+def test_draft_that_no_round_awaits_joins_others_between_two_steps(is_probe: bool) -> None:
     async def main() -> None:
         post, engine = Post(), SteppingDrafter(LANGUAGE)
         with EngineThread("drafter") as thread:
@@ -149,11 +159,15 @@ def test_draft_ahead_joins_another_one_between_two_steps() -> None:
             async with at_work(worker):
                 worker.on_request(ask(PREFIX, key="a", is_ahead=True, size=5), post)
                 await asyncio.to_thread(engine.begun.wait)
-                worker.on_request(ask(PREFIX, key="b", is_ahead=True, size=5), post)
+                joining = ask(PREFIX, key="b", is_ahead=not is_probe, is_probe=is_probe)
+                worker.on_request(joining, post)
                 engine.has_joined.set()
                 drafts = await post.drafts(2)
-        assert engine.lengths == [[("a", 5)], [("a", 3), ("b", 5)]]
-        assert {draft.request_id for draft in drafts} == {"a", "b"}
+        assert engine.steps == [[("a", 0)], [("a", 1), ("b", 0)]]
+        assert [(each.request_id, each.top1_matches, each.nll) for each in drafts] == [
+            ("a", b"\x01\x00", 3.0),
+            ("b", b"", 0.0),
+        ]
 
     run(main())
 
@@ -163,10 +177,10 @@ def test_draft_reports_the_steps_that_its_time_was_spent_on() -> None:
 
     class CountingDrafter(ScriptedDrafter):
         def draft(
-            self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+            self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool] = never
         ) -> list[DraftResult]:
             for _ in range(batch[0].num_tokens // 2):
-                is_awaited()
+                is_interrupted(0)
             return super().draft(batch)
 
     async def main() -> None:
@@ -469,7 +483,7 @@ class FailingDrafter(ScriptedDrafter):
     """Fails at some requests in any batch, and returns NaN confidences for others."""
 
     def draft(
-        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+        self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool] = never
     ) -> list[DraftResult]:
         if any(work.key == "bad" for work in batch):
             raise StopIteration if len(batch) == 1 else IndexError

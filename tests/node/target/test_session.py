@@ -169,7 +169,10 @@ def test_drafter_with_the_prefix_gets_only_new_tokens() -> None:
             ScriptedTarget(language), [Drafter(ScriptedDrafter(language, hits=0.8))]
         ) as home:
             answer = await home.answer(request("x" * 50, max_tokens=60))
-            lengths = [len(each.new_tokens) // 4 for each in home.links["drafter-0"].asked]
+            asked = home.links["drafter-0"].asked
+            assert asked[0].is_probe, "no round waits for the first draft"
+            assert not all(each.is_probe for each in asked)
+            lengths = [len(each.new_tokens) // 4 for each in asked]
             assert lengths[0] == 50
             assert sum(lengths) <= 50 + answer.num_tokens
 
@@ -193,10 +196,10 @@ class _SlowReader(ScriptedDrafter):
         self.may_draft = threading.Event()
 
     def draft(
-        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+        self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool] = never
     ) -> list[DraftResult]:
         assert self.may_draft.wait(10)
-        return super().draft(batch, is_awaited)
+        return super().draft(batch, is_interrupted)
 
 
 def test_no_round_waits_for_a_drafter_that_still_reads_the_prompt() -> None:
