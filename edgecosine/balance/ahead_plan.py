@@ -16,8 +16,8 @@ from edgecosine.protocol.wire.tree import TokenTree
 AHEAD_WIDTH = 6
 """Nodes that a drafter reads per step while it drafts ahead, with a pass's time."""
 AHEAD_STEPS = (2, 24)
-"""Fewest and most steps ahead: the first one finds likely tokens of the target's own, below which
-only the second one drafts."""
+"""Fewest and most steps ahead of a lone root: the first one finds likely tokens of the target's
+own, below which only the second one drafts. A tree takes another one, which reads it."""
 
 
 def plan_ahead(
@@ -42,10 +42,13 @@ def plan_ahead(
     speeds = [statistics.drafter(node_id).speed for node_id in asked]
     within = [steps for speed in speeds if (steps := speed.steps_within(pass_s)) is not None]
     steps = min(within, default=plan.gamma + 1)
+    fewest += bool(len(tree))
+    # Drafters count their own steps, which queues and batches delay, unless too few would fit.
+    is_timed = bool(within) and steps >= fewest
     return Plan(
         drafters=asked,
-        # The first step reads the tree, the second one the guesses at the target's own token.
-        gamma=min(most, max(fewest + bool(len(tree)), steps)),
+        gamma=most if is_timed else min(most, max(fewest, steps)),
         width=AHEAD_WIDTH if policy.width else 1,
+        within_s=pass_s if is_timed else 0.0,
         deadline_s=pass_s + plan.deadline_s,
     )

@@ -70,6 +70,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Of a plan ahead: a drafter's weights of the acceptance endpoints, if it has some."""
     is_probe: bool = False
     """Whether its drafts only yield evidence, so that no round waits for them."""
+    within_s: float = 0.0
+    """Time in which drafters answer with what they have; 0: as long as `gamma` steps take."""
     draft_s: float = 0.0
     """Expected wait for the drafts."""
     deadline_s: float = 0.0

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgecosine.balance.ahead_plan import AHEAD_STEPS
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.drafter_table import MAX_KNOWN
 from edgecosine.balance.first_probes import FIRST_ASKED, FIRST_ASKED_PER_HOST
@@ -365,7 +366,17 @@ def test_slow_drafters_draft_below_the_targets_own_token() -> None:
     """A single step ahead of an empty tree only guesses that token."""
     made, request = planner(), RequestState()
     made.statistics.observe_ahead("slow", 0.9 * PASS_S, 0.9 * PASS_S, 1)
-    assert made.ahead(request, ("slow",), Plan(("slow",), gamma=3), EMPTY_TREE).gamma == 2
+    plan = made.ahead(request, ("slow",), Plan(("slow",), gamma=3), EMPTY_TREE)
+    assert (plan.gamma, plan.within_s) == (2, 0.0)
+
+
+def test_drafts_ahead_have_the_time_of_a_pass() -> None:
+    made = planner()
+    made.statistics.observe_ahead("quick", 0.1 * PASS_S, 0.1 * PASS_S, 1)
+    request = made.statistics.open("edgecosine")
+    plan = made.ahead(request, ("quick",), Plan(("quick",), gamma=3), EMPTY_TREE)
+    assert plan.within_s == pytest.approx(PASS_S)
+    assert plan.gamma == AHEAD_STEPS[1]
 
 
 def rounds_until(

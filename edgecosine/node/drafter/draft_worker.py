@@ -10,14 +10,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from edgecosine.balance.cost_model import smooth
 from edgecosine.engine.base import DraftEngine, DraftResult, DraftWork
 from edgecosine.errors import LinkError
 from edgecosine.log_throttle import LogThrottle
+from edgecosine.node.runtime.clock import now
 from edgecosine.node.runtime.engine_thread import EngineThread
 from edgecosine.node.runtime.failures import cause_of
 from edgecosine.node.runtime.held_prefixes import (
@@ -63,6 +66,8 @@ class _WaitingRequest:
     num_grown: int = 0
     """Those of them that grew its tree."""
     spent_s: float = 0.0
+    ends_s: float = math.inf
+    """When the target expects what there is of the draft."""
     score: PromptScore = NO_PROMPT_SCORE
     """Of the tokens that these steps read."""
 
@@ -92,6 +97,10 @@ class DraftWorker:
         any came; read by the engine's thread between steps."""
         self._serves_awaited = False
         """Whether targets wait for the running batch."""
+        self._ends_s = math.inf
+        """When the first answer to the running batch is expected."""
+        self._step_s = 0.0
+        """Smoothed time of a step."""
         self._num_steps = 0
         """Of the running batch; written by the engine's thread."""
         self._counts_steps = False
@@ -131,7 +140,8 @@ class DraftWorker:
             return
         tree = _verified_tree(message, self._num_vocabulary)
         self._drop_stale(key, message.round)
-        waiting = _WaitingRequest(key, message, tokens, tree, reply)
+        ends_s = now() + message.within_us * 1e-6 if message.within_us else math.inf
+        waiting = _WaitingRequest(key, message, tokens, tree, reply, ends_s=ends_s)
         self._waiting[key, message.is_ahead] = waiting
         self._is_awaited |= waiting.is_awaited
         self._has_arrival = True
@@ -182,7 +192,9 @@ class DraftWorker:
         self._serves_awaited = bool(awaited)
         keys = awaited or list(self._waiting)
         order = round_robin([key for key, _ in keys])[: self._max_batch]
-        return [self._waiting.pop(keys[i]) for i in order]
+        batch = [self._waiting.pop(keys[i]) for i in order]
+        self._ends_s = min((each.ends_s for each in batch), default=math.inf)
+        return batch
 
     async def _step(self) -> None:
         batch = self._take()
@@ -191,13 +203,17 @@ class DraftWorker:
         works = [_work(each) for each in batch]
         results, elapsed_s = await self._draft_batch(works, released)
         self.busy_s += elapsed_s
+        if self._num_steps:
+            self._step_s = smooth(self._step_s or None, elapsed_s / self._num_steps)
+        moment = now()
         unfinished = list[_WaitingRequest]()
         for each, result in zip(batch, results, strict=True):
             each.num_steps += self._num_steps
             each.num_grown = result.num_steps
             each.spent_s += elapsed_s
             each.score = each.score.joined(result.prompt_score)
-            if not result.is_complete and self._is_newest(each):
+            has_time = moment + self._step_s <= each.ends_s
+            if not result.is_complete and has_time and self._is_newest(each):
                 unfinished.append(each)
             else:
                 self.num_tokens += len(result.tokens)
@@ -212,11 +228,11 @@ class DraftWorker:
         return not is_replaced and each.key in self._prefixes.keys
 
     def _ends_early(self, num_complete: int, *, is_full: bool) -> bool:
-        """Whether the batch ends after this step: to answer complete drafts, to let others join, or
-        since a target waits for another draft."""
+        """Whether the batch ends after this step: to answer drafts that are complete or whose time
+        is up, to let others join, or since a target waits for another draft."""
         self._num_steps += 1
         self._counts_steps = True
-        if num_complete:
+        if num_complete or now() + self._step_s > self._ends_s:
             return True
         if self._serves_awaited:
             return self._is_awaited and not is_full

@@ -351,4 +351,5 @@ class DraftClient:
             tree_confidences=confidences,
             outcome_shares=plan.shares.get(asked.node_id, b""),
             is_probe=plan.is_probe,
+            within_us=round(plan.within_s * 1e6),
         )

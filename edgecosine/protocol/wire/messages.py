@@ -151,6 +151,9 @@ class DraftRequest(Message, frozen=True, tag="draft?"):
     outcome_shares: OutcomeBytes = b""
     is_probe: bool = False
     """Whether no round waits for the draft, so that it delays no other."""
+    within_us: Count = 0
+    """Time from the arrival of the request in which the drafter answers with the steps that it has
+    made; 0 for as long as they take."""
 
 
 class Release(Message, frozen=True, tag="release"):

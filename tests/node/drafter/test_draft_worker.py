@@ -172,6 +172,29 @@ def test_draft_that_no_round_awaits_joins_others_between_two_steps(is_probe: boo
     run(main())
 
 
+def test_draft_is_answered_when_its_time_is_up() -> None:
+    class EndlessDrafter(ScriptedDrafter):
+        def draft(
+            self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool] = never
+        ) -> list[DraftResult]:
+            while not is_interrupted(0):
+                pass
+            return [replace(each, is_complete=False) for each in super().draft(batch)]
+
+    async def main() -> None:
+        post = Post()
+        with EngineThread("drafter") as thread:
+            worker = drafting_with(EndlessDrafter(LANGUAGE), thread)
+            async with at_work(worker):
+                timed = msgspec.structs.replace(ask(PREFIX, is_ahead=True), within_us=20_000)
+                worker.on_request(timed, post)
+                [draft] = await post.drafts(1)
+        assert len(draft.tokens) == 4 * 3
+        assert draft.num_steps > 0
+
+    run(main())
+
+
 def test_draft_reports_the_steps_that_its_time_was_spent_on() -> None:
     """An engine that has counted none in any draft may not count at all."""
 
