@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -31,12 +32,12 @@ from edgecosine.lab.figures import keeping
               show_default=True, help="Number of processes, which have low priority.")  # fmt: skip
 @report_option("figures and cells", each="cell")
 @click.option("--resume", is_flag=True, help="Simulate only the cells that FILE lacks.")
-@click.option("--renew", is_flag=True,
-              help="Simulate EdgeCoSine again in the cells of FILE, and keep their baselines."
-              )  # fmt: skip
+@click.option("--renew", type=click.Choice(["own", "all"]),
+              help="Simulate the cells of FILE again: EdgeCoSine's own policies, or all, with the "
+              "constants that were tuned for the baselines.")  # fmt: skip
 def command(
     record: Path, texts: str, names: tuple[str, ...], repeats: int, workers: int,
-    report: Path | None, *, resume: bool, renew: bool,
+    report: Path | None, *, resume: bool, renew: Literal["own", "all"] | None,
 ) -> None:  # fmt: skip
     """Simulate a map of hardware, network, text and load: EdgeCoSine, and all baselines with
     constants that are tuned for each cell on other prompts.
@@ -55,7 +56,7 @@ def command(
             only(all_cells(texts), names),
             read_costs(record),
             former_runs(report, texts) if (resume or renew) and report is not None else [],
-            is_renewed=renew, repeats=repeats, workers=workers,
+            renewed=renew, repeats=repeats, workers=workers,
             notify=functools.partial(click.echo, err=True), keep=keeping(report),
         )  # fmt: skip
     except EdgecosineError as error:

@@ -178,13 +178,17 @@ def test_table_has_a_row_for_each_cell_won_or_lost() -> None:
     assert lost[8:10] == ["99", "0.90 (0.90 to 0.90)"]
 
 
-def test_renewed_cell_keeps_its_baselines_and_runs_edgecosine() -> None:
+@pytest.mark.parametrize("keeps_baselines", [True, False])
+def test_renewed_cell_runs_edgecosine_and_maybe_its_baselines(keeps_baselines: bool) -> None:
     cell = MapCell(sessions=1, drafters=1, ratio=0.1)
     former = record(cell, target_alone=[1.0], specedge=[2.0], edgecosine=[3.0])
-    renewed = run_cell(cell, 1, COSTS, TEXTS, former)
+    former |= {"settings": {"specedge": "specedge:depth=2", "colocated": "colocated"}}
+    renewed = run_cell(cell, 1, COSTS, TEXTS, former, keeps_baselines=keeps_baselines)
     assert renewed["repeats"].keys() == {ALONE, "specedge", OURS, ONE_DRAFTER}
+    assert renewed["settings"] == former["settings"]
     for name in (ALONE, "specedge"):
-        assert renewed["repeats"][name] == former["repeats"][name]
+        is_kept = renewed["repeats"][name] == former["repeats"][name]
+        assert is_kept == keeps_baselines
     assert renewed["repeats"][OURS] == renewed["repeats"][ONE_DRAFTER]
     assert renewed["repeats"][OURS][0][0] > 30
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,16 +25,26 @@ MEASURED = 2
 
 
 def run_cell(
-    cell: MapCell, repeats: int, costs: Costs, texts: Texts, former: Record | None = None
+    cell: MapCell,
+    repeats: int,
+    costs: Costs,
+    texts: Texts,
+    former: Record | None = None,
+    *,
+    keeps_baselines: bool = True,
 ) -> Record:
     """Measure a cell; returns its record.
 
     The record has every setting of the sweep, the share of text that repeats itself, and for each
     policy and repetition tokens per second, mean latency in seconds, accepted tokens of a round and
     rows of a pass. Every run has a cluster of its own, so policies share nothing that was learned;
-    the runs of a repetition have the same texts. The baselines of a `former` record are kept.
+    the runs of a repetition have the same texts. Of a `former` record the baselines are kept, or
+    only their constants.
     """
-    record = former or _with_baselines(cell, repeats, costs, texts)
+    record = former or _with_tuned_baselines(cell, repeats, costs, texts)
+    if former and not keeps_baselines:
+        rivals = [name for name in former["settings"] if name in former["repeats"]]
+        record = _with_baselines(cell, former, rivals, repeats, costs, texts)
     own = {OURS: OURS, ONE_DRAFTER: OURS}
     own |= {ALL_REMOTE: OURS} if cell.beside else {}
     own |= {name: name for part in cell.parts for name in [f"{OURS}-without-{part}"]}
@@ -42,7 +52,7 @@ def run_cell(
     return {**record, "repeats": {**record["repeats"], **measured_ones}}
 
 
-def _with_baselines(cell: MapCell, repeats: int, costs: Costs, texts: Texts) -> Record:
+def _with_tuned_baselines(cell: MapCell, repeats: int, costs: Costs, texts: Texts) -> Record:
     trials = {
         name: list(tune(name, lambda policy: _swept_speed(cell, policy, costs, texts)))
         for name in SWEEPS
@@ -50,16 +60,28 @@ def _with_baselines(cell: MapCell, repeats: int, costs: Costs, texts: Texts) -> 
     chosen = {name: max(tried, key=lambda each: each[1]) for name, tried in trials.items()}
     ranked = sorted(chosen, key=lambda name: -chosen[name][1])
     rivals = ranked if cell.is_of_the_paper else ranked[:MEASURED]
-    policies = {ALONE: ALONE, **{name: chosen[name][0] for name in rivals}}
-    return {
+    record = {
         "kind": "map",
         "cell": cell.name,
         **asdict(cell),
         "looping_share": round(_looping_share(cell, repeats, texts), 3),
         "sweep": {name: [[p, round(s, 1)] for p, s in tried] for name, tried in trials.items()},
         "settings": {name: policy for name, (policy, _) in chosen.items()},
-        "repeats": _measure(cell, policies, repeats, costs, texts),
     }
+    return _with_baselines(cell, record, rivals, repeats, costs, texts)
+
+
+def _with_baselines(
+    cell: MapCell,
+    record: Record,
+    rivals: Sequence[str],
+    repeats: int,
+    costs: Costs,
+    texts: Texts,
+) -> Record:
+    """The record with measurements of the target alone and of the `rivals` with their constants."""
+    policies = {ALONE: ALONE, **{name: record["settings"][name] for name in rivals}}
+    return {**record, "repeats": _measure(cell, policies, repeats, costs, texts)}
 
 
 def _looping_share(cell: MapCell, repeats: int, texts: Texts) -> float:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Literal
 
 from edgecosine.errors import LabError
 from edgecosine.lab.bench.table import read_report
@@ -18,6 +19,8 @@ from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.run_simulation import costs_record
 from edgecosine.lab.simulation.texts import load_texts
 
+Renewed = Literal["own", "all"]
+
 _NICENESS = 10
 _texts = functools.cache(load_texts)
 
@@ -27,7 +30,7 @@ def run_map(
     costs: Costs,
     former: Sequence[Record],
     *,
-    is_renewed: bool = False,
+    renewed: Renewed | None = None,
     repeats: int,
     workers: int,
     notify: Notify,
@@ -35,13 +38,14 @@ def run_map(
 ) -> dict[str, Figure]:
     """Run the cells that `former` records lack; returns the figures of all records.
 
-    All cells are of one recording. Figures and records are saved after each cell. With `is_renewed`
-    EdgeCoSine runs again in the recorded cells, too, whose baselines are kept.
+    All cells are of one recording. Figures and records are saved after each cell. With `renewed`
+    the recorded cells are run again, too: EdgeCoSine's own policies, or all, with the constants
+    that were tuned for the baselines.
     """
     order = all_cells(cells[0].texts)
     known = {run["cell"]: run for run in former}
-    todo = [cell for cell in cells if is_renewed or cell.name not in known]
-    call = functools.partial(_run, repeats=repeats, costs=costs)
+    todo = [cell for cell in cells if renewed or cell.name not in known]
+    call = functools.partial(_run, repeats=repeats, costs=costs, keeps_baselines=renewed != "all")
     with ProcessPoolExecutor(workers, initializer=_yield_to_others) as pool:
         futures = [pool.submit(call, cell, known.get(cell.name)) for cell in todo]
         try:
@@ -72,5 +76,8 @@ def _yield_to_others() -> None:
     os.nice(_NICENESS)
 
 
-def _run(cell: MapCell, former: Record | None, *, repeats: int, costs: Costs) -> Record:
-    return run_cell(cell, repeats, costs, _texts(cell.temperature, cell.texts), former)
+def _run(
+    cell: MapCell, former: Record | None, *, repeats: int, costs: Costs, keeps_baselines: bool
+) -> Record:
+    texts = _texts(cell.temperature, cell.texts)
+    return run_cell(cell, repeats, costs, texts, former, keeps_baselines=keeps_baselines)
