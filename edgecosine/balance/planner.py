@@ -13,13 +13,13 @@ from msgspec.structs import replace
 from edgecosine.balance.ahead_plan import AHEAD_WIDTH, plan_ahead
 from edgecosine.balance.baselines.planner import BaselinePlanner
 from edgecosine.balance.baselines.rules import Similarity, equality
+from edgecosine.balance.candidates import candidates_of
 from edgecosine.balance.first_probes import first_asked
 from edgecosine.balance.fixed_plan import fixed_plan
 from edgecosine.balance.fresh_draft_gain import pays_to_wait
 from edgecosine.balance.lock_step import as_one_request, waits_together
 from edgecosine.balance.plan import (
     ALONE,
-    MAX_GAMMA,
     MAX_NODES,
     PROBE_GAMMA,
     TRIAL_GAMMA,
@@ -338,22 +338,7 @@ class Planner:
 
     def _candidates(self, request: RequestState, drafters: Collection[str]) -> list[Candidate]:
         """The drafters that may be asked, sorted by node id."""
-        available = self.statistics.available(drafters)
-        return [self._candidate(node_id, request) for node_id in available]
-
-    def _candidate(self, node_id: str, request: RequestState) -> Candidate:
-        state = self.statistics.drafter(node_id)
-        step_s = state.speed.token_s or state.speed.ahead_step_s
-        return Candidate(
-            node_id=node_id,
-            rate=request.rates.estimate(node_id, state.record),
-            evidence=request.rates.evidence(node_id),
-            token_s=step_s or 0.0,
-            overhead_s=state.speed.believed_overhead_s(is_alone=self.statistics.num_active == 1),
-            is_measured=state.speed.overhead_s is not None,
-            longest=MAX_GAMMA if step_s is not None else TRIAL_GAMMA,
-            contention=self.statistics.contention.of(node_id),
-        )
+        return candidates_of(request, drafters, self.statistics)
 
 
 def _drawn(request: RequestState, candidates: Sequence[Candidate]) -> list[Candidate]:
