@@ -1,5 +1,6 @@
-"""Drafts that the target makes itself, for rounds of a lone request in which no drafter is asked,
-or promises less: what followed the newest tokens in the request's text or in earlier answers.
+"""Drafts that the target makes itself, for rounds that have no drafts of drafters, or, of a lone
+request, whose drafters promise less: what followed the newest tokens in the request's text or in
+earlier answers.
 
 They cost the target a look into two indexes and some rows. Confidences are the length of the suffix
 that is repeated, and the count of an n-gram; the acceptance rates that they lead to are learned in
@@ -14,7 +15,7 @@ from operator import mul
 from typing import NamedTuple
 
 from edgecosine.balance.cost_model import smooth
-from edgecosine.balance.plan import CoBatchedRequests, speed_of, worthwhile_nodes
+from edgecosine.balance.plan import CoBatchedRequests, worthwhile_nodes
 from edgecosine.balance.request_state import RequestState
 from edgecosine.balance.statistics import Statistics
 from edgecosine.fusion.calibration import Calibration
@@ -72,23 +73,32 @@ class LocalDraft:
         """The last draft, with tokens that are not worth their rows."""
         self._expected, self._accepted = 0.0, 0.0
         """First tokens of the last repetitions that were expected to be accepted, and that were."""
-        self._tree, self._relative_speed = EMPTY_TREE, 1.0
-        """The last draft, and the speed of rounds with it over plain ones."""
+        self._tree, self._promised, self._relative_speed = EMPTY_TREE, 0.0, 1.0
+        """The last draft, its expected accepted tokens, and the speed of rounds with it over plain
+        ones."""
         self.is_promising = False
         """Whether the last draft is expected to be worth more than drafters were."""
 
     def draft(self, tokens: Sequence[int], room: int) -> TokenTree:
         """The part of a draft after `tokens` that is worth its rows, of at most `room` tokens;
-        empty where other requests run, or the policy has no such drafts."""
+        empty where not even a certain token would be, or the policy has no such drafts."""
         self._firsts, self._guesses, self.is_promising = [], [], False
         self._prefix_len = len(tokens)
-        self._tree, self._relative_speed = EMPTY_TREE, 1.0
-        if room < 1 or self._statistics.budget(self._request) is None:
+        self._tree, self._promised, self._relative_speed = EMPTY_TREE, 0.0, 1.0
+        if room < 1 or not self._request.policy.is_adaptive:
+            return EMPTY_TREE
+        others, pass_s = self._others()
+        if not worthwhile_nodes([1.0], pass_s, 0.0, others):
             return EMPTY_TREE
         self._read(tokens)
         self._guesses = [*self._chain(tokens, min(MOST_TOKENS, room))]
-        self._tree, self._relative_speed = self._worthwhile(self._guesses)
+        self._choose(self._guesses, others, pass_s)
         return self._tree
+
+    def note_verified(self) -> None:
+        """Let plans of other requests expect the last draft in the next pass."""
+        if len(self._tree):
+            self._statistics.set_size(self._request, 1 + len(self._tree), 1.0 + self._promised)
 
     def observe(self, committed: Sequence[int]) -> None:
         """Learn from what was committed after the last draft, if there was one."""
@@ -165,26 +175,36 @@ class LocalDraft:
         chance = min(1.0, trust * calibrated)
         return _Guess(token, source, confidence, calibrated, chance)
 
-    def _worthwhile(self, guesses: Sequence[_Guess]) -> tuple[TokenTree, float]:
-        """The guesses worth their rows, and the speed of rounds with them over plain ones."""
+    def _others(self) -> tuple[CoBatchedRequests, list[float]]:
+        """The other requests of the pass, and its times by the rows of this one."""
         statistics = self._statistics
-        # Rounds with such a draft cost the event loop hardly more than plain ones.
-        alone = CoBatchedRequests(bookkeeping_s=statistics.plain_bookkeeping_s)
+        others = statistics.co_batched(self._request)
+        if not others.requests:
+            # Rounds with such a draft cost the event loop hardly more than plain ones.
+            others = CoBatchedRequests(bookkeeping_s=statistics.plain_bookkeeping_s)
+        return others, statistics.pass_times(others)
+
+    def _choose(
+        self, guesses: Sequence[_Guess], others: CoBatchedRequests, pass_s: Sequence[float]
+    ) -> None:
+        """Take the guesses that are worth their rows."""
         paths = [*accumulate([guess.chance for guess in guesses], mul)]
-        pass_s = statistics.pass_times(alone)
-        most = worthwhile_nodes(paths, pass_s, 0.0, alone)
-        promised = sum(paths[:most])
-        speed = speed_of(1.0 + promised, 0.0, pass_s[1 + most], alone)
-        plain_speed = speed_of(1.0, 0.0, pass_s[1], alone)
-        self.is_promising = promised >= PROMISING and speed > self._request.pace.per_s
-        tree = TokenTree(
-            tokens=tuple([guess.token for guess in guesses[:most]]),
+        most = worthwhile_nodes(paths, pass_s, 0.0, others)
+        self._promised = sum(paths[:most])
+        chosen = guesses[:most]
+        self._tree = TokenTree(
+            tokens=tuple([guess.token for guess in chosen]),
             parents=tuple(range(ROOT, most - 1)),
-            confidences=tuple([guess.chance for guess in guesses[:most]]),
-            proposers=tuple([1 << SOURCES.index(guess.source) for guess in guesses[:most]]),
+            confidences=tuple([guess.chance for guess in chosen]),
+            proposers=tuple([1 << SOURCES.index(guess.source) for guess in chosen]),
         )
-        rounds_per_s = speed / (1.0 + promised)
-        return tree, rounds_per_s / plain_speed if plain_speed else 1.0
+        plain_s = pass_s[1] + others.bookkeeping_s
+        round_s = pass_s[1 + most] + others.bookkeeping_s
+        if round_s > 0.0:
+            self._relative_speed = plain_s / round_s
+            is_faster = (1.0 + self._promised) / round_s > self._request.pace.per_s
+            is_alone = not others.requests
+            self.is_promising = is_alone and is_faster and self._promised >= PROMISING
 
     def _judge(self, guess: _Guess, token: int) -> bool:
         is_accepted = guess.token == token

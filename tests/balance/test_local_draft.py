@@ -128,10 +128,30 @@ def test_other_policies_have_no_such_drafts(policy: str) -> None:
     assert (num_passes, num_rows) == (len(PASSAGE), 0)
 
 
-def test_no_such_drafts_beside_another_request() -> None:
+@pytest.mark.parametrize("row_s", [0.0, PASS_S])
+def test_beside_other_requests_drafts_must_be_worth_their_rows(row_s: float) -> None:
+    made = Planner()
+    for rows in (1, 16):
+        made.statistics.observe_pass(PassReport(rows, PASS_S + row_s * (rows - 1)))
+    for _ in range(7):
+        made.statistics.set_size(made.statistics.open("edgecosine"), 1, 1.0)
+    num_passes, num_rows = decode(made, PASSAGE, PASSAGE, "edgecosine")
+    if row_s:
+        assert (num_passes, num_rows) == (len(PASSAGE), 0)
+    else:
+        assert num_passes < len(PASSAGE) / 3
+
+
+def test_other_requests_expect_the_rows_of_a_draft_that_is_verified() -> None:
     made = planner()
-    made.statistics.open("edgecosine")
-    assert decode(made, PASSAGE, PASSAGE, "edgecosine") == (len(PASSAGE), 0)
+    request, other = (made.statistics.open("edgecosine") for _ in range(2))
+    own = LocalDraft(request, made.statistics)
+    tree = own.draft([*PASSAGE, 7, *PASSAGE[:6]], 50)
+    assert made.statistics.co_batched(other).rows == 1
+    own.note_verified()
+    others = made.statistics.co_batched(other)
+    assert others.rows == 1 + len(tree) > 1
+    assert 1.0 < others.tokens <= 1 + len(tree)
 
 
 def test_draft_fits_the_room_and_only_the_end_of_a_long_text_is_read() -> None:

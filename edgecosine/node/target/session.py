@@ -204,6 +204,7 @@ class Session:
         drafters: Sequence[str] = [draft.node_id for draft in current.drafts]
         if not drafters and len(local):
             tree, drafters = local, SOURCES
+            self._local.note_verified()
         if self._constraint is not None:
             tree = self._constraint.cut(self._text.tokens, tree).with_trunk(forced)
         began_s, busy_s = self._round_ended_s, (now() - drafted) + (planned - self._round_ended_s)
@@ -261,6 +262,7 @@ class Session:
         """A round without drafters, with a draft of the target's own, or without drafts."""
         began_s, submitted_s = self._round_ended_s, now()
         self._drafting.next_plan = None
+        self._local.note_verified()
         if not (self._metrics.plan and self._statistics.speculates(self._state)):
             why = self._statistics.why_plain(self._state.policy)
             self._metrics.plan = why if self._metrics.trace.is_on else ""
