@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +17,7 @@ from edgecosine.lab.regime_map.run_cell import Record, run_cell
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.run_simulation import costs_record
 from edgecosine.lab.simulation.texts import load_texts
+from edgecosine.lab.worker_pool import worker_pool
 
 Renewed = Literal["own", "all"]
 
@@ -46,7 +46,7 @@ def run_map(
     known = {run["cell"]: run for run in former}
     todo = [cell for cell in cells if renewed or cell.name not in known]
     call = functools.partial(_run, repeats=repeats, costs=costs, keeps_baselines=renewed != "all")
-    with ProcessPoolExecutor(workers, initializer=_yield_to_others) as pool:
+    with worker_pool(workers, _NICENESS) as pool:
         futures = [pool.submit(call, cell, known.get(cell.name)) for cell in todo]
         try:
             for number, future in enumerate(as_completed(futures), 1):
@@ -70,10 +70,6 @@ def former_runs(record: Path, texts: str) -> list[Record]:
     if others := {map_cell(run).texts for run in runs} - {texts}:
         raise LabError(f"the cells of {record} have the texts of {', '.join(sorted(others))}")
     return runs
-
-
-def _yield_to_others() -> None:
-    os.nice(_NICENESS)
 
 
 def _run(

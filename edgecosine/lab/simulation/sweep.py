@@ -8,7 +8,6 @@ import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from edgecosine.lab.figures import Figure, Notify, counted
 from edgecosine.lab.simulation.cluster import Outcome, Scenario, SimulatedLoad, simulate
 from edgecosine.lab.simulation.costs import Costs
 from edgecosine.lab.simulation.texts import Texts
+from edgecosine.lab.worker_pool import worker_pool
 
 Hardware = Literal["here", "flat"]
 """here: passes have the measured cost, on the processor of the target's event loop; flat: passes
@@ -129,7 +129,7 @@ def run_sweep(
 ) -> Iterator[dict[str, Any]]:
     """Yield a record for each point, in order; each processor simulates one point at a time."""
     call = functools.partial(run_cell, costs=costs, texts=texts, seed=seed)
-    with ProcessPoolExecutor(min(len(todo), os.cpu_count() or 1)) as pool:
+    with worker_pool(min(len(todo), os.cpu_count() or 1)) as pool:
         for number, (cell, record) in enumerate(zip(todo, pool.map(call, todo), strict=True), 1):
             notify(
                 f"[{number}/{len(todo)}] {cell.hardware}, {cell.drafters} drafters, "
