@@ -46,12 +46,12 @@ class HostileDrafter:
     def draft(
         self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool] = never
     ) -> list[DraftResult]:
-        """Drafts of the honest engine, spoiled or delayed once they are complete."""
+        """Drafts of the honest engine, spoiled or delayed."""
         results = self._honest.draft(batch, is_interrupted)
         if self._harm == "late":
             self._wait(batch, results)
             return results
-        return [self._falsified(each) if each.is_complete else each for each in results]
+        return [self._falsified(result) for result in results]
 
     def release(self, key: str) -> None:
         """End a request."""

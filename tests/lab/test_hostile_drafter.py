@@ -18,15 +18,19 @@ NUM_VOCABULARY = 10
 class Counting:
     """Drafts the number of tokens before, and the one above it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_complete: bool = True) -> None:
         self.released: list[str] = []
+        self._is_complete = is_complete
 
     def draft(
-        self, batch: Sequence[DraftWork], is_awaited: Callable[[], bool] = never
+        self, batch: Sequence[DraftWork], is_interrupted: Callable[[int], bool] = never
     ) -> list[DraftResult]:
-        del is_awaited
+        del is_interrupted
         lengths = [len(work.tokens) for work in batch]
-        return [DraftResult((n % 10, (n + 1) % 10), (0.9, 0.8)) for n in lengths]
+        return [
+            DraftResult((n % 10, (n + 1) % 10), (0.9, 0.8), is_complete=self._is_complete)
+            for n in lengths
+        ]
 
     def release(self, key: str) -> None:
         self.released.append(key)
@@ -52,6 +56,13 @@ def test_drafts_are_always_wrong_or_in_turn_right_and_wrong(harm: Harm, right: i
         assert all(0 <= token < NUM_VOCABULARY for token in found)
         assert (found == honest) == bool(is_right)
         assert is_right or not set(zip(found, honest, strict=True)) & {(n, n) for n in honest}
+
+
+def test_draft_whose_time_is_up_is_wrong_before_it_is_complete() -> None:
+    drafter = HostileDrafter(Counting(is_complete=False), "wrong", NUM_VOCABULARY)
+    found = drafted(drafter, 4)
+    assert found[0] != 4
+    assert found[1] != 5
 
 
 def test_late_drafter_waits_longer_while_its_tokens_are_committed() -> None:

@@ -7,12 +7,12 @@ import subprocess
 import sys
 
 PROGRAM = """
-import os, time
+import os, signal
 from edgecosine.lab.worker_pool import worker_pool
 
 def work():
     os.write(1, f"{os.getpid()}\\n".encode())
-    time.sleep(600)
+    signal.pause()
 
 if __name__ == "__main__":
     with worker_pool(1) as pool:
