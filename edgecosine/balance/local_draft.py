@@ -1,10 +1,9 @@
-"""Drafts that the target makes itself, for rounds that have no drafts of drafters, or, of a lone
-request, whose drafters promise less: what followed the newest tokens in the request's text or in
-earlier answers.
+"""Drafts that the target makes itself: what followed the newest tokens in the request's text or in
+earlier answers. They are fused with the drafts of drafters.
 
 They cost the target a look into two indexes and some rows. Confidences are the length of the suffix
 that is repeated, and the count of an n-gram; the acceptance rates that they lead to are learned in
-rounds without drafters, also from drafts that were not worth their rows.
+each round, also from drafts that were not worth their rows.
 """
 
 from __future__ import annotations
@@ -32,8 +31,6 @@ MOST_TOKENS = 8
 """Longest draft; a repetition has no more tokens than the suffix that was repeated."""
 LEAST_CHANCE = 0.05
 """Probability of a draft's path below which it ends."""
-PROMISING = 1.0
-"""Expected accepted tokens of the own draft from which drafters are not asked."""
 MOST_READ = 4096
 """Newest tokens of a prompt that are looked at."""
 
@@ -76,27 +73,24 @@ class LocalDraft:
         self._tree, self._promised, self._relative_speed = EMPTY_TREE, 0.0, 1.0
         """The last draft, its expected accepted tokens, and the speed of rounds with it over plain
         ones."""
-        self.is_promising = False
-        """Whether the last draft is expected to be worth more than drafters were."""
 
     def draft(self, tokens: Sequence[int], room: int) -> TokenTree:
         """The part of a draft after `tokens` that is worth its rows, of at most `room` tokens;
         empty where not even a certain token would be, or the policy has no such drafts."""
-        self._firsts, self._guesses, self.is_promising = [], [], False
+        self._firsts, self._guesses = [], []
         self._prefix_len = len(tokens)
         self._tree, self._promised, self._relative_speed = EMPTY_TREE, 0.0, 1.0
-        if room < 1 or not self._request.policy.is_adaptive:
-            return EMPTY_TREE
         others, pass_s = self._others()
-        if not worthwhile_nodes([1.0], pass_s, 0.0, others):
-            return EMPTY_TREE
-        self._read(tokens)
-        self._guesses = [*self._chain(tokens, min(MOST_TOKENS, room))]
-        self._choose(self._guesses, others, pass_s)
+        is_worth_a_look = worthwhile_nodes([1.0], pass_s, 0.0, others)
+        if room > 0 and self._request.policy.is_adaptive and is_worth_a_look:
+            self._read(tokens)
+            self._guesses = [*self._chain(tokens, min(MOST_TOKENS, room))]
+            self._choose(self._guesses, others, pass_s)
+        self._request.own_draft = self._tree
         return self._tree
 
     def note_verified(self) -> None:
-        """Let plans of other requests expect the last draft in the next pass."""
+        """Let plans of other requests expect the last draft in the next pass, alone."""
         if len(self._tree):
             self._statistics.set_size(self._request, 1 + len(self._tree), 1.0 + self._promised)
 
@@ -202,9 +196,6 @@ class LocalDraft:
         round_s = pass_s[1 + most] + others.bookkeeping_s
         if round_s > 0.0:
             self._relative_speed = plain_s / round_s
-            is_faster = (1.0 + self._promised) / round_s > self._request.pace.per_s
-            is_alone = not others.requests
-            self.is_promising = is_alone and is_faster and self._promised >= PROMISING
 
     def _judge(self, guess: _Guess, token: int) -> bool:
         is_accepted = guess.token == token

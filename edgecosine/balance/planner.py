@@ -200,7 +200,8 @@ class Planner:
         if not request.policy.is_adaptive:
             return Round(plan, ahead, is_ready=bool(ahead) and request.policy.is_ahead)
         union = union_of(ahead, request, self.statistics.drafters)
-        paths, leaf_mass = union.path_probabilities[:MAX_NODES], union.leaf_mass if ahead else 1.0
+        paths = union.path_probabilities[:MAX_NODES]
+        leaf_mass = union.leaf_mass if paths else 1.0
         must_wait = not ahead and not (request.policy.is_ahead and request.pace.num_passes)
         tokens_per_s = request.pace.per_s
         if waits_together(plan.drafters, self.statistics):
@@ -225,17 +226,18 @@ class Planner:
     def fuse(
         self, request: RequestState, current: Round, room: int, waited_s: float = 0.0
     ) -> TokenTree:
-        """The tree of the round's drafts, as large as its nodes are worth and at most `room` nodes.
+        """The tree of the round's drafts and of the target's own, as large as its nodes are worth
+        and at most `room` nodes.
 
         `waited_s` is the time that the round has waited for drafts.
         """
         tree, expected = EMPTY_TREE, 1.0
-        if current.drafts and room > 0:
+        if (current.drafts or len(request.own_draft)) and room > 0:
             union = current.union
             if union is None:
                 union = union_of(current.drafts, request, self.statistics.drafters)
             most = min(MAX_NODES, room)
-            if request.policy.is_adaptive:
+            if request.policy.is_adaptive and current.drafts:
                 co_batched = self.statistics.co_batched(request)
                 pass_s = self.statistics.pass_times(co_batched)
                 paths = union.path_probabilities[:most]

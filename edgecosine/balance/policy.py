@@ -44,8 +44,8 @@ class Policy:
     uses_self_reports  whether routing uses the top-1 agreement that drafters report of the answer
     reconstruction     how a committee replaces what members do not list; empty: it is exact
     proposes_forced    whether tokens that a response format leaves no choice are draft tokens
-    repeats_text       whether rounds without drafters have drafts from the text itself
-    uses_ngrams        whether they have drafts from n-grams of earlier answers
+    repeats_text       whether the target drafts from the text itself
+    uses_ngrams        whether it drafts from n-grams of earlier answers
     """
 
     name: str

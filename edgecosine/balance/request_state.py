@@ -8,6 +8,7 @@ from edgecosine.balance.policy import POLICIES, Policy
 from edgecosine.balance.speculation_switch import Speed
 from edgecosine.balance.trials import Trial
 from edgecosine.fusion.acceptance_rates import RequestRates
+from edgecosine.protocol.wire.tree import EMPTY_TREE, TokenTree
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -39,4 +40,6 @@ class RequestState:
     """Accepted tokens per round, smoothed."""
     pace: Speed = field(default_factory=Speed)
     """Tokens per second of its rounds, whatever time these took."""
+    own_draft: TokenTree = EMPTY_TREE
+    """The target's own draft for the next round."""
     trial: Trial = field(default_factory=Trial)

@@ -35,7 +35,7 @@ class Round(msgspec.Struct, frozen=True):
 def union_of(
     drafts: Sequence[DrafterTree], request: RequestState, drafters: DrafterTable
 ) -> DraftUnion:
-    """The union of drafts by the request's policy."""
+    """The union of drafts by the request's policy, and of the target's own draft."""
     policy = request.policy
     if not policy.width:
         drafts = [draft.chain() for draft in drafts]
@@ -47,7 +47,7 @@ def union_of(
         empty = [msgspec.structs.replace(draft, tree=EMPTY_TREE) for draft in drafts]
         drafts = [*empty[:best], drafts[best], *empty[best + 1 :]]
         chances = [own if n == best else () for n, own in enumerate(chances)]
-    return DraftUnion(drafts, chances)
+    return DraftUnion(drafts, chances, request.own_draft)
 
 
 def _probabilities(

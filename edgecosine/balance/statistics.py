@@ -85,6 +85,8 @@ class Statistics:
         """Remove a request that has ended; the evidence from it stays."""
         self.set_size(request, 0, 0.0)
         self._active.remove(request)
+        if not self._active:
+            self._tokens = 0.0  # without the rounding errors of the sum
         self._policies -= Counter([request.policy.name])
 
     def set_size(self, request: RequestState, rows: int, tokens: float) -> None:

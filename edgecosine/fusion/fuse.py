@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgecosine.fusion.drafter_tree import DrafterTree
-from edgecosine.protocol.wire.tree import ROOT, TokenTree
+from edgecosine.protocol.wire.tree import EMPTY_TREE, ROOT, TokenTree
 
 _MAX_PROBABILITY = 0.999
 
@@ -20,10 +20,14 @@ class DraftUnion:
 
     `probabilities` holds, for each draft, the calibrated probability of each token given that its
     parent is accepted. A draft has no evidence about its trunk, so it adds no probability there.
+    `own` is the target's own draft, whose confidences are such probabilities.
     """
 
     def __init__(
-        self, drafts: Sequence[DrafterTree], probabilities: Sequence[Sequence[float]]
+        self,
+        drafts: Sequence[DrafterTree],
+        probabilities: Sequence[Sequence[float]],
+        own: TokenTree = EMPTY_TREE,
     ) -> None:
         self._tokens: list[int] = []
         self._parents: list[int] = []
@@ -32,7 +36,8 @@ class DraftUnion:
         self._proposers: list[int] = []
         self._index: dict[tuple[int, int], int] = {}
         for bit, (draft, chances) in enumerate(zip(drafts, probabilities, strict=True)):
-            self._merge(1 << bit, draft, _bounded(chances))
+            self._merge(draft.tree, _bounded(chances), [1 << bit] * len(draft), draft.trunk)
+        self._merge(own, _bounded(own.confidences), [n << len(drafts) for n in own.proposers])
         size = len(self._tokens)
         paths = [1.0] * (size + 1)  # the last place, which ROOT indexes, is the root's
         for node, (parent, rejected) in enumerate(zip(self._parents, self._rejected, strict=True)):
@@ -48,14 +53,16 @@ class DraftUnion:
         inner, ranked = {*self._parents}, zip(self._ranked, self.path_probabilities, strict=True)
         return sum([path for node, path in ranked if node not in inner])
 
-    def _merge(self, bit: int, draft: DrafterTree, chances: Sequence[float]) -> None:
-        if not (self._tokens or draft.trunk):
-            self._begin(bit, draft, chances)
+    def _merge(
+        self, tree: TokenTree, chances: Sequence[float], bits: Sequence[int], trunk: int = 0
+    ) -> None:
+        if not (self._tokens or trunk):
+            self._begin(tree, chances, bits)
             return
-        trunk, nodes = draft.trunk, list[int]()
+        nodes = list[int]()
         index, proposers, rejected = self._index, self._proposers, self._rejected
-        for number, (token, probability, above) in enumerate(
-            zip(draft.tree.tokens, chances, draft.tree.parents, strict=True)
+        for number, (token, probability, above, bit) in enumerate(
+            zip(tree.tokens, chances, tree.parents, bits, strict=True)
         ):
             parent = ROOT if above == ROOT else nodes[above]
             node = index.get((parent, token))
@@ -70,17 +77,17 @@ class DraftUnion:
                 proposers[node] |= bit
             nodes.append(node)
 
-    def _begin(self, bit: int, draft: DrafterTree, chances: Sequence[float]) -> None:
+    def _begin(self, tree: TokenTree, chances: Sequence[float], bits: Sequence[int]) -> None:
         """Take a draft over as it is, as the first one."""
-        tree = draft.tree
         self._tokens, self._parents = [*tree.tokens], [*tree.parents]
         self._rejected = [1.0 - probability for probability in chances]
-        self._proposers = [bit] * len(tree)
+        self._proposers = [*bits]
         nodes = zip(self._parents, self._tokens, strict=True)
         self._index = dict(zip(nodes, range(len(tree)), strict=True))
 
     def tree(self, budget: int) -> TokenTree:
-        """The tree of the `budget` most probable nodes; bit i of `proposers` is drafts[i]."""
+        """The tree of the `budget` most probable nodes; bit i of `proposers` is drafts[i], and the
+        bits behind those are of the target's own draft."""
         chosen = self._ranked[: max(0, budget)]
         place_of = {node: place for place, node in enumerate(chosen)}
         return TokenTree(

@@ -8,8 +8,11 @@ import pytest
 
 from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.local_draft import MOST_READ, MOST_TOKENS, TEXT, LocalDraft
+from edgecosine.balance.plan import Plan
 from edgecosine.balance.planner import Planner
+from edgecosine.balance.round import Round
 from edgecosine.fusion.ngram_table import MOST_COUNT, NgramTable
+from tests.fusion.drafts import draft_of
 
 PASS_S, ROW_S = 0.005, 0.0006
 PASSAGE = list(range(100, 160))
@@ -164,14 +167,14 @@ def test_draft_fits_the_room_and_only_the_end_of_a_long_text_is_read() -> None:
     assert 3 < len(own.draft(text, 100)) <= MOST_TOKENS
 
 
-@pytest.mark.parametrize("speedup", [1.0, 6.0])
-def test_repetition_is_preferred_to_drafters_unless_they_were_faster(speedup: float) -> None:
+def test_own_draft_is_verified_beside_those_of_drafters_and_alone() -> None:
     made = planner()
     request = made.statistics.open("edgecosine")
     own = LocalDraft(request, made.statistics)
-    for _ in range(8):
-        request.pace.observe(1, PASS_S / speedup)
-    assert len(own.draft([*PASSAGE, *PASSAGE[:8]], 50))
-    assert own.is_promising is (speedup == 1.0)
+    repeated = own.draft([*PASSAGE, *PASSAGE[:8]], 50).tokens
+    drafted = draft_of("d", 0, (7, 8), (0.9, 0.9))
+    assert made.fuse(request, Round(Plan()), 20).tokens == repeated
+    both = made.fuse(request, Round(Plan(drafters=("d",), gamma=2), [drafted]), 20)
+    assert {*repeated, 7, 8} <= {*both.tokens}
     assert not len(own.draft([*PASSAGE, *PASSAGE[:8], 1], 50))
-    assert not own.is_promising
+    assert not len(made.fuse(request, Round(Plan()), 20))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecosine.fusion.drafter_tree import DrafterTree
-from edgecosine.fusion.fuse import path_probabilities
+from edgecosine.fusion.fuse import DraftUnion, path_probabilities
 from edgecosine.protocol.wire.tree import ROOT, TokenTree
 from tests.fusion.drafts import chains, draft_of, probabilities, rounds, union
 from tests.protocol.wire.test_tree import trees
@@ -115,6 +115,14 @@ def test_two_uncertain_witnesses_outweigh_a_more_confident_one() -> None:
     drafts = [chain("a", (1,), 0.5), chain("b", (1,), 0.5), chain("c", (2,), 0.7)]
     tree = union(drafts, 1)
     assert (tree.tokens, tree.proposers, tree.confidences) == ((1,), (0b011,), (0.75,))
+
+
+def test_own_draft_is_one_more_witness_with_bits_behind_those_of_the_drafts() -> None:
+    drafts = [chain("a", (1, 2), 0.5, 0.5), chain("b", (1,), 0.5)]
+    own = TokenTree((1, 3), (ROOT, 0), (0.5, 0.9), (0b01, 0b10))
+    tree = DraftUnion(drafts, [each.tree.confidences for each in drafts], own).tree(10)
+    assert paths(tree) == pytest.approx({(1,): 0.875, (1, 2): 0.4375, (1, 3): 0.7875})
+    assert dict(zip(tree.tokens, tree.proposers, strict=True)) == {1: 0b0111, 2: 0b0001, 3: 0b1000}
 
 
 def test_no_node_is_certain() -> None:

@@ -184,8 +184,7 @@ class Session:
             local = self._local.draft(self._sequence.tokens, room - 1)
             if not client.has_probed:
                 has_drafts = ahead or self._drafting.next_plan is not None
-                is_plain = not has_drafts and self._planner.is_plain(self._state)
-                if is_plain or self._local.is_promising:
+                if not has_drafts and self._planner.is_plain(self._state):
                     return await self._begin_plain_round(local)
         started = now()
         plan = self._drafting.take_plan(room)
@@ -201,10 +200,9 @@ class Session:
         drafted = now()
         forced = self._forced(room - 1)
         tree = self._planner.fuse(self._state, current, room - 1 - len(forced), drafted - started)
-        drafters: Sequence[str] = [draft.node_id for draft in current.drafts]
-        if not drafters and len(local):
-            tree, drafters = local, SOURCES
-            self._local.note_verified()
+        drafters = [draft.node_id for draft in current.drafts]
+        if len(local):
+            drafters += SOURCES
         if self._constraint is not None:
             tree = self._constraint.cut(self._text.tokens, tree).with_trunk(forced)
         began_s, busy_s = self._round_ended_s, (now() - drafted) + (planned - self._round_ended_s)
