@@ -168,6 +168,12 @@ class RequestRates:
         rate = self.rates.setdefault(drafter, AcceptanceRate(REQUEST_MEMORY))
         rate.observe_change(hits, misses)
 
+    def note_missed(self, drafter: str) -> None:
+        """A drafter's draft ahead has no node behind the committed tokens: that raises doubts, but
+        says nothing of the rate at which tokens behind accepted ones are accepted."""
+        if judged := self.rates.get(drafter):
+            judged.run_probability *= judged.mean_miss
+
     def is_doubtful(self, drafter: str) -> bool:
         """Whether the latest drafts were rejected of a drafter whose drafts mostly are not."""
         judged = self.rates.get(drafter)

@@ -94,3 +94,17 @@ def test_rejected_draft_raises_doubts_in_a_drafter_whose_drafts_mostly_are_accep
     assert not rates.is_doubtful("unknown")
     rates.observe("good", 1, 0)
     assert not rates.is_doubtful("good")
+
+
+def test_missed_drafts_ahead_raise_doubts_and_leave_the_rate() -> None:
+    rates, record = RequestRates(), DrafterRecord()
+    rates.observe("a", 8, 4)
+    rate = rates.estimate("a", record)
+    for _ in range(2):
+        rates.note_missed("a")
+        rates.note_missed("unknown")
+    assert rates.is_doubtful("a")
+    assert not rates.is_doubtful("unknown")
+    assert rates.estimate("a", record) == rate
+    rates.observe("a", 1, 0)
+    assert not rates.is_doubtful("a")

@@ -40,8 +40,7 @@ class RoundLearning:
         return f"<RoundLearning {self._key} [{'behind' if self._last else 'up to date'}]>"
 
     def add(self, ended: EndedRound) -> None:
-        """A round with a plan has ended; the one before it is learned from now at the latest."""
-        self.catch_up()
+        """A round with a plan has ended, after `catch_up`."""
         self._last = ended
 
     def catch_up(self) -> None:
@@ -70,6 +69,9 @@ class RoundLearning:
                 round_s=ended.ended_s - begun.began_s,
             )
         self.observe_truth([*current.drafts, *ended.probed])
+        if self._statistics.num_active == 1:
+            for node_id in ended.missed:
+                self._request.rates.note_missed(node_id)
         self._spent_s = now() - moment
 
     def observe_truth(self, drafts: Sequence[DrafterTree]) -> None:

@@ -240,9 +240,12 @@ class Session:
         ahead, probed = await self._drafting.take(begun.tree, begun.ahead, begun.patience_s)
         self._metrics.trace.end(len(begun.tree), len(result.path), self._metrics.plan)
         self._round_ended_s = now()
-        self._learning.add(EndedRound(begun, result, probed, self._round_ended_s, pass_s))
+        self._learning.catch_up()
         drafts = (*begun.current.drafts, *probed)
-        return self._commit(result, begun.tree, drafts, ahead, begun.drafters)
+        left = self._commit(result, begun.tree, drafts, ahead, begun.drafters)
+        missed = {draft.node_id for draft in ahead} - {draft.node_id for draft in left}
+        self._learning.add(EndedRound(begun, result, probed, self._round_ended_s, pass_s, missed))
+        return left
 
     def _leave_pass(self) -> None:
         """Take a tree back that is not awaited any more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
@@ -49,6 +49,8 @@ class EndedRound(msgspec.Struct, frozen=True):
     probed: Sequence[DrafterTree]
     ended_s: float
     pass_s: float
+    missed: Collection[str] = ()
+    """Node ids of the drafters whose drafts ahead do not continue the committed tokens."""
 
 
 def guessed_by(path: Sequence[int], tree: TokenTree, proposers: Sequence[str]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edgecosine.fusion.acceptance_rates import RequestRates
 from edgecosine.protocol.api.request import Request
 from tests.node.links.wire_fixtures import run
 from tests.support.cluster import Drafter, TargetHarness, harness
@@ -102,5 +103,24 @@ def test_bookkeeping_of_each_round_is_observed() -> None:
             answer = await home.answer(asked())
             assert len(calls) == answer.metrics.num_rounds
             assert all(call.args[0] > 0.0 for call in calls)
+
+    run(main())
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_only_a_lone_request_doubts_a_drafter_whose_drafts_ahead_miss(
+    monkeypatch: pytest.MonkeyPatch, *, is_alone: bool
+) -> None:
+    missed: list[str] = []
+    monkeypatch.setattr(RequestRates, "note_missed", lambda _, drafter: missed.append(drafter))
+
+    async def main() -> None:
+        often_wrong = Drafter(ScriptedDrafter(LANGUAGE, hits=0.5, confidence=0.9))
+        async with harness(ScriptedTarget(LANGUAGE), [often_wrong]) as home:
+            if not is_alone:
+                home.planner.statistics.open("edgecosine-without-adaptivity")
+            answer = await home.answer(asked("edgecosine-without-adaptivity", max_tokens=60))
+            assert answer.metrics.num_ahead_rounds
+        assert {*missed} == ({"drafter-0"} if is_alone else set())
 
     run(main())
