@@ -201,7 +201,7 @@ class Planner:
             return Round(plan, ahead, is_ready=bool(ahead) and request.policy.is_ahead)
         union = union_of(ahead, request, self.statistics.drafters)
         paths = union.path_probabilities[:MAX_NODES]
-        leaf_mass = union.leaf_mass if paths else 1.0
+        leaf_mass = union.leaf_mass if ahead else 1.0
         must_wait = not ahead and not (request.policy.is_ahead and request.pace.num_passes)
         tokens_per_s = request.pace.per_s
         if waits_together(plan.drafters, self.statistics):

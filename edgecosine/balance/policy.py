@@ -35,7 +35,8 @@ class Policy:
     baseline           the rules of a published system, which then plans instead of EdgeCoSine
     max_drafters       most drafters that work on one request at a time
     routing            learned: by expected tokens per second; drawn: at random for each request
-    fuses              whether several drafts make one tree; else the most confident one is taken
+    fuses              whether several drafts, with the target's own one, make one tree; else the
+                       most promising one is taken
     width              most probable tokens that a drafter reads per step; 0: chains only
     is_calibrated      whether confidences are calibrated by verification results
     is_ahead           whether drafters draft while the target verifies

@@ -40,14 +40,17 @@ def union_of(
     if not policy.width:
         drafts = [draft.chain() for draft in drafts]
     chances = [_probabilities(draft, request, drafters) for draft in drafts]
-    if not policy.fuses and drafts:
+    own = request.own_draft
+    if not policy.fuses:
         sums = [_expected_accepted(*each) for each in zip(drafts, chances, strict=True)]
+        sums.append(sum(path_probabilities(own)))
         best = sums.index(max(sums))
         # The other drafts stay as empty ones, since a proposer's bit is its draft's place.
         empty = [msgspec.structs.replace(draft, tree=EMPTY_TREE) for draft in drafts]
-        drafts = [*empty[:best], drafts[best], *empty[best + 1 :]]
-        chances = [own if n == best else () for n, own in enumerate(chances)]
-    return DraftUnion(drafts, chances, request.own_draft)
+        chances = [each if n == best else () for n, each in enumerate(chances)]
+        own = own if best == len(drafts) else EMPTY_TREE
+        drafts = [*empty[:best], *drafts[best : best + 1], *empty[best + 1 :]]
+    return DraftUnion(drafts, chances, own)
 
 
 def _probabilities(

@@ -29,6 +29,7 @@ class DraftUnion:
         probabilities: Sequence[Sequence[float]],
         own: TokenTree = EMPTY_TREE,
     ) -> None:
+        self._num_drafts = len(drafts)
         self._tokens: list[int] = []
         self._parents: list[int] = []
         self._rejected: list[float] = []
@@ -49,9 +50,19 @@ class DraftUnion:
 
     @property
     def leaf_mass(self) -> float:
-        """Probability that the accepted path ends at a leaf, below which nothing is drafted."""
-        inner, ranked = {*self._parents}, zip(self._ranked, self.path_probabilities, strict=True)
-        return sum([path for node, path in ranked if node not in inner])
+        """Probability that the accepted path reaches a leaf of the drafts, below which drafters
+        have drafted nothing; the target's own draft does not count."""
+        drafted = (1 << self._num_drafts) - 1
+        inner = {
+            p for p, each in zip(self._parents, self._proposers, strict=True) if each & drafted
+        }
+        return sum(
+            [
+                path
+                for node, path in zip(self._ranked, self.path_probabilities, strict=True)
+                if node not in inner and self._proposers[node] & drafted
+            ]
+        )
 
     def _merge(
         self, tree: TokenTree, chances: Sequence[float], bits: Sequence[int], trunk: int = 0

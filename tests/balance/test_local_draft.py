@@ -10,8 +10,9 @@ from edgecosine.balance.cost_model import PassReport
 from edgecosine.balance.local_draft import MOST_READ, MOST_TOKENS, TEXT, LocalDraft
 from edgecosine.balance.plan import Plan
 from edgecosine.balance.planner import Planner
-from edgecosine.balance.round import Round
+from edgecosine.balance.round import Round, union_of
 from edgecosine.fusion.ngram_table import MOST_COUNT, NgramTable
+from edgecosine.protocol.wire.tree import ROOT, TokenTree
 from tests.fusion.drafts import draft_of
 
 PASS_S, ROW_S = 0.005, 0.0006
@@ -155,6 +156,19 @@ def test_other_requests_expect_the_rows_of_a_draft_that_is_verified() -> None:
     others = made.statistics.co_batched(other)
     assert others.rows == 1 + len(tree) > 1
     assert 1.0 < others.tokens <= 1 + len(tree)
+
+
+@pytest.mark.parametrize(
+    ("policy", "tokens"), [("edgecosine", 5), ("edgecosine-without-fusion", 3)]
+)
+def test_without_fusion_the_most_promising_draft_is_verified(policy: str, tokens: int) -> None:
+    made = planner()
+    request = made.statistics.open(policy)
+    request.own_draft = TokenTree((1, 2, 3), (ROOT, 0, 1), (0.9, 0.9, 0.9), (1, 1, 1))
+    drafted = draft_of("d", 0, (7, 8), (0.9, 0.9))
+    union = union_of([drafted], request, made.statistics.drafters)
+    assert len(union.tree(20)) == tokens
+    assert {1, 2, 3} <= {*union.tree(20).tokens}
 
 
 def test_draft_fits_the_room_and_only_the_end_of_a_long_text_is_read() -> None:

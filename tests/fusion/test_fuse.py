@@ -125,6 +125,14 @@ def test_own_draft_is_one_more_witness_with_bits_behind_those_of_the_drafts() ->
     assert dict(zip(tree.tokens, tree.proposers, strict=True)) == {1: 0b0111, 2: 0b0001, 3: 0b1000}
 
 
+def test_fresh_drafts_continue_the_leaves_of_drafters_not_of_the_own_draft() -> None:
+    own = TokenTree((1, 2), (ROOT, 0), (0.5, 0.5), (1, 1))
+    drafted = chain("a", (1, 3), 0.5, 0.5)
+    union = DraftUnion([drafted], [drafted.tree.confidences], own)
+    assert union.leaf_mass == pytest.approx(0.75 * 0.5)
+    assert DraftUnion([], [], own).leaf_mass == 0.0
+
+
 def test_no_node_is_certain() -> None:
     assert union([chain("a", (1,), 1.0)], 1).confidences[0] < 1.0
 
