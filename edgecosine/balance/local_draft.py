@@ -90,7 +90,8 @@ class LocalDraft:
         return self._tree
 
     def note_verified(self) -> None:
-        """Let plans of other requests expect the last draft in the next pass, alone."""
+        """Let plans of other requests expect the last draft in the next pass; the planner counts a
+        fused one."""
         if len(self._tree):
             self._statistics.set_size(self._request, 1 + len(self._tree), 1.0 + self._promised)
 
@@ -113,7 +114,7 @@ class LocalDraft:
         self._firsts, self._guesses = [], []
 
     def _note_speed(self, truth: Sequence[int]) -> None:
-        """Learn the gain of the last draft, also if a drafter's draft was verified instead."""
+        """Learn the gain of the last draft, also if drafts of drafters were verified with it."""
         trial, num_accepted = self._request.trial, 0
         for token, right in zip(self._tree.tokens, truth, strict=False):
             if token != right:
