@@ -1,7 +1,7 @@
 """What drafters draft while the target verifies a tree: after its endpoints, for one pass.
 
-Not those that share the target's processor: a fresh draft takes less of its time than one after all
-endpoints.
+Not those that share the target's processor, except in trials: a fresh draft takes less of its time
+than one after all endpoints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def plan_ahead(
     asked = tuple(
         node_id
         for node_id in plan.drafters
-        if node_id in drafters and not statistics.contention.of(node_id)
+        if node_id in drafters and not statistics.contention.rests(node_id)
     )
     if not policy.is_ahead or not asked:
         return Plan()
