@@ -49,6 +49,9 @@ RATES_PER_S = (0.4, 1.2)
 @click.option("--only", "names", multiple=True, metavar="CELL",
               help="Measure only this cell; may be repeated. Cells: "
               f"{', '.join(CELL_NAMES)}.")  # fmt: skip
+@click.option("--policy", "policies", multiple=True, metavar="POLICY",
+              help="Measure only this policy in each cell; may be repeated. Ratios are those of "
+              "edgecosine over the others.")  # fmt: skip
 @click.option("--requests", type=click.IntRange(1, 1000),
               help="Requests in each closed loop; 16 or more at 4 at a time, 32 or more at 8. "
               "Default: 8; quick: 4.")  # fmt: skip
@@ -68,8 +71,9 @@ RATES_PER_S = (0.4, 1.2)
 @click.pass_context
 def command(
     context: click.Context, ballast: int, repeats: int, names: tuple[str, ...],
-    requests: int | None, max_tokens: int, rates: tuple[float, float], drafters: tuple[str, ...],
-    network: NetworkKind, report: Path | None, *, quick: bool, resume: bool, keeps_clusters: bool,
+    policies: tuple[str, ...], requests: int | None, max_tokens: int, rates: tuple[float, float],
+    drafters: tuple[str, ...], network: NetworkKind, report: Path | None,
+    *, quick: bool, resume: bool, keeps_clusters: bool,
 ) -> None:  # fmt: skip
     """Run benchmarks. Without a subcommand: compare EdgeCoSine with all baselines.
 
@@ -97,8 +101,10 @@ def command(
     )  # fmt: skip
     try:
         cells = all_cells(*rates)
-        chosen = only(quick_cells(cells) if quick else cells, names)
-        how = {"rates_per_s": list(rates), "keeps_clusters": keeps_clusters}
+        chosen = only(quick_cells(cells) if quick else cells, names, policies)
+        how = {
+            "rates_per_s": list(rates), "keeps_clusters": keeps_clusters, "policies": [*policies],
+        }  # fmt: skip
         record = BenchReport(report, asdict(settings) | how)
         if resume:
             record.resume()

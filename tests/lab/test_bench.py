@@ -204,6 +204,15 @@ def test_cell_names_are_unique_and_unknown_ones_are_refused() -> None:
         only(cells, ["nowhere"])
 
 
+def test_policies_can_be_chosen_and_cells_without_them_are_left_out() -> None:
+    cells = all_cells(0.5, 2.0)
+    chosen = only(cells, ["single", "rtt15", "four"], ["edgecosine", "colocated"])
+    assert [cell.policies for cell in chosen[:2]] == [("colocated", "edgecosine")] * 2
+    assert [cell.name for cell in only(cells, [], ["hf-plain"])] == ["single"]
+    with pytest.raises(LabError, match="no cell here measures hf-plain; there are target-alone"):
+        only(cells, ["eight"], ["hf-plain"])
+
+
 def test_only_comparable_runs_are_drawn_together() -> None:
     def run(cell: str, policy: str, concurrency: int, **more: Any) -> dict[str, Any]:
         share = {"python": {"proposed": 2, "accepted": 1}}

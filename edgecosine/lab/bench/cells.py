@@ -119,15 +119,27 @@ def quick_cells(cells: Iterable[Cell]) -> tuple[Cell, ...]:
     return tuple(replace(cell, policies=needed[cell.name]) for cell in cells if cell.name in needed)
 
 
-def only(cells: Sequence[Cell], names: Sequence[str]) -> tuple[Cell, ...]:
-    """The cells of these names; all when no name is given.
+def only(
+    cells: Sequence[Cell], names: Sequence[str], policies: Sequence[str] = ()
+) -> tuple[Cell, ...]:
+    """The cells of these names, with these policies; all when none is given. A cell that has none
+    of the policies is left out.
 
-    Raises LabError when there is no cell of a name.
+    Raises LabError when there is no cell of a name, or no cell has a policy.
     """
     there = [cell.name for cell in cells]
     if unknown := set(names) - set(there):
         raise LabError(f"no cell {', '.join(sorted(unknown))} here; there are {', '.join(there)}")
-    return tuple(cell for cell in cells if not names or cell.name in names)
+    chosen = [cell for cell in cells if not names or cell.name in names]
+    known = dict.fromkeys(policy for cell in chosen for policy in cell.policies)
+    if unknown := set(policies) - set(known):
+        unmeasured = ", ".join(sorted(unknown))
+        raise LabError(f"no cell here measures {unmeasured}; there are {', '.join(known)}")
+    kept = policies or known
+    chosen = [
+        replace(cell, policies=tuple(p for p in cell.policies if p in kept)) for cell in chosen
+    ]
+    return tuple(cell for cell in chosen if cell.policies)
 
 
 def schedule(
