@@ -190,6 +190,18 @@ class FakeLink:
         return message
 
 
+def outlasting(link: Callable[[], FakeLink]) -> Callable[[int, list[str]], None]:
+    """What a target does before each pass so that it ends after the drafts that were requested
+    before and during it; called in the event loop."""
+    loop = asyncio.get_running_loop()
+
+    def before_pass(_: int, keys: list[str]) -> None:
+        if keys != ["profile"]:
+            asyncio.run_coroutine_threadsafe(link().idle(), loop).result(10)
+
+    return before_pass
+
+
 def _spoil(fault: LinkFault, draft: Draft) -> Draft:
     num_tokens, tokens, confidences = len(draft.confidences), draft.tokens, draft.confidences
     match fault:

@@ -11,7 +11,7 @@ import pytest
 from edgecosine.fusion.acceptance_rates import RequestRates
 from edgecosine.protocol.api.request import Request
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import Drafter, TargetHarness, harness
+from tests.support.cluster import Drafter, TargetHarness, harness, outlasting
 from tests.support.engines import ScriptedDrafter, ScriptedTarget, babble
 
 LANGUAGE = babble()
@@ -115,13 +115,8 @@ def test_only_a_lone_request_doubts_a_drafter_whose_drafts_ahead_miss(
     monkeypatch.setattr(RequestRates, "note_missed", lambda _, drafter: missed.append(drafter))
 
     async def main() -> None:
-        def outlast_the_drafts(_: int, keys: list[str]) -> None:
-            """A pass ends after the drafts that were requested before and during it."""
-            if keys != ["profile"]:
-                asyncio.run_coroutine_threadsafe(home.links["drafter-0"].idle(), loop).result(10)
-
-        loop = asyncio.get_running_loop()
-        target = ScriptedTarget(LANGUAGE, before_pass=outlast_the_drafts)
+        after_drafts = outlasting(lambda: home.links["drafter-0"])
+        target = ScriptedTarget(LANGUAGE, before_pass=after_drafts)
         often_wrong = Drafter(ScriptedDrafter(LANGUAGE, hits=0.5, confidence=0.9))
         async with harness(target, [often_wrong]) as home:
             if not is_alone:

@@ -27,7 +27,7 @@ from edgecosine.protocol.api.result import Answer, Delta, Started
 from edgecosine.protocol.wire.messages import SharedNoise
 from edgecosine.protocol.wire.prefix import Prefix
 from tests.node.links.wire_fixtures import run
-from tests.support.cluster import Drafter, FakeLink, LinkFault, TargetHarness, harness
+from tests.support.cluster import Drafter, FakeLink, LinkFault, TargetHarness, harness, outlasting
 from tests.support.engines import (
     AlternatingDrafter,
     Language,
@@ -365,13 +365,8 @@ def test_next_tree_is_ready_with_the_result_if_drafters_draft_ahead(
     language = babble()
 
     async def main() -> None:
-        def outlast_the_drafts(_: int, keys: list[str]) -> None:
-            """A pass ends after the drafts that were requested before and during it."""
-            if keys != ["profile"]:
-                asyncio.run_coroutine_threadsafe(home.links["drafter-0"].idle(), loop).result(10)
-
-        loop = asyncio.get_running_loop()
-        target = ScriptedTarget(language, before_pass=outlast_the_drafts)
+        after_drafts = outlasting(lambda: home.links["drafter-0"])
+        target = ScriptedTarget(language, before_pass=after_drafts)
         async with harness(target, [Drafter(ScriptedDrafter(language))]) as home:
             answer = await home.answer(request(policy=policy, max_tokens=600))
             asked = home.links["drafter-0"].asked
