@@ -5,8 +5,6 @@ bookkeeping, drafters that share a machine, requests that miss a pass) show in t
 per second of the target's time. Where speculation commits fewer of them than plain decoding, or
 hardly any of them are drafters' tokens, it is switched off, and tried ever less often, or when
 drafters change, while trials are affordable. For a single request `trials` decides.
-
-In rounds without drafters a switch of its own decides about the target's own drafts.
 """
 
 from __future__ import annotations
