@@ -31,7 +31,7 @@ def test_runs_of_a_cell_give_a_record_that_the_command_prints_and_plots(tmp_path
         ballast=1, requests=2, max_tokens=24, network="relays", drafters=("ngram",),
         target_cores=target_cores, drafter_cores=drafter_cores,
     )  # fmt: skip
-    how = {"rates_per_s": list(RATES_PER_S), "keeps_clusters": False}
+    how = {"rates_per_s": list(RATES_PER_S), "keeps_clusters": False, "policies": list[str]()}
     report = BenchReport(record, {**asdict(settings), **how})
     steps = schedule(only(all_cells(*RATES_PER_S), ["loopback"]), 1, settings.requests)
     run_patiently(run_bench(steps, environments(settings, print, spawn), report, print))
