@@ -45,17 +45,16 @@ class _Trial:
 
     def observe(self, elapsed_s: float, beside_s: float, expected_s: float) -> bool:
         """Learn from a pass; returns whether the trial may be over."""
-        is_quiet, is_busy = beside_s <= _QUIET * elapsed_s, beside_s >= _BUSY * elapsed_s
-        if is_quiet:
-            self.num_disturbed = 0
-        if is_quiet and self.wants_quiet:
-            self.quiet.append(elapsed_s / expected_s)
-            return True
-        if is_busy and self.wants_quiet:
+        if not self.wants_quiet:
+            if beside_s >= _BUSY * elapsed_s:
+                self.busy.append((elapsed_s, expected_s, beside_s))
+            return False
+        if beside_s > _QUIET * elapsed_s:
             self.num_disturbed += 1
-        elif is_busy:
-            self.busy.append((elapsed_s, expected_s, beside_s))
-        return self.num_disturbed >= MOST_DISTURBED
+            return self.num_disturbed >= MOST_DISTURBED
+        self.num_disturbed = 0
+        self.quiet.append(elapsed_s / expected_s)
+        return True
 
     def result(self) -> float | None:
         """Delay of passes over the time of work beside them, less its standard error; None as long

@@ -135,11 +135,15 @@ def test_judgement_does_not_outlive_its_reason() -> None:
     assert not made.rests("d")
 
 
-def test_trial_whose_drafters_never_rest_ends_in_vain() -> None:
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_trial_whose_drafters_never_rest_ends_in_vain(share: float) -> None:
+    """Other work takes this share of each pass, also where the drafter may do nothing ahead."""
     made = Contention()
     made.add("d")
-    for _ in range(1 + MOST_DISTURBED):
-        made.observe(2 * PASS_S, PASS_S, PASS_S)
+    made.observe(2 * PASS_S, PASS_S, PASS_S)
+    for _ in range(MOST_DISTURBED):
+        assert made.rests("d")
+        made.observe(2 * PASS_S, share * 2 * PASS_S, PASS_S)
     assert not made.rests("d")
     assert made.of("d") == 0.0
 
